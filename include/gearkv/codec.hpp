@@ -1,0 +1,75 @@
+// Compress and decompress one block: the tokens of one layer, all KV heads, keys or values.
+//
+// A block is position-independent bytes, immutable once written, 64-byte aligned, and states its own codec, so it
+// can live in a caller's buffer or a mapped file. Its drawing is in src/format/block.hpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "gearkv/config.hpp"
+#include "gearkv/cpu.hpp"
+#include "gearkv/executor.hpp"
+#include "gearkv/memory.hpp"
+#include "gearkv/status.hpp"
+
+namespace gearkv {
+
+enum class TensorKind : std::uint8_t { key = 0, value = 1 };
+
+// Keys or values of some tokens in the caller's memory, read in place: element (token, head, channel) is
+// data[token * token_stride + head * head_stride + channel]. Strides are in elements.
+struct Rows {
+    const float* data = nullptr;
+    std::size_t token_stride = 0;
+    std::size_t head_stride = 0;
+};
+
+// Shape of one block. n_tokens >= 1, n_heads in [1, 4096], dim a multiple of 8 in [8, 1024].
+struct BlockShape {
+    TensorKind kind = TensorKind::key;
+    std::uint32_t n_tokens = 0;
+    std::uint32_t n_heads = 0;
+    std::uint32_t dim = 0;
+};
+
+// How one block is to be compressed.
+struct BlockOptions {
+    TensorSpec spec;
+    std::uint32_t rank = 0;      // the rank to use, clamped to min(n_tokens, dim); spec.rank_* are not read
+    std::uint64_t seed = 0;      // start of the subspace iteration; equal seeds give equal bytes
+    Level level = Level::automatic;
+};
+
+// Bytes of a block by part. `bytes` is the whole and equals the sum of the parts.
+struct BlockBytes {
+    std::uint64_t bytes = 0;
+    std::uint64_t header = 0;
+    std::uint64_t codes = 0;
+    std::uint64_t scales = 0;     // scales and minima
+    std::uint64_t low_rank = 0;   // both factors
+    std::uint64_t outliers = 0;   // counts, indices and values
+    std::uint64_t padding = 0;    // alignment between the parts
+};
+
+// Exact size of the block these arguments produce. Errors: bad_spec, wrong_size.
+Status block_bytes(const BlockShape& shape, const BlockOptions& options, BlockBytes* out) noexcept;
+
+// Compresses (paper section 3, algorithm 1: outliers, backbone, residual, low rank). Reads rows, writes exactly
+// block_bytes() bytes to `block` (64-byte aligned, n_bytes long). Scratch comes from `allocator` and is given
+// back. On any error the contents of `block` are unspecified and nothing else has changed.
+// Errors: invalid_argument, bad_spec, wrong_size, non_finite, not_representable, out_of_memory,
+// unknown_level, unavailable_level.
+Status compress_block(void* block, std::size_t n_bytes, const Rows& rows, const BlockShape& shape,
+                      const BlockOptions& options, Executor& executor,
+                      const Allocator& allocator = default_allocator()) noexcept;
+
+// Writes the reconstruction as [n_tokens, n_heads, dim] float, contiguous. The block may come from anywhere: it
+// is checked before it is read. Errors: invalid_argument, bad_block, wrong_size (n_floats too small).
+Status decompress_block(float* out, std::size_t n_floats, const void* block, std::size_t n_bytes) noexcept;
+
+// Shape, spec and bytes by part of a block, checked as in decompress_block. Errors: bad_block.
+Status inspect_block(const void* block, std::size_t n_bytes, BlockShape* shape, TensorSpec* spec,
+                     BlockBytes* bytes) noexcept;
+
+}  // namespace gearkv

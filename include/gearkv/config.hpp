@@ -1,0 +1,62 @@
+// What a cache stores: the SPEC of keys and values.
+//
+//   SPEC    = NAME [":" OPTION {"," OPTION}]  |  "k=" SPEC ";" "v=" SPEC
+//   NAME    = f32 | f16 | q8 | kivi-B | kcvt-B | token-B
+//           | gearl-B | gear-B | gearl-kcvt-B | gear-kcvt-B | gearl-token-B | gear-token-B      B = 2 3 4 8
+//   OPTION  = g=GROUP | r=RANK | rg=RANK | s=FRACTION | nb=TOKENS
+//
+// kivi, kcvt and token are plain backbones; gearl adds low rank, gear low rank and sparse outliers. Any option
+// may be given to any quantised name, so every combination of the parts can be written:
+//   gear-2:g=64,r=4,rg=2,s=0.02,nb=64      k=gear-2:s=0;v=kivi-4      gear-2:r=0 (quantised + sparse)
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "gearkv/status.hpp"
+
+namespace gearkv {
+
+// Which entries share one scale and minimum (paper section 3.1; KIVI, KCVT and FlexGen-style per-token).
+enum class Backbone : std::uint8_t {
+    raw32 = 0,  // no compression, float
+    raw16 = 1,  // no compression, IEEE half
+    kivi = 2,   // keys: per channel, `group` consecutive tokens;   values: per token, `group` channels
+    kcvt = 3,   // keys: per channel, all tokens of the block;      values: per token, channels of all heads
+    token = 4,  // keys and values: per token, `group` consecutive channels of one head
+};
+
+// One of the two tensors, keys or values.
+struct TensorSpec {
+    Backbone backbone = Backbone::raw16;
+    std::uint8_t bits = 16;          // 2, 3, 4 or 8; 16 and 32 for the raw backbones
+    std::uint16_t group = 64;        // entries per scale, a multiple of 32; unused by kcvt and raw
+    std::uint16_t rank_prompt = 0;   // rank of the residual of prompt blocks, per head; 0 = no low rank
+    std::uint16_t rank_decode = 0;   // the same for blocks of generated tokens
+    float sparsity = 0.0f;           // fraction of entries kept as outliers, half at each end; [0, 1)
+
+    bool raw() const noexcept { return backbone == Backbone::raw16 || backbone == Backbone::raw32; }
+    friend bool operator==(const TensorSpec&, const TensorSpec&) = default;
+};
+
+// Keys, values, and the tokens kept uncompressed until they fill a block (n_b in the paper).
+struct KvSpec {
+    TensorSpec key;
+    TensorSpec value;
+    std::uint32_t buffer_tokens = 64;
+
+    friend bool operator==(const KvSpec&, const KvSpec&) = default;
+};
+
+// Reads a SPEC. Errors: bad_spec; the message quotes the place with a caret position and lists what is known
+// there; *out is untouched then. invalid_argument for null arguments.
+Status parse_spec(const char* text, KvSpec* out) noexcept;
+
+// Writes the canonical SPEC, which parses back to an equal KvSpec. Errors: wrong_size when it needs more than
+// n_chars (128 always suffice), bad_spec when the spec is not valid.
+Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept;
+
+// Errors: bad_spec, naming the field, its value and what is allowed.
+Status validate_spec(const KvSpec& spec) noexcept;
+
+}  // namespace gearkv

@@ -1,0 +1,186 @@
+// The stream of one block: tokens of one layer, all KV heads, keys or values, in compressed form.
+//
+//   +--------------------+  0
+//   | BlockHeader        |  128 bytes: shape, codec, offset of every part
+//   +--------------------+
+//   | codes              |  [head][code words]                        little-endian 32-bit words
+//   +--------------------+
+//   | scales, zeros      |  fp16, see "groups"
+//   +--------------------+
+//   | factor a           |  [head][rank][tokens padded to 16]   fp16   tokens run along a plane
+//   | factor p           |  [head][rank][dim]                   fp16   carries the magnitude
+//   +--------------------+
+//   | outlier starts     |  [head + 1] u32, first outlier of each head
+//   | outlier counts     |  [head][token] u8 or u16, outliers of that token and head
+//   | outlier channels   |  [outlier] u8 or u16, channel within the head, ascending within a token
+//   | outlier values     |  [outlier] fp16
+//   +--------------------+
+// Every part starts at a multiple of 64 and is absent (offset 0) when the codec does not use it, so a kernel
+// streams each part once. Offsets make the block position-independent; it is attended where it lies, and tokens
+// at its end can be hidden by attending fewer.
+//
+// Code words. A word holds 32 / b codes of one lane; byte i (0 lowest), field p of the word holds the code with
+// depth index j * (32 / b) + 4 p + i, for word j of the lane:
+//
+//   b = 4, word j:   byte 3 | byte 2 | byte 1 | byte 0          b = 2: four 2-bit fields a byte
+//   field 1 (high)   8j + 7 | 8j + 6 | 8j + 5 | 8j + 4          b = 8: one field a byte
+//   field 0 (low)    8j + 3 | 8j + 2 | 8j + 1 | 8j + 0          b = 3: a 2-bit plane (16 codes a word, low bits)
+//                                                                      and a 1-bit plane (32 codes a word, bit 2)
+// so four neighbours along the depth lie in the four bytes of a 32-bit lane, as dot-product instructions want
+// them, after one shift and one mask.
+//   keys:    lane = token, depth = channel.  [tile of 16 tokens][word][16 lanes]; with b = 3 a tile holds all
+//            words of the low plane, then those of the high plane.
+//   values:  lane = channel, depth = token.  [word][channels padded to 16]; with b = 3 every 32 tokens hold two
+//            words of the low plane, then one of the high plane.
+// Lanes and fields beyond the shape are 0.
+//
+// Groups. Which entries share a scale and zero (x' = code * scale + zero), and how these are stored:
+//   kivi keys         [head][token group][dim]        scales, then zeros
+//   kcvt keys         as kivi with one token group
+//   token keys, kivi and token values
+//                     [head][channel group][token]    scales, then zeros
+//   kcvt values       [token]                         scales, then zeros; shared by all heads
+//
+// Raw blocks (fp16 or float) hold [head][token][dim padded to 16] in place of codes, and nothing else.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "gearkv/codec.hpp"
+
+namespace gearkv {
+
+inline constexpr std::uint32_t block_magic = 0x424b5647;  // "GVKB"
+inline constexpr std::uint16_t block_version = 1;
+inline constexpr std::uint32_t block_alignment = 64;
+inline constexpr std::uint32_t max_dim = 1024;
+inline constexpr std::uint32_t max_heads = 4096;
+inline constexpr std::uint32_t max_block_tokens = 65536;
+inline constexpr std::uint32_t max_rank = 64;
+
+constexpr std::uint64_t round_up(std::uint64_t n, std::uint64_t multiple) {
+    return (n + multiple - 1) / multiple * multiple;
+}
+constexpr std::uint64_t ceil_div(std::uint64_t n, std::uint64_t divisor) { return (n + divisor - 1) / divisor; }
+
+// Code words along the depth of one lane. 3 bits: low plane and high plane are counted apart.
+constexpr std::uint32_t low_bits(std::uint32_t bits) { return bits == 3 ? 2 : bits; }
+constexpr std::uint32_t codes_per_word(std::uint32_t bits) { return 32 / low_bits(bits); }
+
+// Words of one lane for `depth` codes. Keys pad channels to whole words; values pad tokens to whole words, and
+// with 3 bits to whole units of 32.
+constexpr std::uint32_t lane_words(std::uint32_t bits, std::uint32_t depth) {
+    if (bits == 3) return static_cast<std::uint32_t>(3 * ceil_div(depth, 32));
+    return static_cast<std::uint32_t>(ceil_div(depth, codes_per_word(bits)));
+}
+
+struct BlockHeader {
+    std::uint32_t magic;
+    std::uint16_t version;
+    std::uint8_t kind;            // TensorKind
+    std::uint8_t backbone;        // Backbone
+    std::uint8_t bits;
+    std::uint8_t index_bytes;     // of outlier counts and channels: 1, or 2 when dim > 255
+    std::uint16_t group;
+    std::uint32_t n_tokens;
+    std::uint32_t n_heads;
+    std::uint32_t dim;
+    std::uint32_t rank;
+    std::uint32_t n_outliers;     // all heads
+    float sparsity;               // as asked for
+    std::uint64_t n_bytes;        // of the whole block, a multiple of 64
+    std::uint64_t codes;          // offsets of the parts
+    std::uint64_t scales;
+    std::uint64_t zeros;
+    std::uint64_t factor_a;
+    std::uint64_t factor_p;
+    std::uint64_t outlier_starts;
+    std::uint64_t outlier_counts;
+    std::uint64_t outlier_channels;
+    std::uint64_t outlier_values;
+};
+static_assert(sizeof(BlockHeader) == 120);
+inline constexpr std::uint64_t header_bytes = 128;
+
+// Sizes that follow from a header, in elements per head unless said otherwise.
+struct BlockSizes {
+    std::uint64_t code_words;     // 32-bit words; raw blocks: rows of raw_stride elements
+    std::uint64_t tile_words;     // keys: words of one tile of 16 tokens
+    std::uint64_t n_lanes;        // lanes padded to 16
+    std::uint64_t n_groups;       // token groups (kivi, kcvt keys) or channel groups
+    std::uint64_t n_scales;       // fp16 scales of one head; kcvt values: of the whole block
+    std::uint64_t a_stride;       // tokens padded to 16
+    std::uint64_t raw_stride;     // channels padded to 16
+    bool shared_scales;           // kcvt values
+    bool token_scales;            // one scale per token and channel group, not per channel and token group
+    std::uint32_t group_tokens;   // tokens of one group when scales are per channel
+    std::uint32_t group_channels; // channels of one group when scales are per token
+};
+
+// Lays out a block. Errors: wrong_size (shape out of its range, or a block of 2^40 bytes or more).
+// `spec` must be valid; rank is clamped to min(n_tokens, dim).
+Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank, BlockHeader* out) noexcept;
+BlockSizes block_sizes(const BlockHeader& header) noexcept;
+BlockBytes bytes_by_part(const BlockHeader& header) noexcept;
+
+// Outliers at each end of one vector of `length` entries: floor(s / 2 * length), at least 1 and at most
+// length / 2 whenever s > 0 (0 for a single entry).
+std::uint32_t outliers_per_end(float sparsity, std::uint64_t length) noexcept;
+
+// A block as pointers, for kernels. Holds no memory of its own.
+struct BlockView {
+    const BlockHeader* header = nullptr;
+    BlockSizes sizes = {};
+
+    template <class T>
+    const T* part(std::uint64_t offset) const noexcept {
+        return reinterpret_cast<const T*>(reinterpret_cast<const unsigned char*>(header) + offset);
+    }
+    const std::uint32_t* codes(std::uint32_t head) const noexcept {
+        return part<std::uint32_t>(header->codes) + head * sizes.code_words;
+    }
+    const std::uint16_t* scales(std::uint32_t head) const noexcept {
+        return part<std::uint16_t>(header->scales) + (sizes.shared_scales ? 0 : head * sizes.n_scales);
+    }
+    const std::uint16_t* zeros(std::uint32_t head) const noexcept {
+        return part<std::uint16_t>(header->zeros) + (sizes.shared_scales ? 0 : head * sizes.n_scales);
+    }
+    const std::uint16_t* factor_a(std::uint32_t head) const noexcept {
+        return part<std::uint16_t>(header->factor_a) + head * header->rank * sizes.a_stride;
+    }
+    const std::uint16_t* factor_p(std::uint32_t head) const noexcept {
+        return part<std::uint16_t>(header->factor_p) + head * header->rank * std::uint64_t{header->dim};
+    }
+};
+
+// The outliers of one head, walked token by token.
+class OutlierCursor {
+  public:
+    OutlierCursor(const BlockView& view, std::uint32_t head) noexcept;
+    // Outliers of the next token; channel(i) and value(i) belong to it for i < the count.
+    std::uint32_t next_token() noexcept;
+    std::uint32_t channel(std::uint32_t i) const noexcept {
+        return wide_ ? channels16_[first_ + i] : channels8_[first_ + i];
+    }
+    std::uint16_t value(std::uint32_t i) const noexcept { return values_[first_ + i]; }
+
+  private:
+    const std::uint8_t* counts8_;
+    const std::uint16_t* counts16_;
+    const std::uint8_t* channels8_;
+    const std::uint16_t* channels16_;
+    const std::uint16_t* values_;
+    std::uint64_t first_ = 0;
+    std::uint32_t count_ = 0;
+    bool wide_;
+};
+
+// A block this process wrote itself: no checks.
+BlockView trusted_block(const void* bytes) noexcept;
+
+// A block from anywhere: header, every offset against n_bytes, counts, channel order and the finiteness of every
+// scale, factor and outlier. Errors: bad_block, with found and expected.
+Status open_block(const void* bytes, std::uint64_t n_bytes, BlockView* out) noexcept;
+
+}  // namespace gearkv
