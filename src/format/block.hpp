@@ -13,7 +13,7 @@
 //   | outlier starts     |  [head + 1] u32, first outlier of each head
 //   | outlier counts     |  [head][token] u8 or u16, outliers of that token and head
 //   | outlier channels   |  [outlier] u8 or u16, channel within the head, ascending within a token
-//   | outlier values     |  [outlier] fp16
+//   | outlier values     |  [outlier] fp16: what the dense part misses, x - (code * scale + zero)
 //   +--------------------+
 // Every part starts at a multiple of 64 and is absent (offset 0) when the codec does not use it, so a kernel
 // streams each part once. Offsets make the block position-independent; it is attended where it lies, and tokens
@@ -89,6 +89,7 @@ struct BlockHeader {
     std::uint32_t rank;
     std::uint32_t n_outliers;     // all heads
     float sparsity;               // as asked for
+    std::uint32_t reserved;       // 0
     std::uint64_t n_bytes;        // of the whole block, a multiple of 64
     std::uint64_t codes;          // offsets of the parts
     std::uint64_t scales;
@@ -118,10 +119,19 @@ struct BlockSizes {
     std::uint32_t group_channels; // channels of one group when scales are per token
 };
 
+// Where the scale and zero of an entry stand within those of its head.
+constexpr std::uint64_t scale_index(const BlockHeader& header, const BlockSizes& sizes, std::uint64_t token,
+                                    std::uint64_t channel) {
+    if (!sizes.token_scales) return token / sizes.group_tokens * header.dim + channel;
+    return channel / sizes.group_channels * header.n_tokens + token;
+}
+
 // Lays out a block. Errors: wrong_size (shape out of its range, or a block of 2^40 bytes or more).
 // `spec` must be valid; rank is clamped to min(n_tokens, dim).
 Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank, BlockHeader* out) noexcept;
 BlockSizes block_sizes(const BlockHeader& header) noexcept;
+// The codec a header states; both ranks are the block's own.
+TensorSpec spec_of(const BlockHeader& header) noexcept;
 BlockBytes bytes_by_part(const BlockHeader& header) noexcept;
 
 // Outliers at each end of one vector of `length` entries: floor(s / 2 * length), at least 1 and at most
@@ -157,23 +167,25 @@ struct BlockView {
 // The outliers of one head, walked token by token.
 class OutlierCursor {
   public:
+    // A view without a block, or a block without outliers, gives a cursor that must not be moved.
     OutlierCursor(const BlockView& view, std::uint32_t head) noexcept;
-    // Outliers of the next token; channel(i) and value(i) belong to it for i < the count.
+    // Outliers of the next token (of a block that has any); channel(i) and values()[i] belong to it for i < the count.
     std::uint32_t next_token() noexcept;
     std::uint32_t channel(std::uint32_t i) const noexcept {
         return wide_ ? channels16_[first_ + i] : channels8_[first_ + i];
     }
-    std::uint16_t value(std::uint32_t i) const noexcept { return values_[first_ + i]; }
+    // fp16, one after another.
+    const std::uint16_t* values() const noexcept { return values_ + first_; }
 
   private:
-    const std::uint8_t* counts8_;
-    const std::uint16_t* counts16_;
-    const std::uint8_t* channels8_;
-    const std::uint16_t* channels16_;
-    const std::uint16_t* values_;
+    const std::uint8_t* counts8_ = nullptr;
+    const std::uint16_t* counts16_ = nullptr;
+    const std::uint8_t* channels8_ = nullptr;
+    const std::uint16_t* channels16_ = nullptr;
+    const std::uint16_t* values_ = nullptr;
     std::uint64_t first_ = 0;
     std::uint32_t count_ = 0;
-    bool wide_;
+    bool wide_ = false;
 };
 
 // A block this process wrote itself: no checks.

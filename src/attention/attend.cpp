@@ -1,0 +1,120 @@
+#include "attention/attend.hpp"
+
+#include <algorithm>
+#include <limits>
+
+namespace gearkv {
+namespace {
+
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+// Per row: the largest score so far and the sum of exp(score - largest).
+struct RowState {
+    float max[max_rows];
+    float sum[max_rows];
+};
+
+std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
+    const std::uint64_t per_row = 2 * round_up(key_dim, 32) + 3 * tile_tokens + round_up(value_dim, 16) + 2 * max_rank;
+    return max_rows * per_row + round_up(std::max(key_dim, value_dim), 16);
+}
+
+// Hides what a row may not see, and folds the scores of one tile into weights and state.
+void soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, std::uint64_t run_start,
+                 RowState* state, ValueMixer* mixer) {
+    const AttendScratch& s = pass.scratch;
+    const std::uint64_t start = run_start + tile.first;
+    for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
+        float* scores = s.scores + row * tile_tokens;
+        float* weights = s.weights + row * tile_tokens;
+        const std::uint64_t seen = rows.visible[row] > start ? rows.visible[row] - start : 0;
+        for (std::uint64_t t = seen; t < tile.n_tokens; ++t) scores[t] = minus_infinity;
+        const float alpha = pass.kernels.attention.softmax_tile(weights, scores, tile.n_tokens, &state->max[row],
+                                                                &state->sum[row]);
+        std::fill(weights + tile.n_tokens, weights + tile_tokens, 0.0f);
+        if (alpha != 1.0f) mixer->rescale(row, alpha);
+    }
+}
+
+void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, std::uint64_t run_start,
+                RowState* state) {
+    const std::uint64_t most_visible = *std::max_element(rows.visible, rows.visible + pass.n_rows);
+    KeyScorer scorer(pass, run.key);
+    ValueMixer mixer(pass, run.value);
+    for (std::uint32_t first = 0; first < run.n_tokens && run_start + first < most_visible; first += tile_tokens) {
+        const Tile tile = {first, std::min(run.n_tokens - first, tile_tokens)};
+        scorer.score(tile);
+        soften_tile(pass, rows, tile, run_start, state, &mixer);
+        mixer.mix(tile);
+    }
+    mixer.finish();
+}
+
+}  // namespace
+
+TensorRun run_of_block(const void* block) noexcept {
+    TensorRun run;
+    const BlockView view = trusted_block(block);
+    if (view.header->bits < 16) {
+        run.block = view;
+        return run;
+    }
+    run.rows = view.part<unsigned char>(view.header->codes);
+    run.row_stride = view.sizes.raw_stride;
+    run.head_stride = view.sizes.raw_stride * view.header->n_tokens;
+    run.is_float = view.header->bits == 32;
+    return run;
+}
+
+std::uint64_t attend_scratch_bytes(std::uint32_t key_dim, std::uint32_t value_dim) noexcept {
+    return round_up(scratch_floats(key_dim, value_dim) * sizeof(float), block_alignment);
+}
+
+AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::uint32_t value_dim) noexcept {
+    float* next = static_cast<float*>(scratch);
+    const auto take = [&next](std::size_t n) {
+        float* at = next;
+        next += n;
+        return at;
+    };
+    AttendScratch s;
+    s.query_stride = round_up(key_dim, 32);
+    s.out_stride = round_up(value_dim, 16);
+    s.query = take(max_rows * s.query_stride);
+    s.folded = take(max_rows * s.query_stride);
+    s.scores = take(max_rows * tile_tokens);
+    s.weights = take(max_rows * tile_tokens);
+    s.partial = take(max_rows * tile_tokens);
+    s.out = take(max_rows * s.out_stride);
+    s.along_key = take(max_rows * max_rank);
+    s.along_value = take(max_rows * max_rank);
+    s.values = take(round_up(std::max(key_dim, value_dim), 16));
+    return s;
+}
+
+void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const RowGroup& rows, const KvRun* runs,
+                 std::size_t n_runs, std::uint32_t head, std::uint32_t key_dim, std::uint32_t value_dim,
+                 float scale) noexcept {
+    const RowPass pass = {kernels, scratch, rows.n_rows, head, key_dim, value_dim};
+    RowState state;
+    for (std::uint32_t row = 0; row < rows.n_rows; ++row) {
+        float* query = scratch.query + row * scratch.query_stride;
+        for (std::uint32_t c = 0; c < key_dim; ++c) query[c] = rows.query[row][c] * scale;
+        std::fill(query + key_dim, query + scratch.query_stride, 0.0f);
+        state.max[row] = minus_infinity;
+        state.sum[row] = 0.0f;
+    }
+    std::fill_n(scratch.out, rows.n_rows * scratch.out_stride, 0.0f);
+    std::uint64_t start = 0;
+    for (std::size_t i = 0; i < n_runs; ++i) {
+        attend_run(pass, rows, runs[i], start, &state);
+        start += runs[i].n_tokens;
+    }
+    for (std::uint32_t row = 0; row < rows.n_rows; ++row) {
+        const float inverse = 1.0f / state.sum[row];
+        const float* out = scratch.out + row * scratch.out_stride;
+        for (std::uint32_t c = 0; c < value_dim; ++c) rows.out[row][c] = out[c] * inverse;
+    }
+}
+
+}  // namespace gearkv

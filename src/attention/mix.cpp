@@ -1,0 +1,121 @@
+// Weighted values of one tile:  w deq(V) + (w A) P^T + w S   (paper section 3.3).
+//
+// Per-token scales fold into the weights, the zeros into one number for each channel group:
+//   sum_t w_t (code_tc scale_t + zero_t) = sum_t (w_t scale_t) code_tc + sum_t w_t zero_t
+// w A is gathered over all tiles of a run and multiplied by P once.
+#include <algorithm>
+
+#include "attention/attend.hpp"
+
+namespace gearkv {
+
+ValueMixer::ValueMixer(const RowPass& pass, const TensorRun& run) noexcept
+    : pass_(pass), run_(run), outliers_(run.block, pass.head) {
+    std::fill_n(pass.scratch.along_value, pass.n_rows * max_rank, 0.0f);
+}
+
+void ValueMixer::mix(const Tile& tile) noexcept {
+    if (run_.block.header == nullptr) {
+        mix_rows(tile);
+        return;
+    }
+    mix_codes(tile);
+    const AttendScratch& s = pass_.scratch;
+    for (std::uint32_t r = 0; r < run_.block.header->rank; ++r) {
+        const std::uint16_t* a = run_.block.factor_a(pass_.head) + r * run_.block.sizes.a_stride + tile.first;
+        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+            s.along_value[row * max_rank + r] +=
+                pass_.kernels.attention.dot_half(s.weights + row * tile_tokens, a, tile.n_tokens);
+        }
+    }
+    if (run_.block.header->n_outliers > 0) add_outliers(tile);
+}
+
+void ValueMixer::mix_rows(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    const std::size_t at = pass_.head * run_.head_stride + tile.first * run_.row_stride;
+    RawRows rows = {nullptr, run_.row_stride, tile.n_tokens, pass_.value_dim};
+    const auto& attention = pass_.kernels.attention;
+    if (run_.is_float) {
+        rows.rows = static_cast<const float*>(run_.rows) + at;
+        attention.mix_float(s.out, s.out_stride, rows, s.weights, tile_tokens, pass_.n_rows);
+    } else {
+        rows.rows = static_cast<const std::uint16_t*>(run_.rows) + at;
+        attention.mix_half(s.out, s.out_stride, rows, s.weights, tile_tokens, pass_.n_rows);
+    }
+}
+
+void ValueMixer::mix_codes(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    const BlockSizes& sizes = run_.block.sizes;
+    const BlockHeader& header = *run_.block.header;
+    const auto& attention = pass_.kernels.attention;
+    const std::uint64_t word_row =
+        header.bits == 3 ? tile.first / 32 * 3 : tile.first / codes_per_word(header.bits);
+    for (std::uint32_t group = 0; group < sizes.n_groups; ++group) {
+        const std::uint32_t first = group * sizes.group_channels;
+        const std::uint32_t n = std::min(sizes.group_channels, header.dim - first);
+        const std::uint64_t at = std::uint64_t{group} * header.n_tokens + tile.first;
+        const std::uint16_t* scales = run_.block.scales(pass_.head) + at;
+        const std::uint16_t* zeros = run_.block.zeros(pass_.head) + at;
+        float bias[max_rows];
+        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+            const float* weights = s.weights + row * tile_tokens;
+            float* scaled = s.partial + row * tile_tokens;
+            attention.scale_half(scaled, weights, scales, tile.n_tokens);
+            std::fill(scaled + tile.n_tokens, scaled + tile_tokens, 0.0f);
+            bias[row] = attention.dot_half(weights, zeros, tile.n_tokens);
+        }
+        MixCodes args = {};
+        args.words = run_.block.codes(pass_.head) + word_row * sizes.n_lanes;
+        args.n_tokens = tile.n_tokens;
+        args.n_lanes = static_cast<std::uint32_t>(sizes.n_lanes);
+        args.first_channel = first;
+        args.n_channels = n;
+        args.weight = s.partial;
+        args.weight_stride = tile_tokens;
+        args.out = s.out;
+        args.out_stride = s.out_stride;
+        args.n_rows = pass_.n_rows;
+        attention.mix_codes[bits_slot(header.bits)](args);
+        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+            float* out = s.out + row * s.out_stride + first;
+            for (std::uint32_t c = 0; c < n; ++c) out[c] += bias[row];
+        }
+    }
+}
+
+void ValueMixer::add_outliers(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    for (std::uint32_t t = 0; t < tile.n_tokens; ++t) {
+        const std::uint32_t n = outliers_.next_token();
+        if (n == 0) continue;
+        pass_.kernels.codec.from_half(s.values, outliers_.values(), n);
+        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+            const float weight = s.weights[row * tile_tokens + t];
+            float* out = s.out + row * s.out_stride;
+            for (std::uint32_t i = 0; i < n; ++i) out[outliers_.channel(i)] += weight * s.values[i];
+        }
+    }
+}
+
+void ValueMixer::rescale(std::uint32_t row, float alpha) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    pass_.kernels.attention.scale(s.out + row * s.out_stride, alpha, s.out_stride);
+    const std::uint32_t rank = run_.block.header == nullptr ? 0 : run_.block.header->rank;
+    for (std::uint32_t r = 0; r < rank; ++r) s.along_value[row * max_rank + r] *= alpha;
+}
+
+void ValueMixer::finish() noexcept {
+    if (run_.block.header == nullptr) return;
+    const AttendScratch& s = pass_.scratch;
+    for (std::uint32_t r = 0; r < run_.block.header->rank; ++r) {
+        const std::uint16_t* p = run_.block.factor_p(pass_.head) + std::uint64_t{r} * pass_.value_dim;
+        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+            pass_.kernels.attention.add_half(s.out + row * s.out_stride, p, s.along_value[row * max_rank + r],
+                                             pass_.value_dim);
+        }
+    }
+}
+
+}  // namespace gearkv

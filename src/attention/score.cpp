@@ -1,0 +1,166 @@
+// Scores of one tile of keys:  q deq(K)^T + (q P) A^T + q S^T   (paper section 3.3).
+//
+// Per-channel scales fold into the query once per token group, and the zeros into one number:
+//   sum_c q_c (code_tc scale_c + zero_c) = sum_c (q_c scale_c) code_tc + sum_c q_c zero_c
+// Per-token scales are applied to the sums of each channel group:
+//   sum_c q_c (code_tc scale_t + zero_t) = scale_t sum_c q_c code_tc + zero_t sum_c q_c
+#include <algorithm>
+
+#include "attention/attend.hpp"
+
+namespace gearkv {
+
+KeyScorer::KeyScorer(const RowPass& pass, const TensorRun& run) noexcept
+    : pass_(pass), run_(run), outliers_(run.block, pass.head) {
+    if (run.block.header == nullptr) return;
+    const std::uint32_t rank = run.block.header->rank;
+    const AttendScratch& s = pass.scratch;
+    for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
+        const float* query = s.query + row * s.query_stride;
+        for (std::uint32_t r = 0; r < rank; ++r) {
+            const std::uint16_t* p = run.block.factor_p(pass.head) + std::uint64_t{r} * pass.key_dim;
+            s.along_key[row * max_rank + r] = pass.kernels.attention.dot_half(query, p, pass.key_dim);
+        }
+    }
+}
+
+void KeyScorer::score(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    std::fill_n(s.scores, pass_.n_rows * tile_tokens, 0.0f);
+    if (run_.block.header == nullptr) {
+        score_rows(tile);
+        return;
+    }
+    if (run_.block.sizes.token_scales) {
+        score_token_scales(tile);
+    } else {
+        score_channel_scales(tile);
+    }
+    if (run_.block.header->rank > 0) add_low_rank(tile);
+    if (run_.block.header->n_outliers > 0) add_outliers(tile);
+}
+
+void KeyScorer::score_rows(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    const std::size_t at = pass_.head * run_.head_stride + tile.first * run_.row_stride;
+    RawRows rows = {nullptr, run_.row_stride, tile.n_tokens, pass_.key_dim};
+    const auto& attention = pass_.kernels.attention;
+    if (run_.is_float) {
+        rows.rows = static_cast<const float*>(run_.rows) + at;
+        attention.score_float(s.scores, tile_tokens, rows, s.query, s.query_stride, pass_.n_rows);
+    } else {
+        rows.rows = static_cast<const std::uint16_t*>(run_.rows) + at;
+        attention.score_half(s.scores, tile_tokens, rows, s.query, s.query_stride, pass_.n_rows);
+    }
+}
+
+void KeyScorer::fold_group(std::uint32_t group) noexcept {
+    if (group == folded_group_) return;
+    folded_group_ = group;
+    const AttendScratch& s = pass_.scratch;
+    const std::uint64_t at = std::uint64_t{group} * pass_.key_dim;
+    const std::uint16_t* scales = run_.block.scales(pass_.head) + at;
+    const std::uint16_t* zeros = run_.block.zeros(pass_.head) + at;
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        const float* query = s.query + row * s.query_stride;
+        float* folded = s.folded + row * s.query_stride;
+        pass_.kernels.attention.scale_half(folded, query, scales, pass_.key_dim);
+        std::fill(folded + pass_.key_dim, folded + s.query_stride, 0.0f);
+        bias_[row] = pass_.kernels.attention.dot_half(query, zeros, pass_.key_dim);
+    }
+}
+
+void KeyScorer::score_channel_scales(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    const BlockSizes& sizes = run_.block.sizes;
+    const BlockHeader& header = *run_.block.header;
+    const std::uint32_t end = tile.first + tile.n_tokens;
+    for (std::uint32_t t = tile.first; t < end;) {
+        const std::uint32_t group = t / sizes.group_tokens;
+        const std::uint32_t n = std::min(end, (group + 1) * sizes.group_tokens) - t;
+        fold_group(group);
+        ScoreCodes args = {};
+        args.words = run_.block.codes(pass_.head) + t / 16 * sizes.tile_words;
+        args.tile_words = sizes.tile_words;
+        args.n_tiles = static_cast<std::uint32_t>(ceil_div(n, 16));
+        args.n_channels = header.dim;
+        args.dim = header.dim;
+        args.query = s.folded;
+        args.query_stride = s.query_stride;
+        args.scores = s.scores + (t - tile.first);
+        args.score_stride = tile_tokens;
+        args.n_rows = pass_.n_rows;
+        pass_.kernels.attention.score_codes[bits_slot(header.bits)](args);
+        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+            float* scores = args.scores + row * tile_tokens;
+            for (std::uint32_t i = 0; i < n; ++i) scores[i] += bias_[row];
+        }
+        t += n;
+    }
+}
+
+void KeyScorer::score_token_scales(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    const BlockSizes& sizes = run_.block.sizes;
+    const BlockHeader& header = *run_.block.header;
+    const auto& attention = pass_.kernels.attention;
+    for (std::uint32_t group = 0; group < sizes.n_groups; ++group) {
+        const std::uint32_t first = group * sizes.group_channels;
+        const std::uint32_t n = std::min(sizes.group_channels, header.dim - first);
+        std::fill_n(s.partial, pass_.n_rows * tile_tokens, 0.0f);
+        ScoreCodes args = {};
+        args.words = run_.block.codes(pass_.head) + tile.first / 16 * sizes.tile_words;
+        args.tile_words = sizes.tile_words;
+        args.n_tiles = static_cast<std::uint32_t>(ceil_div(tile.n_tokens, 16));
+        args.first_channel = first;
+        args.n_channels = n;
+        args.dim = header.dim;
+        args.query = s.query + first;
+        args.query_stride = s.query_stride;
+        args.scores = s.partial;
+        args.score_stride = tile_tokens;
+        args.n_rows = pass_.n_rows;
+        attention.score_codes[bits_slot(header.bits)](args);
+        const std::uint64_t at = std::uint64_t{group} * header.n_tokens + tile.first;
+        const std::uint16_t* scales = run_.block.scales(pass_.head) + at;
+        const std::uint16_t* zeros = run_.block.zeros(pass_.head) + at;
+        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+            const float* query = s.query + row * s.query_stride + first;
+            float sum = 0.0f;
+            for (std::uint32_t c = 0; c < n; ++c) sum += query[c];
+            float* partial = s.partial + row * tile_tokens;
+            float* scores = s.scores + row * tile_tokens;
+            attention.scale_half(partial, partial, scales, tile.n_tokens);
+            attention.add_half(scores, zeros, sum, tile.n_tokens);
+            for (std::uint32_t i = 0; i < tile.n_tokens; ++i) scores[i] += partial[i];
+        }
+    }
+}
+
+void KeyScorer::add_low_rank(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    for (std::uint32_t r = 0; r < run_.block.header->rank; ++r) {
+        const std::uint16_t* a = run_.block.factor_a(pass_.head) + r * run_.block.sizes.a_stride + tile.first;
+        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+            pass_.kernels.attention.add_half(s.scores + row * tile_tokens, a, s.along_key[row * max_rank + r],
+                                             tile.n_tokens);
+        }
+    }
+}
+
+void KeyScorer::add_outliers(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    for (std::uint32_t t = 0; t < tile.n_tokens; ++t) {
+        const std::uint32_t n = outliers_.next_token();
+        if (n == 0) continue;
+        pass_.kernels.codec.from_half(s.values, outliers_.values(), n);
+        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+            const float* query = s.query + row * s.query_stride;
+            float sum = 0.0f;
+            for (std::uint32_t i = 0; i < n; ++i) sum += query[outliers_.channel(i)] * s.values[i];
+            s.scores[row * tile_tokens + t] += sum;
+        }
+    }
+}
+
+}  // namespace gearkv

@@ -1,0 +1,79 @@
+// What a cache will need, before it exists.
+#include <algorithm>
+
+#include "cache/check.hpp"
+#include "cache/layer.hpp"
+
+namespace gearkv {
+namespace {
+
+Status check_range(const char* name, std::uint64_t found, std::uint64_t least, std::uint64_t most) {
+    if (found >= least && found <= most) return {};
+    return Status::error(Code::wrong_size, "%s is %llu, expected %llu to %llu", name,
+                         static_cast<unsigned long long>(found), static_cast<unsigned long long>(least),
+                         static_cast<unsigned long long>(most));
+}
+
+Status check_dim(const char* name, std::uint32_t dim) {
+    if (dim >= 8 && dim <= max_dim && dim % 8 == 0) return {};
+    return Status::error(Code::wrong_size, "%s is %u, expected a multiple of 8 in 8 to %u", name, dim, max_dim);
+}
+
+void add_scaled(BlockBytes* total, const BlockBytes& block, std::uint64_t times) {
+    total->bytes += times * block.bytes;
+    total->header += times * block.header;
+    total->codes += times * block.codes;
+    total->scales += times * block.scales;
+    total->low_rank += times * block.low_rank;
+    total->outliers += times * block.outliers;
+    total->padding += times * block.padding;
+}
+
+}  // namespace
+
+Status check_config(const CacheConfig& config) noexcept {
+    if (config.allocator.allocate == nullptr || config.allocator.release == nullptr) {
+        return Status::error(Code::invalid_argument, "allocator has a null function");
+    }
+    Status status = check_range("n_layers", config.n_layers, 1, 4096);
+    if (status.ok()) status = check_range("n_kv_heads", config.n_kv_heads, 1, max_heads);
+    if (status.ok()) status = check_dim("key_dim", config.key_dim);
+    if (status.ok()) status = check_dim("value_dim", config.value_dim);
+    if (status.ok()) status = check_range("max_tokens", config.max_tokens, 1, (std::uint64_t{1} << 31) - 1);
+    if (status.ok()) status = validate_spec(config.spec);
+    return status;
+}
+
+Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::uint64_t prompt_tokens,
+                      CacheBytes* out) noexcept {
+    if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
+    if (Status status = check_config(config); !status.ok()) return status;
+    if (n_tokens > config.max_tokens || prompt_tokens > n_tokens) {
+        return Status::error(Code::wrong_size, "%llu tokens with a prompt of %llu, expected prompt <= tokens <= %llu",
+                             static_cast<unsigned long long>(n_tokens), static_cast<unsigned long long>(prompt_tokens),
+                             static_cast<unsigned long long>(config.max_tokens));
+    }
+    CacheBytes bytes;
+    for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+        BlockBytes* total = kind == TensorKind::key ? &bytes.keys : &bytes.values;
+        const auto add_units = [&](std::uint32_t unit, bool prompt, std::uint64_t times) {
+            BlockHeader header;
+            Status status = lay_out_unit(config, kind, unit, prompt, &header);
+            if (status.ok()) add_scaled(total, bytes_by_part(header), times * config.n_layers);
+            return status;
+        };
+        std::uint64_t left = prompt_tokens;
+        while (const std::uint32_t unit = unit_tokens(config, left)) {
+            if (Status status = add_units(unit, true, 1); !status.ok()) return status;
+            left -= unit;
+        }
+        const std::uint64_t n_decode = (n_tokens - prompt_tokens + left) / config.spec.buffer_tokens;
+        if (Status status = add_units(config.spec.buffer_tokens, false, n_decode); !status.ok()) return status;
+        bytes.buffer += config.n_layers * buffer_bytes(config, kind, config.spec.buffer_tokens);
+    }
+    bytes.bytes = bytes.keys.bytes + bytes.values.bytes + bytes.buffer;
+    *out = bytes;
+    return {};
+}
+
+}  // namespace gearkv

@@ -1,0 +1,263 @@
+#include "gearkv/cache.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+
+#include "cache/check.hpp"
+#include "cache/layer.hpp"
+
+namespace gearkv {
+
+struct Cache::Impl {
+    explicit Impl(const CacheConfig& config) noexcept : context(config) {}
+
+    CacheContext context;
+    LayerStream* layers = nullptr;
+    KvRun* runs = nullptr;         // of the layer being attended
+    std::uint64_t max_runs = 0;
+    Scratch attend_scratch;        // [slot] of attend_scratch_bytes
+    std::uint64_t slot_bytes = 0;
+
+    bool create() noexcept;
+    void destroy() noexcept;
+    Status check_layer(std::uint32_t layer) const noexcept;
+    Status check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept;
+    void attend_heads(const Queries& queries, float* out, const LayerStream& layer, std::uint32_t n_splits,
+                      Executor& executor) noexcept;
+};
+
+bool Cache::Impl::create() noexcept {
+    const CacheConfig& config = context.config;
+    const std::uint64_t layer_bytes = config.n_layers * sizeof(LayerStream);
+    layers = static_cast<LayerStream*>(context.ledger.take(layer_bytes, Use::table));
+    if (layers == nullptr) return false;
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) new (layers + i) LayerStream;
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        if (!layers[i].create(&context, i)) return false;
+    }
+    max_runs = max_blocks(config) + 1;
+    runs = static_cast<KvRun*>(context.ledger.take(max_runs * sizeof(KvRun), Use::table));
+    if (runs == nullptr) return false;
+    slot_bytes = attend_scratch_bytes(config.key_dim, config.value_dim);
+    if (!attend_scratch.ensure(&context.ledger, slot_bytes * config.n_kv_heads)) return false;
+    std::uint64_t compress_bytes = 0;
+    for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+        for (const bool prompt : {false, true}) {
+            BlockHeader header;
+            if (!lay_out_unit(config, kind, config.spec.buffer_tokens, prompt, &header).ok()) return false;
+            compress_bytes = std::max(compress_bytes, compress_scratch_bytes(header));
+        }
+    }
+    return context.compress_scratch.ensure(&context.ledger, compress_bytes);
+}
+
+void Cache::Impl::destroy() noexcept {
+    MemoryLedger& ledger = context.ledger;
+    if (layers != nullptr) {
+        for (std::uint32_t i = 0; i < context.config.n_layers; ++i) layers[i].destroy(&context);
+    }
+    ledger.give_back(layers, context.config.n_layers * sizeof(LayerStream), Use::table);
+    ledger.give_back(runs, max_runs * sizeof(KvRun), Use::table);
+    attend_scratch.free(&ledger);
+    context.compress_scratch.free(&ledger);
+}
+
+Status Cache::create(const CacheConfig& config, std::unique_ptr<Cache>* out) noexcept {
+    if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
+    if (Status status = check_config(config); !status.ok()) return status;
+    Level level;
+    if (Status status = resolve_level(config.level, &level); !status.ok()) return status;
+    const Allocator& allocator = config.allocator;
+    // The cache itself comes from the caller's memory too.
+    void* place = allocator.allocate(allocator.context, sizeof(Impl), alignof(Impl));
+    if (place == nullptr) return Status::error(Code::out_of_memory, "no %zu bytes for a cache", sizeof(Impl));
+    Impl* impl = new (place) Impl(config);
+    impl->context.kernels = find_kernels(level);
+    Cache* cache = impl->create() ? new (std::nothrow) Cache(impl) : nullptr;
+    if (cache == nullptr) {
+        impl->destroy();
+        impl->~Impl();
+        allocator.release(allocator.context, place, sizeof(Impl));
+        return Status::error(Code::out_of_memory, "no memory for the buffers and tables of %u layers", config.n_layers);
+    }
+    out->reset(cache);
+    return {};
+}
+
+Cache::~Cache() {
+    const Allocator allocator = impl_->context.config.allocator;
+    impl_->destroy();
+    impl_->~Impl();
+    allocator.release(allocator.context, impl_, sizeof(Impl));
+}
+
+Status Cache::Impl::check_layer(std::uint32_t layer) const noexcept {
+    if (layer < context.config.n_layers) return {};
+    return Status::error(Code::invalid_argument, "layer %u, expected below %u", layer, context.config.n_layers);
+}
+
+Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, std::uint32_t n_tokens,
+                     Executor& executor) noexcept {
+    if (Status status = impl_->check_layer(layer); !status.ok()) return status;
+    CacheContext& context = impl_->context;
+    const CacheConfig& config = context.config;
+    LayerStream& stream = impl_->layers[layer];
+    if (keys.data == nullptr || values.data == nullptr) {
+        return Status::error(Code::invalid_argument, "%s are null", keys.data == nullptr ? "keys" : "values");
+    }
+    if (n_tokens == 0) return Status::error(Code::wrong_size, "append of 0 tokens, expected at least 1");
+    if (stream.n_tokens() + n_tokens > config.max_tokens) {
+        return Status::error(Code::capacity_exceeded, "layer %u holds %llu tokens and cannot take %u more, %llu are reserved",
+                             layer, static_cast<unsigned long long>(stream.n_tokens()), n_tokens,
+                             static_cast<unsigned long long>(config.max_tokens));
+    }
+    const BlockShape key_shape = {TensorKind::key, n_tokens, config.n_kv_heads, config.key_dim};
+    const BlockShape value_shape = {TensorKind::value, n_tokens, config.n_kv_heads, config.value_dim};
+    const auto any_float = [](const TensorSpec& spec) { return spec.backbone == Backbone::raw32; };
+    Status status = check_rows(*context.kernels, keys, key_shape, any_float(config.spec.key));
+    if (status.ok()) status = check_rows(*context.kernels, values, value_shape, any_float(config.spec.value));
+    if (status.ok()) status = stream.compress(&context, executor);
+    if (!status.ok()) return status;
+    if (!stream.reserve_append(&context, n_tokens)) {
+        return Status::error(Code::out_of_memory, "no memory to buffer %u tokens of layer %u", n_tokens, layer);
+    }
+    stream.append(context, keys, values, n_tokens);
+    return {};
+}
+
+Status Cache::compress(std::uint32_t layer, Executor& executor) noexcept {
+    if (Status status = impl_->check_layer(layer); !status.ok()) return status;
+    return impl_->layers[layer].compress(&impl_->context, executor);
+}
+
+Status Cache::Impl::check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept {
+    const CacheConfig& config = context.config;
+    if (queries.data == nullptr) return Status::error(Code::invalid_argument, "queries are null");
+    if (queries.n_heads == 0 || queries.n_heads % config.n_kv_heads != 0) {
+        return Status::error(Code::wrong_size, "%u query heads, expected a multiple of the %u KV heads",
+                             queries.n_heads, config.n_kv_heads);
+    }
+    if (queries.n_queries == 0) return Status::error(Code::wrong_size, "0 queries, expected at least 1");
+    if (n_tokens == 0) return Status::error(Code::wrong_size, "the layer holds no tokens to attend");
+    if (queries.causal && queries.n_queries > n_tokens) {
+        return Status::error(Code::wrong_size, "%u causal queries over %llu tokens, expected no more queries than tokens",
+                             queries.n_queries, static_cast<unsigned long long>(n_tokens));
+    }
+    if (!std::isfinite(queries.scale) || queries.scale == 0.0f) {
+        return Status::error(Code::invalid_argument, "scale %g, expected finite and not 0",
+                             static_cast<double>(queries.scale));
+    }
+    for (std::size_t i = 0; i < queries.n_queries; ++i) {
+        for (std::size_t head = 0; head < queries.n_heads; ++head) {
+            const float* row = queries.data + i * queries.query_stride + head * queries.head_stride;
+            if (!std::isfinite(context.kernels->codec.max_abs(row, config.key_dim))) {
+                return Status::error(Code::non_finite, "query %zu, head %zu holds NaN or Inf, expected finite", i, head);
+            }
+        }
+    }
+    return {};
+}
+
+void Cache::Impl::attend_heads(const Queries& queries, float* out, const LayerStream& layer, std::uint32_t n_splits,
+                               Executor& executor) noexcept {
+    const CacheConfig& config = context.config;
+    const std::uint32_t n_shared = queries.n_heads / config.n_kv_heads;
+    const std::uint64_t n_rows = std::uint64_t{queries.n_queries} * n_shared;
+    const std::uint64_t n_groups = ceil_div(n_rows, max_rows);
+    const std::uint64_t n_tokens = layer.n_tokens();
+    const std::size_t n_runs = layer.n_runs();
+    parallel_for(executor, std::size_t{config.n_kv_heads} * n_splits, [&](std::size_t task) {
+        const auto head = static_cast<std::uint32_t>(task / n_splits);
+        const std::uint64_t split = task % n_splits;
+        void* memory = static_cast<unsigned char*>(attend_scratch.data()) + task * slot_bytes;
+        const AttendScratch scratch = place_attend_scratch(memory, config.key_dim, config.value_dim);
+        for (std::uint64_t group = split * n_groups / n_splits; group < (split + 1) * n_groups / n_splits; ++group) {
+            RowGroup rows = {};
+            for (std::uint64_t row = group * max_rows; row < n_rows && rows.n_rows < max_rows; ++row) {
+                const std::uint64_t query = row / n_shared;
+                const std::uint64_t query_head = head * n_shared + row % n_shared;
+                const std::uint32_t i = rows.n_rows++;
+                rows.query[i] = queries.data + query * queries.query_stride + query_head * queries.head_stride;
+                rows.visible[i] = queries.causal ? n_tokens - (queries.n_queries - 1 - query) : n_tokens;
+                rows.out[i] = out + (query * queries.n_heads + query_head) * config.value_dim;
+            }
+            attend_rows(*context.kernels, scratch, rows, runs, n_runs, head, config.key_dim, config.value_dim,
+                        queries.scale);
+        }
+    });
+}
+
+Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept {
+    if (Status status = impl_->check_layer(layer); !status.ok()) return status;
+    if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
+    const LayerStream& stream = impl_->layers[layer];
+    if (Status status = impl_->check_queries(queries, stream.n_tokens()); !status.ok()) return status;
+    const CacheConfig& config = impl_->context.config;
+    const std::uint64_t n_groups = ceil_div(std::uint64_t{queries.n_queries} * queries.n_heads / config.n_kv_heads, max_rows);
+    // Row groups are the same whatever the split, so the split may follow the threads.
+    const std::uint64_t wanted = ceil_div(2 * std::uint64_t{executor.n_threads()}, config.n_kv_heads);
+    const auto n_splits = static_cast<std::uint32_t>(std::min(n_groups, wanted));
+    if (!impl_->attend_scratch.ensure(&impl_->context.ledger, impl_->slot_bytes * config.n_kv_heads * n_splits)) {
+        return Status::error(Code::out_of_memory, "no memory for the scratch of %u attention tasks",
+                             config.n_kv_heads * n_splits);
+    }
+    stream.list_runs(impl_->runs);
+    impl_->attend_heads(queries, out, stream, n_splits, executor);
+    return {};
+}
+
+Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
+                   float* values) noexcept {
+    if (Status status = impl_->check_layer(layer); !status.ok()) return status;
+    const LayerStream& stream = impl_->layers[layer];
+    if (first > stream.n_tokens() || n_tokens > stream.n_tokens() - first) {
+        return Status::error(Code::wrong_size, "%llu tokens from %llu, the layer holds %llu",
+                             static_cast<unsigned long long>(n_tokens), static_cast<unsigned long long>(first),
+                             static_cast<unsigned long long>(stream.n_tokens()));
+    }
+    stream.read_range(impl_->context, first, n_tokens, keys, values);
+    return {};
+}
+
+void Cache::reset() noexcept {
+    for (std::uint32_t i = 0; i < impl_->context.config.n_layers; ++i) impl_->layers[i].reset(&impl_->context);
+}
+
+std::uint64_t Cache::n_tokens(std::uint32_t layer) const noexcept {
+    return layer < impl_->context.config.n_layers ? impl_->layers[layer].n_tokens() : 0;
+}
+
+CacheStats Cache::stats() const noexcept {
+    const CacheContext& context = impl_->context;
+    CacheStats stats;
+    stats.bytes.keys = context.key_bytes;
+    stats.bytes.values = context.value_bytes;
+    stats.bytes.buffer = context.ledger.held(Use::buffer);
+    stats.bytes.scratch = context.ledger.held(Use::scratch);
+    stats.bytes.tables = context.ledger.held(Use::table) + sizeof(Impl);
+    stats.bytes.bytes = context.key_bytes.bytes + context.value_bytes.bytes + stats.bytes.buffer +
+                        stats.bytes.scratch + stats.bytes.tables;
+    stats.n_tokens = impl_->layers[0].n_tokens();
+    stats.compressed_tokens = impl_->layers[0].n_closed();
+    stats.n_blocks = context.n_blocks;
+    std::uint64_t n_tokens = 0, n_buffered = 0;
+    for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
+        n_tokens += impl_->layers[i].n_tokens();
+        n_buffered += impl_->layers[i].n_tokens() - impl_->layers[i].n_closed();
+    }
+    if (n_tokens > 0) {
+        const std::uint64_t bytes = context.key_bytes.bytes + context.value_bytes.bytes +
+                                    buffer_bytes(context.config, TensorKind::key, n_buffered) +
+                                    buffer_bytes(context.config, TensorKind::value, n_buffered);
+        const double elements = static_cast<double>(n_tokens) * context.config.n_kv_heads *
+                                (context.config.key_dim + context.config.value_dim);
+        stats.bits_per_element = 8.0 * static_cast<double>(bytes) / elements;
+    }
+    return stats;
+}
+
+const CacheConfig& Cache::config() const noexcept { return impl_->context.config; }
+Level Cache::level() const noexcept { return impl_->context.kernels->level; }
+
+}  // namespace gearkv

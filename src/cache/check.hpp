@@ -1,0 +1,10 @@
+#pragma once
+
+#include "gearkv/cache.hpp"
+
+namespace gearkv {
+
+// Errors: invalid_argument, wrong_size, bad_spec, naming the field with found and expected.
+Status check_config(const CacheConfig& config) noexcept;
+
+}  // namespace gearkv

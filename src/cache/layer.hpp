@@ -1,0 +1,115 @@
+// One layer of a cache: closed blocks, and the buffer of recent tokens.
+#pragma once
+
+#include "attention/attend.hpp"
+#include "cache/memory_ledger.hpp"
+#include "codec/compress.hpp"
+#include "gearkv/cache.hpp"
+
+namespace gearkv {
+
+// Longest run of tokens that is compressed as one unit; a longer prompt makes several.
+inline constexpr std::uint32_t max_unit_tokens = 4096;
+
+// What all layers of a cache share.
+struct CacheContext {
+    CacheConfig config;
+    const Kernels* kernels = nullptr;
+    MemoryLedger ledger;
+    Scratch compress_scratch;
+    BlockBytes key_bytes;    // of all closed blocks
+    BlockBytes value_bytes;
+    std::uint64_t n_blocks = 0;
+
+    explicit CacheContext(const CacheConfig& c) noexcept : config(c), ledger(c.allocator) {}
+    std::uint32_t dim(TensorKind kind) const noexcept {
+        return kind == TensorKind::key ? config.key_dim : config.value_dim;
+    }
+    const TensorSpec& spec(TensorKind kind) const noexcept {
+        return kind == TensorKind::key ? config.spec.key : config.spec.value;
+    }
+    BlockBytes& bytes(TensorKind kind) noexcept { return kind == TensorKind::key ? key_bytes : value_bytes; }
+};
+
+// Layout of the block that closes n_tokens.
+Status lay_out_unit(const CacheConfig& config, TensorKind kind, std::uint32_t n_tokens, bool prompt,
+                    BlockHeader* out) noexcept;
+// Tokens of the next unit out of n_buffered; 0 when they do not fill one.
+std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) noexcept;
+// Bytes of n_tokens keys or values in the buffer.
+std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint64_t n_tokens) noexcept;
+// Most blocks a layer can hold.
+std::uint64_t max_blocks(const CacheConfig& config) noexcept;
+
+// Keys and values of the same tokens, immutable.
+struct ClosedBlock {
+    void* key = nullptr;
+    void* value = nullptr;
+};
+
+// Rows [token][head][dim padded to 16] in half, or in float for a raw32 tensor.
+class TokenBuffer {
+  public:
+    bool create(CacheContext* context, TensorKind kind) noexcept;
+    void destroy(CacheContext* context) noexcept;
+    // Makes room for n_tokens, keeping the first n_kept.
+    bool grow(CacheContext* context, std::uint64_t n_tokens, std::uint64_t n_kept) noexcept;
+    // Drops the first n_dropped of n_tokens and returns to the base room when the rest fits.
+    void drop_front(CacheContext* context, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept;
+    void write(const CacheContext& context, std::uint64_t first, const Rows& rows, std::uint32_t n_tokens) noexcept;
+
+    RowSource source(std::uint64_t first) const noexcept;
+    TensorRun run() const noexcept;
+    void read(const CacheContext& context, std::uint64_t token, float* out) const noexcept;
+    std::uint64_t capacity() const noexcept { return capacity_; }
+
+  private:
+    unsigned char* data_ = nullptr;    // base_ or a larger run while a prompt is fed
+    unsigned char* base_ = nullptr;    // buffer_tokens, always there
+    std::uint64_t capacity_ = 0;       // tokens
+    std::size_t dim_ = 0, row_stride_ = 0, token_stride_ = 0, element_bytes_ = 0;
+    std::uint32_t n_heads_ = 0;
+    TensorKind kind_ = TensorKind::key;
+};
+
+class LayerStream {
+  public:
+    // False when memory is short; destroy() is right in any case.
+    bool create(CacheContext* context, std::uint32_t index) noexcept;
+    void destroy(CacheContext* context) noexcept;
+    void reset(CacheContext* context) noexcept;
+
+    // Room for n_tokens more, in both buffers.
+    bool reserve_append(CacheContext* context, std::uint32_t n_tokens) noexcept;
+    // After reserve_append; the rows are checked.
+    void append(const CacheContext& context, const Rows& keys, const Rows& values, std::uint32_t n_tokens) noexcept;
+    // Closes every full unit. Errors: out_of_memory; the unit stays in the buffer.
+    Status compress(CacheContext* context, Executor& executor) noexcept;
+
+    // Blocks, then the buffer if it holds tokens; runs has room for n_runs().
+    std::size_t n_runs() const noexcept { return n_blocks_ + (n_buffered_ > 0); }
+    void list_runs(KvRun* runs) const noexcept;
+    // Tokens [first, first + n) in [n, heads, dim]; either output may be null.
+    void read_range(const CacheContext& context, std::uint64_t first, std::uint64_t n, float* keys,
+                    float* values) const noexcept;
+
+    std::uint64_t n_tokens() const noexcept { return n_closed_ + n_buffered_; }
+    std::uint64_t n_closed() const noexcept { return n_closed_; }
+
+  private:
+    Status close_unit(CacheContext* context, std::uint32_t n_tokens, Executor& executor) noexcept;
+    Status compress_tensor(CacheContext* context, TensorKind kind, std::uint32_t n_tokens, Executor& executor,
+                           void** out) noexcept;
+    void free_block(CacheContext* context, void* block) noexcept;
+
+    ClosedBlock* blocks_ = nullptr;
+    std::uint64_t n_blocks_ = 0;
+    std::uint64_t n_closed_ = 0;
+    std::uint64_t n_buffered_ = 0;
+    std::uint32_t index_ = 0;
+    bool prompt_ = false;  // the last append brought a block's worth of tokens or more
+    TokenBuffer key_buffer_;
+    TokenBuffer value_buffer_;
+};
+
+}  // namespace gearkv

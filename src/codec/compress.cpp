@@ -1,0 +1,197 @@
+// One block from rows to bytes: outliers, backbone, residual, low rank (paper section 3, algorithm 1).
+#include "codec/compress.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace gearkv {
+namespace {
+
+constexpr float max_half = 65504.0f;
+constexpr std::uint32_t max_slices = 16;
+
+// Carves typed arrays out of one run of scratch; with a null base it only counts.
+class ScratchCursor {
+  public:
+    explicit ScratchCursor(void* base) noexcept : base_(static_cast<unsigned char*>(base)) {}
+    template <class T>
+    T* take(std::uint64_t n) noexcept {
+        const std::uint64_t at = used_;
+        used_ = round_up(used_ + n * sizeof(T), block_alignment);
+        return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
+    }
+    std::uint64_t used() const noexcept { return used_; }
+
+  private:
+    unsigned char* base_;
+    std::uint64_t used_ = 0;
+};
+
+std::uint64_t place_scratch(BlockWork* work, const BlockHeader& header, void* base) noexcept {
+    ScratchCursor cursor(base);
+    const std::uint64_t n_heads = header.n_heads;
+    const BlockSizes sizes = block_sizes(header);
+    const bool keys = header.kind == static_cast<std::uint8_t>(TensorKind::key);
+    work->stride = round_up(header.dim, 16);
+    const std::uint64_t n_entries = n_heads * header.n_tokens * work->stride;
+    work->n_slices = std::min(header.n_tokens, max_slices);
+    work->line_floats = std::max<std::size_t>(work->stride, 16);
+    work->x = cursor.take<float>(n_entries);
+    work->codes = cursor.take<std::uint8_t>(n_entries);
+    work->lines = cursor.take<float>(n_heads * 4 * work->line_floats);
+    work->factors = cursor.take<float>(n_heads * header.rank * (sizes.a_stride + work->stride));
+    if (header.n_outliers > 0) {
+        work->outlier = cursor.take<std::uint8_t>(n_entries);
+        work->vector_floats = keys ? header.n_tokens : n_heads * header.dim;
+        work->vectors = cursor.take<float>((keys ? n_heads : work->n_slices) * 2 * work->vector_floats);
+    }
+    return cursor.used();
+}
+
+void gather_head(const BlockWork& work, std::size_t head) {
+    float* x = work.x_head(head);
+    for (std::size_t t = 0; t < work.n_tokens(); ++t) {
+        float* end = std::copy_n(work.row(t, head, work.line(head, 0)), work.dim(), x + t * work.stride);
+        std::fill(end, x + (t + 1) * work.stride, 0.0f);
+    }
+    if (work.outlier != nullptr) std::memset(work.outlier_head(head), 0, work.n_tokens() * work.stride);
+}
+
+void write_raw_head(const BlockWork& work, std::size_t head) {
+    const std::size_t stride = work.view.sizes.raw_stride;
+    const std::size_t first = head * work.n_tokens() * stride;
+    for (std::size_t t = 0; t < work.n_tokens(); ++t) {
+        const std::size_t input = t * work.rows.token_stride + head * work.rows.head_stride;
+        const std::size_t at = first + t * stride;  // the padding is 0 already
+        if (work.header->bits == 32) {
+            std::copy_n(work.rows.floats + input, work.dim(), work.part<float>(work.header->codes) + at);
+            continue;
+        }
+        std::uint16_t* row = work.part<std::uint16_t>(work.header->codes) + at;
+        if (work.rows.halves != nullptr) {
+            std::copy_n(work.rows.halves + input, work.dim(), row);
+        } else {
+            work.kernels->codec.to_half(row, work.rows.floats + input, work.dim());
+        }
+    }
+}
+
+void compress_parts(const BlockWork& work, Executor& executor) {
+    const std::size_t n_heads = work.n_heads();
+    const bool has_outliers = work.header->n_outliers > 0;
+    parallel_for(executor, n_heads, [&](std::size_t head) {
+        gather_head(work, head);
+        if (has_outliers && work.keys()) mark_key_outliers(work, head);
+    });
+    if (!work.keys() && (has_outliers || work.view.sizes.shared_scales)) {
+        parallel_for(executor, work.n_slices, [&](std::size_t slice) {
+            if (has_outliers) mark_value_outliers(work, slice);
+            if (work.view.sizes.shared_scales) choose_shared_scales(work, slice);
+        });
+    }
+    if (has_outliers) count_outliers(work);
+    parallel_for(executor, n_heads, [&](std::size_t head) {
+        quantize_head(work, head);
+        if (has_outliers) write_outliers(work, head);
+        if (work.header->rank > 0) factor_head(work, head);
+    });
+}
+
+}  // namespace
+
+Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& shape, bool any_float) noexcept {
+    const char* name = shape.kind == TensorKind::key ? "keys" : "values";
+    for (std::size_t t = 0; t < shape.n_tokens; ++t) {
+        for (std::size_t head = 0; head < shape.n_heads; ++head) {
+            const float* row = rows.data + t * rows.token_stride + head * rows.head_stride;
+            const float most = kernels.codec.max_abs(row, shape.dim);
+            if (!std::isfinite(most)) {
+                return Status::error(Code::non_finite, "%s of token %zu, head %zu hold NaN or Inf, expected finite",
+                                     name, t, head);
+            }
+            if (most > max_half && !any_float) {
+                return Status::error(Code::not_representable,
+                                     "%s of token %zu, head %zu reach %g, expected at most %g (fp16)", name, t, head,
+                                     static_cast<double>(most), static_cast<double>(max_half));
+            }
+        }
+    }
+    return {};
+}
+
+std::uint64_t compress_scratch_bytes(const BlockHeader& header) noexcept {
+    if (header.bits >= 16) return 0;
+    BlockWork work;
+    return place_scratch(&work, header, nullptr);
+}
+
+void compress_into(void* block, void* scratch, const CompressTask& task, Executor& executor) noexcept {
+    const BlockHeader& header = task.header;
+    // Alignment gaps and unused fields are part of the block's bytes: equal inputs give equal blocks.
+    std::memset(block, 0, header.n_bytes);
+    std::memcpy(block, &header, sizeof(header));
+    BlockWork work;
+    work.kernels = task.kernels;
+    work.rows = task.rows;
+    work.header = static_cast<BlockHeader*>(block);
+    work.view = trusted_block(block);
+    work.seed = task.seed;
+    if (header.bits >= 16) {
+        parallel_for(executor, header.n_heads, [&](std::size_t head) { write_raw_head(work, head); });
+        return;
+    }
+    place_scratch(&work, header, scratch);
+    compress_parts(work, executor);
+}
+
+Status block_bytes(const BlockShape& shape, const BlockOptions& options, BlockBytes* out) noexcept {
+    if (out == nullptr) return Status::error(Code::invalid_argument, "out is null, expected BlockBytes");
+    KvSpec spec;
+    spec.value = options.spec;
+    if (Status status = validate_spec(spec); !status.ok()) return status;
+    BlockHeader header;
+    if (Status status = lay_out_block(shape, options.spec, options.rank, &header); !status.ok()) return status;
+    *out = bytes_by_part(header);
+    return {};
+}
+
+Status compress_block(void* block, std::size_t n_bytes, const Rows& rows, const BlockShape& shape,
+                      const BlockOptions& options, Executor& executor, const Allocator& allocator) noexcept {
+    if (block == nullptr || rows.data == nullptr || allocator.allocate == nullptr || allocator.release == nullptr) {
+        return Status::error(Code::invalid_argument, "%s is null",
+                             block == nullptr ? "block" : rows.data == nullptr ? "rows.data" : "allocator");
+    }
+    if (reinterpret_cast<std::uintptr_t>(block) % block_alignment != 0) {
+        return Status::error(Code::invalid_argument, "block at %p, expected an address that is a multiple of %u",
+                             block, block_alignment);
+    }
+    BlockBytes bytes;
+    if (Status status = block_bytes(shape, options, &bytes); !status.ok()) return status;
+    if (n_bytes != bytes.bytes) {
+        return Status::error(Code::wrong_size, "block of %zu bytes, expected %llu", n_bytes,
+                             static_cast<unsigned long long>(bytes.bytes));
+    }
+    Level level;
+    if (Status status = resolve_level(options.level, &level); !status.ok()) return status;
+    CompressTask task;
+    task.kernels = find_kernels(level);
+    task.rows = {rows.data, nullptr, rows.token_stride, rows.head_stride};
+    task.seed = options.seed;
+    if (Status status = lay_out_block(shape, options.spec, options.rank, &task.header); !status.ok()) return status;
+    if (Status status = check_rows(*task.kernels, rows, shape, options.spec.bits == 32); !status.ok()) return status;
+    const std::uint64_t scratch_bytes = compress_scratch_bytes(task.header);
+    void* scratch = nullptr;
+    if (scratch_bytes > 0) {
+        scratch = allocator.allocate(allocator.context, scratch_bytes, block_alignment);
+        if (scratch == nullptr) {
+            return Status::error(Code::out_of_memory, "no %llu bytes of scratch to compress with",
+                                 static_cast<unsigned long long>(scratch_bytes));
+        }
+    }
+    compress_into(block, scratch, task, executor);
+    if (scratch != nullptr) allocator.release(allocator.context, scratch, scratch_bytes);
+    return {};
+}
+
+}  // namespace gearkv

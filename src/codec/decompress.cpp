@@ -1,0 +1,125 @@
+// From bytes back to rows, entry by entry as the format describes them: the plain reading that the fused kernels
+// are held against. Not a hot path.
+#include "codec/decompress.hpp"
+
+#include <algorithm>
+
+#include "kernels.hpp"
+
+namespace gearkv {
+namespace {
+
+std::uint32_t code_at(const BlockView& view, std::uint32_t head, std::uint32_t lane, std::uint32_t depth) {
+    const BlockHeader& header = *view.header;
+    const bool keys = header.kind == static_cast<std::uint8_t>(TensorKind::key);
+    const std::uint32_t* words = view.codes(head);
+    const auto word = [&](std::uint64_t row) {
+        return keys ? words[lane / 16 * view.sizes.tile_words + row * 16 + lane % 16]
+                    : words[row * view.sizes.n_lanes + lane];
+    };
+    // Depth index of a plane with f fields a byte: field p, byte i of word j holds j * 4f + 4p + i.
+    const auto field = [](std::uint32_t w, std::uint32_t at, std::uint32_t bits) {
+        return w >> (8 * (at % 4) + bits * (at / 4)) & ((1u << bits) - 1);
+    };
+    if (header.bits != 3) {
+        const std::uint32_t n = codes_per_word(header.bits);
+        return field(word(depth / n), depth % n, header.bits);
+    }
+    const std::uint32_t unit = depth / 32;
+    const std::uint64_t n_units = ceil_div(keys ? header.dim : header.n_tokens, 32);
+    const std::uint64_t low_row = keys ? depth / 16 : unit * 3 + depth % 32 / 16;
+    const std::uint64_t high_row = keys ? n_units * 2 + unit : unit * 3 + 2;
+    return field(word(low_row), depth % 16, 2) | field(word(high_row), depth % 32, 1) << 2;
+}
+
+void read_dense(float* row, const BlockView& view, std::uint32_t head, std::uint32_t token) {
+    const BlockHeader& header = *view.header;
+    const bool keys = header.kind == static_cast<std::uint8_t>(TensorKind::key);
+    const auto from_half = kernels_scalar()->codec.from_half;
+    for (std::uint32_t c = 0; c < header.dim; ++c) {
+        const std::uint64_t i = scale_index(header, view.sizes, token, c);
+        float scale, zero;
+        from_half(&scale, view.scales(head) + i, 1);
+        from_half(&zero, view.zeros(head) + i, 1);
+        const std::uint32_t code = keys ? code_at(view, head, token, c) : code_at(view, head, c, token);
+        row[c] = static_cast<float>(code) * scale + zero;
+    }
+}
+
+void add_low_rank(float* row, const BlockView& view, std::uint32_t head, std::uint32_t token) {
+    const BlockHeader& header = *view.header;
+    const auto from_half = kernels_scalar()->codec.from_half;
+    for (std::uint32_t r = 0; r < header.rank; ++r) {
+        float a, p;
+        from_half(&a, view.factor_a(head) + r * view.sizes.a_stride + token, 1);
+        const std::uint16_t* plane = view.factor_p(head) + std::uint64_t{r} * header.dim;
+        for (std::uint32_t c = 0; c < header.dim; ++c) {
+            from_half(&p, plane + c, 1);
+            row[c] += a * p;
+        }
+    }
+}
+
+void read_raw(float* row, const BlockView& view, std::uint32_t head, std::uint32_t token) {
+    const BlockHeader& header = *view.header;
+    const std::uint64_t at = (std::uint64_t{head} * header.n_tokens + token) * view.sizes.raw_stride;
+    if (header.bits == 32) {
+        std::copy_n(view.part<float>(header.codes) + at, header.dim, row);
+    } else {
+        kernels_scalar()->codec.from_half(row, view.part<std::uint16_t>(header.codes) + at, header.dim);
+    }
+}
+
+}  // namespace
+
+void decompress_rows(const BlockView& view, std::uint32_t first, std::uint32_t n_tokens, float* out) noexcept {
+    const BlockHeader& header = *view.header;
+    for (std::uint32_t head = 0; head < header.n_heads; ++head) {
+        OutlierCursor outliers(view, head);
+        for (std::uint32_t t = 0; t < first + n_tokens; ++t) {
+            const std::uint32_t n_outliers = header.n_outliers > 0 ? outliers.next_token() : 0;
+            if (t < first) continue;
+            float* row = out + (std::uint64_t{t - first} * header.n_heads + head) * header.dim;
+            if (header.bits >= 16) {
+                read_raw(row, view, head, t);
+                continue;
+            }
+            read_dense(row, view, head, t);
+            add_low_rank(row, view, head, t);
+            for (std::uint32_t i = 0; i < n_outliers; ++i) {
+                float missing;
+                kernels_scalar()->codec.from_half(&missing, outliers.values() + i, 1);
+                row[outliers.channel(i)] += missing;
+            }
+        }
+    }
+}
+
+Status decompress_block(float* out, std::size_t n_floats, const void* block, std::size_t n_bytes) noexcept {
+    if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
+    BlockView view;
+    if (Status status = open_block(block, n_bytes, &view); !status.ok()) return status;
+    const BlockHeader& header = *view.header;
+    const std::uint64_t expected = std::uint64_t{header.n_tokens} * header.n_heads * header.dim;
+    if (n_floats < expected) {
+        return Status::error(Code::wrong_size, "room for %zu floats, expected %llu", n_floats,
+                             static_cast<unsigned long long>(expected));
+    }
+    decompress_rows(view, 0, header.n_tokens, out);
+    return {};
+}
+
+Status inspect_block(const void* block, std::size_t n_bytes, BlockShape* shape, TensorSpec* spec,
+                     BlockBytes* bytes) noexcept {
+    BlockView view;
+    if (Status status = open_block(block, n_bytes, &view); !status.ok()) return status;
+    const BlockHeader& header = *view.header;
+    if (shape != nullptr) {
+        *shape = {static_cast<TensorKind>(header.kind), header.n_tokens, header.n_heads, header.dim};
+    }
+    if (spec != nullptr) *spec = spec_of(header);
+    if (bytes != nullptr) *bytes = bytes_by_part(header);
+    return {};
+}
+
+}  // namespace gearkv

@@ -1,0 +1,340 @@
+#include "format/block.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace gearkv {
+namespace {
+
+constexpr std::uint64_t half_bytes = 2;
+constexpr std::uint64_t max_block_bytes = std::uint64_t{1} << 40;
+
+// Hands out 64-byte aligned runs after the header.
+class PartCursor {
+  public:
+    std::uint64_t place(std::uint64_t n_bytes) noexcept {
+        const std::uint64_t offset = next_;
+        next_ = round_up(next_ + n_bytes, block_alignment);
+        return offset;
+    }
+    std::uint64_t end() const noexcept { return next_; }
+
+  private:
+    std::uint64_t next_ = header_bytes;
+};
+
+struct PartBytes {
+    std::uint64_t codes, scales, factor_a, factor_p;
+    std::uint64_t outlier_starts, outlier_counts, outlier_channels, outlier_values;
+};
+
+PartBytes part_bytes(const BlockHeader& header) noexcept {
+    const BlockSizes sizes = block_sizes(header);
+    const std::uint64_t n_heads = header.n_heads;
+    PartBytes bytes = {};
+    if (header.bits >= 16) {
+        bytes.codes = n_heads * header.n_tokens * sizes.raw_stride * (header.bits / 8u);
+        return bytes;
+    }
+    bytes.codes = n_heads * sizes.code_words * sizeof(std::uint32_t);
+    bytes.scales = (sizes.shared_scales ? 1 : n_heads) * sizes.n_scales * half_bytes;
+    bytes.factor_a = n_heads * header.rank * sizes.a_stride * half_bytes;
+    bytes.factor_p = n_heads * header.rank * header.dim * half_bytes;
+    if (header.n_outliers > 0) {
+        bytes.outlier_starts = (n_heads + 1) * sizeof(std::uint32_t);
+        bytes.outlier_counts = n_heads * header.n_tokens * header.index_bytes;
+        bytes.outlier_channels = std::uint64_t{header.n_outliers} * header.index_bytes;
+        bytes.outlier_values = std::uint64_t{header.n_outliers} * half_bytes;
+    }
+    return bytes;
+}
+
+// Sets every offset and the length from the shape fields, which are already in place.
+void place_parts(BlockHeader* header) noexcept {
+    const PartBytes bytes = part_bytes(*header);
+    PartCursor cursor;
+    const auto place = [&cursor](std::uint64_t n_bytes) { return n_bytes == 0 ? 0 : cursor.place(n_bytes); };
+    header->codes = place(bytes.codes);
+    header->scales = place(bytes.scales);
+    header->zeros = place(bytes.scales);
+    header->factor_a = place(bytes.factor_a);
+    header->factor_p = place(bytes.factor_p);
+    header->outlier_starts = place(bytes.outlier_starts);
+    header->outlier_counts = place(bytes.outlier_counts);
+    header->outlier_channels = place(bytes.outlier_channels);
+    header->outlier_values = place(bytes.outlier_values);
+    header->n_bytes = cursor.end();
+}
+
+Status check_shape(const BlockShape& shape) noexcept {
+    if (shape.n_tokens < 1 || shape.n_tokens > max_block_tokens) {
+        return Status::error(Code::wrong_size, "block of %u tokens, expected 1 to %u", shape.n_tokens,
+                             max_block_tokens);
+    }
+    if (shape.n_heads < 1 || shape.n_heads > max_heads) {
+        return Status::error(Code::wrong_size, "block of %u heads, expected 1 to %u", shape.n_heads, max_heads);
+    }
+    if (shape.dim < 8 || shape.dim > max_dim || shape.dim % 8 != 0) {
+        return Status::error(Code::wrong_size, "head dimension %u, expected a multiple of 8 in 8 to %u", shape.dim,
+                             max_dim);
+    }
+    return {};
+}
+
+std::uint64_t count_outliers(const BlockHeader& header) noexcept {
+    if (header.sparsity <= 0.0f || header.bits >= 16) return 0;
+    const std::uint64_t all_channels = std::uint64_t{header.n_heads} * header.dim;
+    const bool keys = header.kind == static_cast<std::uint8_t>(TensorKind::key);
+    const std::uint64_t length = keys ? header.n_tokens : all_channels;
+    const std::uint64_t n_vectors = keys ? all_channels : header.n_tokens;
+    return 2 * std::uint64_t{outliers_per_end(header.sparsity, length)} * n_vectors;
+}
+
+bool finite_halves(const std::uint16_t* x, std::uint64_t n) noexcept {
+    std::uint32_t found = 0;
+    for (std::uint64_t i = 0; i < n; ++i) found |= (x[i] & 0x7c00u) == 0x7c00u;
+    return found == 0;
+}
+
+Status check_outliers(const BlockView& view) noexcept {
+    const BlockHeader& header = *view.header;
+    if (header.n_outliers == 0) return {};
+    const auto* starts = view.part<std::uint32_t>(header.outlier_starts);
+    if (starts[0] != 0 || starts[header.n_heads] != header.n_outliers) {
+        return Status::error(Code::bad_block, "outliers run from %u to %u, expected 0 to %u", starts[0],
+                             starts[header.n_heads], header.n_outliers);
+    }
+    for (std::uint32_t head = 0; head < header.n_heads; ++head) {
+        if (starts[head] > starts[head + 1] || starts[head + 1] > header.n_outliers) {
+            return Status::error(Code::bad_block, "outliers of head %u run from %u to %u of %u", head, starts[head],
+                                 starts[head + 1], header.n_outliers);
+        }
+        OutlierCursor cursor(view, head);
+        std::uint64_t left = starts[head + 1] - starts[head];
+        for (std::uint32_t t = 0; t < header.n_tokens; ++t) {
+            const std::uint32_t count = cursor.next_token();
+            if (count > left) {
+                return Status::error(Code::bad_block, "head %u token %u has %u outliers, %llu are left", head, t,
+                                     count, static_cast<unsigned long long>(left));
+            }
+            left -= count;
+            for (std::uint32_t i = 0; i < count; ++i) {
+                if (cursor.channel(i) >= header.dim || (i > 0 && cursor.channel(i) <= cursor.channel(i - 1))) {
+                    return Status::error(Code::bad_block,
+                                         "head %u token %u outlier %u at channel %u, expected ascending below %u",
+                                         head, t, i, cursor.channel(i), header.dim);
+                }
+            }
+        }
+        if (left != 0) {
+            return Status::error(Code::bad_block, "head %u has %llu outliers beyond its counts", head,
+                                 static_cast<unsigned long long>(left));
+        }
+    }
+    return {};
+}
+
+Status check_values(const BlockView& view) noexcept {
+    const BlockHeader& header = *view.header;
+    const PartBytes bytes = part_bytes(header);
+    const struct {
+        const char* name;
+        std::uint64_t offset, n_bytes;
+    } parts[] = {{"scale", header.scales, bytes.scales},
+                 {"zero", header.zeros, bytes.scales},
+                 {"factor a", header.factor_a, bytes.factor_a},
+                 {"factor p", header.factor_p, bytes.factor_p},
+                 {"outlier", header.outlier_values, bytes.outlier_values},
+                 {"raw row", header.codes, header.bits == 16 ? bytes.codes : 0}};
+    for (const auto& part : parts) {
+        if (!finite_halves(view.part<std::uint16_t>(part.offset), part.n_bytes / half_bytes)) {
+            return Status::error(Code::bad_block, "a %s is NaN or Inf, expected finite", part.name);
+        }
+    }
+    if (header.bits == 32) {
+        const auto* rows = view.part<float>(header.codes);
+        for (std::uint64_t i = 0; i < bytes.codes / sizeof(float); ++i) {
+            if (!std::isfinite(rows[i])) {
+                return Status::error(Code::bad_block, "a raw row is NaN or Inf, expected finite");
+            }
+        }
+    }
+    return {};
+}
+
+}  // namespace
+
+std::uint32_t outliers_per_end(float sparsity, std::uint64_t length) noexcept {
+    if (sparsity <= 0.0f) return 0;
+    const auto wanted = static_cast<std::uint64_t>(std::floor(static_cast<double>(sparsity) / 2 * static_cast<double>(length) + 1e-6));
+    return static_cast<std::uint32_t>(std::min(std::max<std::uint64_t>(wanted, 1), length / 2));
+}
+
+Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank, BlockHeader* out) noexcept {
+    if (Status status = check_shape(shape); !status.ok()) return status;
+    BlockHeader header = {};
+    header.magic = block_magic;
+    header.version = block_version;
+    header.kind = static_cast<std::uint8_t>(shape.kind);
+    header.backbone = static_cast<std::uint8_t>(spec.backbone);
+    header.bits = spec.bits;
+    header.index_bytes = shape.dim > 255 ? 2 : 1;
+    header.n_tokens = shape.n_tokens;
+    header.n_heads = shape.n_heads;
+    header.dim = shape.dim;
+    if (!spec.raw()) {
+        header.group = spec.backbone == Backbone::kcvt ? 0 : spec.group;
+        header.rank = std::min({rank, max_rank, shape.n_tokens, shape.dim});
+        header.sparsity = spec.sparsity;
+    }
+    const std::uint64_t n_outliers = count_outliers(header);
+    if (n_outliers > UINT32_MAX) {
+        return Status::error(Code::wrong_size, "%llu outliers in one block, expected fewer than 2^32",
+                             static_cast<unsigned long long>(n_outliers));
+    }
+    header.n_outliers = static_cast<std::uint32_t>(n_outliers);
+    place_parts(&header);
+    if (header.n_bytes >= max_block_bytes) {
+        return Status::error(Code::wrong_size, "block of %llu bytes, expected fewer than 2^40",
+                             static_cast<unsigned long long>(header.n_bytes));
+    }
+    *out = header;
+    return {};
+}
+
+BlockSizes block_sizes(const BlockHeader& header) noexcept {
+    const bool keys = header.kind == static_cast<std::uint8_t>(TensorKind::key);
+    const auto backbone = static_cast<Backbone>(header.backbone);
+    BlockSizes sizes = {};
+    sizes.a_stride = round_up(header.n_tokens, 16);
+    sizes.raw_stride = round_up(header.dim, 16);
+    sizes.n_lanes = keys ? sizes.a_stride : sizes.raw_stride;
+    if (header.bits >= 16) return sizes;
+    const std::uint64_t words = lane_words(header.bits, keys ? header.dim : header.n_tokens);
+    sizes.tile_words = keys ? words * 16 : 0;
+    sizes.code_words = words * sizes.n_lanes;
+    sizes.shared_scales = !keys && backbone == Backbone::kcvt;
+    sizes.token_scales = !keys || backbone == Backbone::token;
+    if (!sizes.token_scales) {
+        sizes.group_tokens = backbone == Backbone::kcvt ? header.n_tokens : header.group;
+        sizes.n_groups = ceil_div(header.n_tokens, sizes.group_tokens);
+        sizes.n_scales = sizes.n_groups * header.dim;
+    } else {
+        sizes.group_channels = backbone == Backbone::kcvt ? header.dim : header.group;
+        sizes.n_groups = ceil_div(header.dim, sizes.group_channels);
+        sizes.n_scales = sizes.n_groups * header.n_tokens;
+    }
+    return sizes;
+}
+
+BlockBytes bytes_by_part(const BlockHeader& header) noexcept {
+    const PartBytes parts = part_bytes(header);
+    BlockBytes bytes;
+    bytes.bytes = header.n_bytes;
+    bytes.header = header_bytes;
+    bytes.codes = parts.codes;
+    bytes.scales = 2 * parts.scales;
+    bytes.low_rank = parts.factor_a + parts.factor_p;
+    bytes.outliers =
+        parts.outlier_starts + parts.outlier_counts + parts.outlier_channels + parts.outlier_values;
+    bytes.padding = bytes.bytes - bytes.header - bytes.codes - bytes.scales - bytes.low_rank - bytes.outliers;
+    return bytes;
+}
+
+TensorSpec spec_of(const BlockHeader& header) noexcept {
+    TensorSpec spec;
+    spec.backbone = static_cast<Backbone>(header.backbone);
+    spec.bits = header.bits;
+    if (spec.backbone != Backbone::kcvt && !spec.raw()) spec.group = header.group;
+    spec.rank_prompt = spec.rank_decode = static_cast<std::uint16_t>(std::min(header.rank, 65535u));
+    spec.sparsity = header.sparsity;
+    return spec;
+}
+
+OutlierCursor::OutlierCursor(const BlockView& view, std::uint32_t head) noexcept {
+    if (view.header == nullptr || view.header->n_outliers == 0) return;
+    const BlockHeader& header = *view.header;
+    wide_ = header.index_bytes == 2;
+    const std::uint64_t row = std::uint64_t{head} * header.n_tokens;
+    counts8_ = view.part<std::uint8_t>(header.outlier_counts) + row;
+    counts16_ = view.part<std::uint16_t>(header.outlier_counts) + row;
+    channels8_ = view.part<std::uint8_t>(header.outlier_channels);
+    channels16_ = view.part<std::uint16_t>(header.outlier_channels);
+    values_ = view.part<std::uint16_t>(header.outlier_values);
+    first_ = view.part<std::uint32_t>(header.outlier_starts)[head];
+}
+
+std::uint32_t OutlierCursor::next_token() noexcept {
+    first_ += count_;
+    count_ = wide_ ? *counts16_++ : *counts8_++;
+    return count_;
+}
+
+BlockView trusted_block(const void* bytes) noexcept {
+    BlockView view;
+    view.header = static_cast<const BlockHeader*>(bytes);
+    view.sizes = block_sizes(*view.header);
+    return view;
+}
+
+namespace {
+
+// The shape and codec of a header are ones that compress_block could have written.
+Status check_codec(const BlockHeader& header, TensorSpec* spec, BlockShape* shape) noexcept {
+    if (header.magic != block_magic) {
+        return Status::error(Code::bad_block, "magic %08x, expected %08x", header.magic, block_magic);
+    }
+    if (header.version != block_version) {
+        return Status::error(Code::bad_block, "block version %u, expected %u", header.version, block_version);
+    }
+    if (header.kind > 1) return Status::error(Code::bad_block, "tensor kind %u, expected 0 or 1", header.kind);
+    if (header.backbone > static_cast<std::uint8_t>(Backbone::token)) {
+        return Status::error(Code::bad_block, "backbone %u, expected 0 to 4", header.backbone);
+    }
+    KvSpec both;
+    both.value = *spec = spec_of(header);
+    if (Status status = validate_spec(both); !status.ok()) {
+        return Status::error(Code::bad_block, "codec not known: %s", status.message());
+    }
+    *shape = {static_cast<TensorKind>(header.kind), header.n_tokens, header.n_heads, header.dim};
+    return {};
+}
+
+}  // namespace
+
+Status open_block(const void* bytes, std::uint64_t n_bytes, BlockView* out) noexcept {
+    if (bytes == nullptr || n_bytes < header_bytes) {
+        return Status::error(Code::bad_block, "block of %llu bytes, expected at least %llu",
+                             static_cast<unsigned long long>(n_bytes),
+                             static_cast<unsigned long long>(header_bytes));
+    }
+    if (reinterpret_cast<std::uintptr_t>(bytes) % block_alignment != 0) {
+        return Status::error(Code::bad_block, "block at %p, expected an address that is a multiple of %u", bytes,
+                             block_alignment);
+    }
+    const auto& header = *static_cast<const BlockHeader*>(bytes);
+    TensorSpec spec;
+    BlockShape shape;
+    if (Status status = check_codec(header, &spec, &shape); !status.ok()) return status;
+    BlockHeader expected;
+    if (Status status = lay_out_block(shape, spec, header.rank, &expected); !status.ok()) {
+        return Status::error(Code::bad_block, "%s", status.message());
+    }
+    if (header.n_bytes != n_bytes) {
+        return Status::error(Code::bad_block, "header says %llu bytes, %llu are there",
+                             static_cast<unsigned long long>(header.n_bytes),
+                             static_cast<unsigned long long>(n_bytes));
+    }
+    // Every field follows from shape and codec, so the header must be the one we would write.
+    if (std::memcmp(&header, &expected, sizeof(BlockHeader)) != 0) {
+        return Status::error(Code::bad_block, "counts or offsets do not follow from the block's shape");
+    }
+    BlockView view = trusted_block(bytes);
+    if (Status status = check_outliers(view); !status.ok()) return status;
+    if (Status status = check_values(view); !status.ok()) return status;
+    *out = view;
+    return {};
+}
+
+}  // namespace gearkv
