@@ -1,0 +1,359 @@
+#include <atomic>
+#include <cstring>
+#include <memory>
+
+#include "gearkv/cache.hpp"
+#include "support/catch.hpp"
+#include "support/tensors.hpp"
+
+using namespace gearkv;
+using namespace gearkv::testing;
+
+namespace {
+
+KvSpec spec_of(const char* text) {
+    KvSpec spec;
+    const Status status = parse_spec(text, &spec);
+    INFO(text << ": " << status.message());
+    REQUIRE(status.ok());
+    return spec;
+}
+
+CacheConfig make_config(const char* spec, std::uint32_t n_kv_heads, std::uint32_t key_dim, std::uint32_t value_dim,
+                        std::uint64_t max_tokens = 1024, std::uint32_t n_layers = 1) {
+    CacheConfig config;
+    config.n_layers = n_layers;
+    config.n_kv_heads = n_kv_heads;
+    config.key_dim = key_dim;
+    config.value_dim = value_dim;
+    config.max_tokens = max_tokens;
+    config.spec = spec_of(spec);
+    return config;
+}
+
+std::unique_ptr<Cache> make_cache(const CacheConfig& config) {
+    std::unique_ptr<Cache> cache;
+    const Status status = Cache::create(config, &cache);
+    INFO(status.message());
+    REQUIRE(status.ok());
+    return cache;
+}
+
+// Appends tokens [first, first + n) of whole tensors.
+Status append(Cache* cache, const Tensor& keys, const Tensor& values, std::size_t first, std::size_t n,
+              std::uint32_t layer = 0, Executor& executor = serial_executor()) {
+    const std::vector<float> k = to_floats(keys), v = to_floats(values);
+    Rows key_rows = rows_of(k, keys.n_heads, keys.dim), value_rows = rows_of(v, values.n_heads, values.dim);
+    key_rows.data += first * key_rows.token_stride;
+    value_rows.data += first * value_rows.token_stride;
+    return cache->append(layer, key_rows, value_rows, static_cast<std::uint32_t>(n), executor);
+}
+
+Queries queries_of(const std::vector<float>& data, const Tensor& q, bool causal) {
+    Queries queries;
+    queries.data = data.data();
+    queries.query_stride = q.n_heads * q.dim;
+    queries.head_stride = q.dim;
+    queries.n_queries = static_cast<std::uint32_t>(q.n_tokens);
+    queries.n_heads = static_cast<std::uint32_t>(q.n_heads);
+    queries.scale = 1.0f / std::sqrt(static_cast<float>(q.dim));
+    queries.causal = causal;
+    return queries;
+}
+
+Tensor attend(Cache* cache, const Tensor& q, std::size_t value_dim, bool causal,
+              Executor& executor = serial_executor()) {
+    const std::vector<float> data = to_floats(q);
+    std::vector<float> out(q.n_tokens * q.n_heads * value_dim, -1.0f);
+    const Status status = cache->attend(0, queries_of(data, q, causal), out.data(), executor);
+    INFO(status.message());
+    REQUIRE(status.ok());
+    return to_tensor(out.data(), q.n_tokens, q.n_heads, value_dim);
+}
+
+// What the cache holds, as tensors.
+std::pair<Tensor, Tensor> read_all(Cache* cache) {
+    const CacheConfig& config = cache->config();
+    const std::size_t n = cache->n_tokens(0);
+    std::vector<float> k(n * config.n_kv_heads * config.key_dim), v(n * config.n_kv_heads * config.value_dim);
+    REQUIRE(cache->read(0, 0, n, k.data(), v.data()).ok());
+    return {to_tensor(k.data(), n, config.n_kv_heads, config.key_dim),
+            to_tensor(v.data(), n, config.n_kv_heads, config.value_dim)};
+}
+
+// Attention of the cache against double-precision attention on what it holds.
+double attention_error(Cache* cache, const Tensor& q, bool causal) {
+    const auto [k, v] = read_all(cache);
+    const Tensor expected = reference::attend(q, k, v, 1.0 / std::sqrt(static_cast<double>(q.dim)), causal);
+    return reference::relative_error(expected, attend(cache, q, v.dim, causal));
+}
+
+// Counts what an allocator has given out; refuses after `budget` calls.
+struct CountingMemory {
+    std::uint64_t held = 0, peak = 0;
+    std::int64_t budget = INT64_MAX;
+    static void* allocate(void* context, std::size_t n, std::size_t alignment) {
+        auto* self = static_cast<CountingMemory*>(context);
+        if (self->budget-- <= 0) return nullptr;
+        self->held += n;
+        self->peak = std::max(self->peak, self->held);
+        return std::aligned_alloc(alignment < 64 ? 64 : alignment, (n + 63) / 64 * 64);
+    }
+    static void release(void* context, void* p, std::size_t n) {
+        static_cast<CountingMemory*>(context)->held -= n;
+        std::free(p);
+    }
+    Allocator allocator() { return {allocate, release, this}; }
+};
+
+}  // namespace
+
+TEST_CASE("attention on the compressed form equals attention on what it decompresses to", "[cache][attention]") {
+    const char* specs[] = {"f32", "f16", "q8", "kivi-2", "kivi-3", "kivi-4", "kcvt-4", "kcvt-2", "token-2", "token-3",
+                           "gearl-2", "gear-2", "gear-3", "gear-4", "gear-8", "gear-kcvt-4", "gear-token-3:g=32",
+                           "gear-2:g=32,s=0.2", "k=gear-2:g=32;v=kivi-4", "k=f16;v=gear-2", "k=token-4;v=f32"};
+    const struct {
+        std::uint32_t n_kv_heads, n_heads, key_dim, value_dim;
+    } shapes[] = {{2, 4, 64, 64}, {1, 1, 80, 80}, {3, 3, 96, 96}, {1, 7, 112, 112}, {2, 8, 128, 128}, {1, 4, 192, 128},
+                  {1, 2, 256, 256}, {2, 6, 72, 40}};
+    unsigned seed = 100;
+    for (const char* spec : specs) {
+        for (const auto& shape : shapes) {
+            auto cache = make_cache(make_config(spec, shape.n_kv_heads, shape.key_dim, shape.value_dim));
+            const Tensor k = structured(300, shape.n_kv_heads, shape.key_dim, ++seed);
+            const Tensor v = structured(300, shape.n_kv_heads, shape.value_dim, ++seed);
+            const Tensor q = gaussian(11, shape.n_heads, shape.key_dim, ++seed);
+            INFO(spec << " heads " << shape.n_heads << "/" << shape.n_kv_heads << " dims " << shape.key_dim << "/"
+                      << shape.value_dim);
+            std::size_t fed = 0;
+            for (const std::size_t n : {150u, 1u, 60u, 64u, 1u, 24u}) {
+                REQUIRE(append(cache.get(), k, v, fed, n).ok());
+                fed += n;
+            }
+            REQUIRE(cache->n_tokens(0) == 300);
+            const double tolerance = 2e-5;
+            CHECK(attention_error(cache.get(), q, true) < tolerance);
+            CHECK(attention_error(cache.get(), q, false) < tolerance);
+            REQUIRE(cache->compress(0, serial_executor()).ok());
+            CHECK(attention_error(cache.get(), q, true) < tolerance);
+        }
+    }
+}
+
+TEST_CASE("a raw cache gives back what was appended", "[cache]") {
+    const Tensor k = gaussian(200, 2, 64, 1), v = gaussian(200, 2, 64, 2);
+    auto cache = make_cache(make_config("f32", 2, 64, 64));
+    REQUIRE(append(cache.get(), k, v, 0, 150).ok());
+    REQUIRE(append(cache.get(), k, v, 150, 50).ok());
+    const auto [keys, values] = read_all(cache.get());
+    CHECK(keys.data == k.data);
+    CHECK(values.data == v.data);
+}
+
+TEST_CASE("closed blocks never change and the buffer holds the rest", "[cache]") {
+    const Tensor k = structured(400, 2, 64, 1), v = structured(400, 2, 64, 2);
+    auto cache = make_cache(make_config("gear-2", 2, 64, 64));
+    REQUIRE(append(cache.get(), k, v, 0, 130).ok());
+    REQUIRE(cache->compress(0, serial_executor()).ok());
+    CHECK(cache->stats().compressed_tokens == 128);
+    const auto before = read_all(cache.get());
+    for (std::size_t t = 130; t < 400; ++t) REQUIRE(append(cache.get(), k, v, t, 1).ok());
+    const auto after = read_all(cache.get());
+    for (std::size_t i = 0; i < 128 * 2 * 64; ++i) {
+        REQUIRE(before.first.data[i] == after.first.data[i]);
+        REQUIRE(before.second.data[i] == after.second.data[i]);
+    }
+    CHECK(cache->stats().compressed_tokens == 384 - 64 * (cache->stats().compressed_tokens == 320));
+    // Recent tokens are as exact as fp16.
+    for (std::size_t t = cache->stats().compressed_tokens; t < 400; ++t) {
+        for (std::size_t c = 0; c < 64; ++c) {
+            REQUIRE(after.first.at(t, 0, c) == Approx(k.at(t, 0, c)).epsilon(1e-3).margin(1e-6));
+        }
+    }
+}
+
+TEST_CASE("a prompt in any chunks holds the same tokens", "[cache]") {
+    const Tensor k = structured(256, 2, 64, 1), v = structured(256, 2, 64, 2);
+    const Tensor q = gaussian(4, 4, 64, 3);
+    for (const std::size_t chunk : {1u, 7u, 63u, 64u, 65u, 100u, 256u}) {
+        auto cache = make_cache(make_config("gear-4", 2, 64, 64));
+        for (std::size_t t = 0; t < 256; t += chunk) {
+            REQUIRE(append(cache.get(), k, v, t, std::min(chunk, 256 - t)).ok());
+            REQUIRE(cache->compress(0, serial_executor()).ok());
+        }
+        REQUIRE(cache->n_tokens(0) == 256);
+        const auto [keys, values] = read_all(cache.get());
+        INFO("chunk " << chunk);
+        CHECK(reference::relative_error(k, keys) < 0.06);
+        CHECK(reference::relative_error(v, values) < 0.12);
+        CHECK(attention_error(cache.get(), q, true) < 2e-5);
+    }
+}
+
+TEST_CASE("results do not depend on the executor", "[cache]") {
+    const Tensor k = structured(500, 3, 64, 1), v = structured(500, 3, 64, 2);
+    const Tensor q = gaussian(33, 6, 64, 3);
+    Tensor expected;
+    for (const unsigned n_threads : {1u, 2u, 3u, 8u}) {
+        std::unique_ptr<Executor> executor;
+        REQUIRE(create_executor(n_threads, &executor).ok());
+        auto cache = make_cache(make_config("gear-3", 3, 64, 64));
+        REQUIRE(append(cache.get(), k, v, 0, 400, 0, *executor).ok());
+        for (std::size_t t = 400; t < 500; ++t) REQUIRE(append(cache.get(), k, v, t, 1, 0, *executor).ok());
+        const Tensor out = attend(cache.get(), q, 64, true, *executor);
+        if (n_threads == 1) expected = out;
+        CHECK(out.data == expected.data);
+    }
+}
+
+TEST_CASE("reported bytes equal allocated bytes", "[cache]") {
+    const Tensor k = structured(700, 2, 64, 1), v = structured(700, 2, 64, 2);
+    const Tensor q = gaussian(20, 4, 64, 3);
+    for (const char* spec : {"f16", "kivi-2", "gear-2", "gear-kcvt-4"}) {
+        CountingMemory memory;
+        CacheConfig config = make_config(spec, 2, 64, 64, 1024, 3);
+        config.allocator = memory.allocator();
+        auto cache = make_cache(config);
+        for (std::uint32_t layer = 0; layer < 3; ++layer) {
+            REQUIRE(append(cache.get(), k, v, 0, 600, layer).ok());
+            for (std::size_t t = 600; t < 700; ++t) REQUIRE(append(cache.get(), k, v, t, 1, layer).ok());
+            REQUIRE(cache->compress(layer, serial_executor()).ok());
+        }
+        attend(cache.get(), q, 64, true);
+        INFO(spec);
+        CHECK(cache->stats().bytes.bytes == memory.held);
+        CacheBytes required;
+        REQUIRE(bytes_required(config, 700, 600, &required).ok());
+        const CacheBytes bytes = cache->stats().bytes;
+        CHECK(required.keys.bytes == bytes.keys.bytes);
+        CHECK(required.values.bytes == bytes.values.bytes);
+        CHECK(required.buffer == bytes.buffer);
+        cache.reset();
+        CHECK(memory.held == 0);
+    }
+}
+
+TEST_CASE("reset gives memory back and the cache works again", "[cache]") {
+    CountingMemory memory;
+    CacheConfig config = make_config("gear-2", 2, 64, 64);
+    config.allocator = memory.allocator();
+    auto cache = make_cache(config);
+    const std::uint64_t empty = memory.held;
+    const Tensor k = structured(300, 2, 64, 1), v = structured(300, 2, 64, 2), q = gaussian(1, 2, 64, 3);
+    REQUIRE(append(cache.get(), k, v, 0, 300).ok());
+    REQUIRE(cache->compress(0, serial_executor()).ok());
+    const Tensor first = attend(cache.get(), q, 64, true);
+    cache->reset();
+    CHECK(cache->n_tokens(0) == 0);
+    CHECK(memory.held == empty);
+    REQUIRE(append(cache.get(), k, v, 0, 300).ok());
+    REQUIRE(cache->compress(0, serial_executor()).ok());
+    CHECK(attend(cache.get(), q, 64, true).data == first.data);
+}
+
+TEST_CASE("memory that runs out at any point leaves a cache that still works", "[cache]") {
+    const Tensor k = structured(200, 2, 64, 1), v = structured(200, 2, 64, 2), q = gaussian(2, 4, 64, 3);
+    auto whole = make_cache(make_config("gear-2", 2, 64, 64));
+    REQUIRE(append(whole.get(), k, v, 0, 200).ok());
+    REQUIRE(whole->compress(0, serial_executor()).ok());
+    const Tensor expected = attend(whole.get(), q, 64, true);
+    bool finished = false;
+    for (std::int64_t budget = 0; !finished; ++budget) {
+        REQUIRE(budget < 100);
+        CountingMemory memory;
+        memory.budget = budget;
+        CacheConfig config = make_config("gear-2", 2, 64, 64);
+        config.allocator = memory.allocator();
+        std::unique_ptr<Cache> cache;
+        const Status created = Cache::create(config, &cache);
+        if (!created.ok()) {
+            CHECK(created.code() == Code::out_of_memory);
+            CHECK(cache == nullptr);
+            CHECK(memory.held == 0);
+            continue;
+        }
+        Status appended = append(cache.get(), k, v, 0, 200);
+        if (!appended.ok()) {
+            CHECK(appended.code() == Code::out_of_memory);
+            CHECK(cache->n_tokens(0) == 0);
+            memory.budget = INT64_MAX;
+            REQUIRE(append(cache.get(), k, v, 0, 200).ok());
+        }
+        Status compressed = cache->compress(0, serial_executor());
+        if (!compressed.ok()) {
+            CHECK(compressed.code() == Code::out_of_memory);
+            CHECK(cache->n_tokens(0) == 200);
+            memory.budget = INT64_MAX;
+            REQUIRE(cache->compress(0, serial_executor()).ok());
+        }
+        finished = appended.ok() && compressed.ok();
+        memory.budget = INT64_MAX;
+        CHECK(attend(cache.get(), q, 64, true).data == expected.data);
+        cache.reset();
+        CHECK(memory.held == 0);
+    }
+}
+
+TEST_CASE("bad calls are refused and change nothing", "[cache]") {
+    const Tensor k = gaussian(100, 2, 64, 1), v = gaussian(100, 2, 64, 2), q = gaussian(2, 4, 64, 3);
+    auto cache = make_cache(make_config("gear-2", 2, 64, 64, 100));
+    REQUIRE(append(cache.get(), k, v, 0, 90).ok());
+    const Tensor expected = attend(cache.get(), q, 64, true);
+    Tensor bad = k;
+    bad.at(5, 1, 2) = NAN;
+    CHECK(append(cache.get(), bad, v, 5, 1).code() == Code::non_finite);
+    bad = v;
+    bad.at(5, 1, 2) = INFINITY;
+    CHECK(append(cache.get(), k, bad, 5, 1).code() == Code::non_finite);
+    bad.at(5, 1, 2) = 1e6;
+    CHECK(append(cache.get(), k, bad, 5, 1).code() == Code::not_representable);
+    CHECK(append(cache.get(), k, v, 0, 11).code() == Code::capacity_exceeded);
+    CHECK(append(cache.get(), k, v, 0, 0).code() == Code::wrong_size);
+    CHECK(append(cache.get(), k, v, 0, 1, 7).code() == Code::invalid_argument);
+    CHECK(cache->append(0, Rows{}, Rows{}, 1, serial_executor()).code() == Code::invalid_argument);
+
+    std::vector<float> data = to_floats(q), out(2 * 4 * 64, 7.0f);
+    const auto code = [&](Queries queries) { return cache->attend(0, queries, out.data(), serial_executor()).code(); };
+    Queries queries = queries_of(data, q, true);
+    queries.n_heads = 3;
+    CHECK(code(queries) == Code::wrong_size);
+    queries = queries_of(data, q, true);
+    queries.n_queries = 0;
+    CHECK(code(queries) == Code::wrong_size);
+    queries = queries_of(data, q, true);
+    queries.n_queries = 91;
+    CHECK(code(queries) == Code::wrong_size);
+    queries = queries_of(data, q, true);
+    queries.scale = NAN;
+    CHECK(code(queries) == Code::invalid_argument);
+    queries = queries_of(data, q, true);
+    data[3] = NAN;
+    CHECK(code(queries) == Code::non_finite);
+    for (float x : out) REQUIRE(x == 7.0f);
+    CHECK(cache->n_tokens(0) == 90);
+    CHECK(attend(cache.get(), q, 64, true).data == expected.data);
+
+    auto empty = make_cache(make_config("gear-2", 2, 64, 64));
+    data = to_floats(q);
+    CHECK(empty->attend(0, queries_of(data, q, true), out.data(), serial_executor()).code() == Code::wrong_size);
+}
+
+TEST_CASE("configurations that cannot be are refused with the field's name", "[cache]") {
+    const auto refuse = [](Code code, const char* field, auto&& change) {
+        CacheConfig config = make_config("gear-2", 2, 64, 64);
+        change(config);
+        std::unique_ptr<Cache> cache;
+        const Status status = Cache::create(config, &cache);
+        INFO(field << ": " << status.message());
+        CHECK(status.code() == code);
+        CHECK(std::strstr(status.message(), field) != nullptr);
+        CHECK(cache == nullptr);
+    };
+    refuse(Code::wrong_size, "n_layers", [](CacheConfig& c) { c.n_layers = 0; });
+    refuse(Code::wrong_size, "n_kv_heads", [](CacheConfig& c) { c.n_kv_heads = 5000; });
+    refuse(Code::wrong_size, "key_dim", [](CacheConfig& c) { c.key_dim = 60; });
+    refuse(Code::wrong_size, "value_dim", [](CacheConfig& c) { c.value_dim = 0; });
+    refuse(Code::wrong_size, "max_tokens", [](CacheConfig& c) { c.max_tokens = 0; });
+    refuse(Code::bad_spec, "bits", [](CacheConfig& c) { c.spec.key.bits = 7; });
+    refuse(Code::invalid_argument, "allocator", [](CacheConfig& c) { c.allocator = {}; });
+}
