@@ -1,0 +1,73 @@
+// The adapter to oneTBB: the only file that knows it.
+#include "gearkv/executor.hpp"
+
+#if defined(GEARKV_HAVE_TBB)
+
+#include <oneapi/tbb/parallel_for.h>
+#include <oneapi/tbb/task_arena.h>
+
+#include <algorithm>
+#include <exception>
+#include <new>
+#include <thread>
+
+namespace gearkv {
+namespace {
+
+constexpr unsigned max_threads = 1024;
+
+class TbbExecutor final : public Executor {
+  public:
+    explicit TbbExecutor(unsigned n_threads) : arena_(static_cast<int>(n_threads)), n_threads_(n_threads) {
+        arena_.initialize();
+    }
+
+    void parallel_for(std::size_t n_tasks, Task task, void* context) noexcept override {
+        if (n_tasks <= 1 || n_threads_ == 1) {
+            for (std::size_t i = 0; i < n_tasks; ++i) task(context, i);
+            return;
+        }
+        arena_.execute([&] {
+            tbb::parallel_for(
+                std::size_t{0}, n_tasks, [&](std::size_t i) { task(context, i); }, tbb::simple_partitioner());
+        });
+    }
+
+    unsigned n_threads() const noexcept override { return n_threads_; }
+
+  private:
+    tbb::task_arena arena_;
+    unsigned n_threads_;
+};
+
+}  // namespace
+
+Status create_tbb_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexcept {
+    if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
+    if (n_threads > max_threads) {
+        return Status::error(Code::invalid_argument, "%u threads, expected at most %u", n_threads, max_threads);
+    }
+    if (n_threads == 0) n_threads = std::max(std::thread::hardware_concurrency(), 1u);
+    try {
+        *out = std::make_unique<TbbExecutor>(n_threads);
+    } catch (const std::bad_alloc&) {
+        return Status::error(Code::out_of_memory, "no memory for an arena of %u threads", n_threads);
+    } catch (const std::exception& error) {
+        return Status::error(Code::thread_failure, "oneTBB refused an arena of %u threads: %s", n_threads, error.what());
+    }
+    return {};
+}
+
+}  // namespace gearkv
+
+#else
+
+namespace gearkv {
+
+Status create_tbb_executor(unsigned, std::unique_ptr<Executor>*) noexcept {
+    return Status::error(Code::invalid_argument, "this build has no oneTBB, expected one with -Dthreads=tbb");
+}
+
+}  // namespace gearkv
+
+#endif

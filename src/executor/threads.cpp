@@ -1,0 +1,126 @@
+// A pool of sleeping threads beside the caller's own.
+#include "gearkv/executor.hpp"
+
+#if defined(GEARKV_HAVE_THREADS)
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace gearkv {
+namespace {
+
+constexpr unsigned max_threads = 1024;
+
+class ThreadsExecutor final : public Executor {
+  public:
+    // Throws std::system_error or std::bad_alloc; threads already started are joined then.
+    explicit ThreadsExecutor(unsigned n_threads) {
+        try {
+            for (unsigned i = 1; i < n_threads; ++i) workers_.emplace_back([this] { work(); });
+        } catch (...) {
+            stop();
+            throw;
+        }
+    }
+    ~ThreadsExecutor() override { stop(); }
+
+    void parallel_for(std::size_t n_tasks, Task task, void* context) noexcept override {
+        if (n_tasks <= 1 || workers_.empty()) {
+            for (std::size_t i = 0; i < n_tasks; ++i) task(context, i);
+            return;
+        }
+        {
+            const std::lock_guard lock(mutex_);
+            task_ = task;
+            context_ = context;
+            n_tasks_ = n_tasks;
+            next_.store(0, std::memory_order_relaxed);
+            n_working_ = workers_.size();
+            ++generation_;
+        }
+        wake_.notify_all();
+        run_tasks();
+        std::unique_lock lock(mutex_);
+        done_.wait(lock, [this] { return n_working_ == 0; });
+    }
+
+    unsigned n_threads() const noexcept override { return static_cast<unsigned>(workers_.size()) + 1; }
+
+  private:
+    // Tasks are taken one by one, so a slow core takes fewer.
+    void run_tasks() noexcept {
+        for (std::size_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n_tasks_;) task_(context_, i);
+    }
+
+    void work() noexcept {
+        unsigned seen = 0;
+        std::unique_lock lock(mutex_);
+        while (true) {
+            wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+            if (stopping_) return;
+            seen = generation_;
+            lock.unlock();
+            run_tasks();
+            lock.lock();
+            if (--n_working_ == 0) done_.notify_one();
+        }
+    }
+
+    void stop() noexcept {
+        {
+            const std::lock_guard lock(mutex_);
+            stopping_ = true;
+        }
+        wake_.notify_all();
+        for (std::thread& worker : workers_) worker.join();
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_, done_;
+    std::vector<std::thread> workers_;
+    Task task_ = nullptr;
+    void* context_ = nullptr;
+    std::size_t n_tasks_ = 0;
+    std::atomic<std::size_t> next_{0};
+    std::size_t n_working_ = 0;
+    unsigned generation_ = 0;
+    bool stopping_ = false;
+};
+
+}  // namespace
+
+Status create_threads_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexcept {
+    if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
+    if (n_threads > max_threads) {
+        return Status::error(Code::invalid_argument, "%u threads, expected at most %u", n_threads, max_threads);
+    }
+    if (n_threads == 0) n_threads = std::max(std::thread::hardware_concurrency(), 1u);
+    try {
+        *out = std::make_unique<ThreadsExecutor>(n_threads);
+    } catch (const std::bad_alloc&) {
+        return Status::error(Code::out_of_memory, "no memory for %u threads", n_threads);
+    } catch (const std::system_error& error) {
+        return Status::error(Code::thread_failure, "the system refused %u threads: %s", n_threads, error.what());
+    }
+    return {};
+}
+
+}  // namespace gearkv
+
+#else
+
+namespace gearkv {
+
+Status create_threads_executor(unsigned, std::unique_ptr<Executor>*) noexcept {
+    return Status::error(Code::invalid_argument, "this build has no threads, expected one with -Dthreads=std or tbb");
+}
+
+}  // namespace gearkv
+
+#endif

@@ -1,0 +1,308 @@
+// The SPEC grammar; see gearkv/config.hpp. Nothing here allocates or depends on the locale.
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <string_view>
+
+#include "gearkv/config.hpp"
+
+namespace gearkv {
+namespace {
+
+constexpr const char* known_names =
+    "f32, f16, q8, kivi-B, kcvt-B, token-B, gearl-B, gear-B, gear[l]-kcvt-B or gear[l]-token-B, B = 2 3 4 8";
+constexpr const char* known_options = "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS";
+
+constexpr std::uint16_t default_rank_prompt = 4;
+constexpr std::uint16_t default_rank_decode = 2;
+constexpr float default_sparsity = 0.02f;
+constexpr std::uint32_t default_buffer_tokens = 64;
+
+constexpr std::uint16_t max_group = 4096;
+constexpr std::uint16_t max_spec_rank = 64;
+constexpr std::uint32_t max_buffer_tokens = 4096;
+
+// A name without its bits, and the parts it stands for.
+struct Family {
+    std::string_view prefix;
+    Backbone backbone;
+    bool low_rank;
+    bool outliers;
+};
+constexpr Family families[] = {
+    {"kivi-", Backbone::kivi, false, false},        {"kcvt-", Backbone::kcvt, false, false},
+    {"token-", Backbone::token, false, false},      {"gearl-kcvt-", Backbone::kcvt, true, false},
+    {"gearl-token-", Backbone::token, true, false}, {"gearl-", Backbone::kivi, true, false},
+    {"gear-kcvt-", Backbone::kcvt, true, true},     {"gear-token-", Backbone::token, true, true},
+    {"gear-", Backbone::kivi, true, true},
+};
+
+// What was read of one tensor's SPEC; buffer_tokens is 0 when it was not given.
+struct Parsed {
+    TensorSpec spec;
+    std::uint32_t buffer_tokens = 0;
+};
+
+class Parser {
+  public:
+    explicit Parser(std::string_view text) noexcept : text_(text) {}
+
+    Status parse(KvSpec* out) noexcept {
+        Parsed key, value;
+        if (accept("k=")) {
+            if (Status status = parse_tensor(&key); !status.ok()) return status;
+            if (!accept(";")) return fail("\";\" and the values' v=SPEC");
+            if (!accept("v=")) return fail("v=SPEC");
+            if (Status status = parse_tensor(&value); !status.ok()) return status;
+        } else {
+            if (Status status = parse_tensor(&key); !status.ok()) return status;
+            value = key;
+        }
+        if (at_ != text_.size()) return fail("the end");
+        if (key.buffer_tokens != 0 && value.buffer_tokens != 0 && key.buffer_tokens != value.buffer_tokens) {
+            return Status::error(Code::bad_spec, "nb is %u for keys and %u for values, expected one buffer for both",
+                                 key.buffer_tokens, value.buffer_tokens);
+        }
+        KvSpec spec;
+        spec.key = key.spec;
+        spec.value = value.spec;
+        spec.buffer_tokens = key.buffer_tokens != 0     ? key.buffer_tokens
+                             : value.buffer_tokens != 0 ? value.buffer_tokens
+                                                        : default_buffer_tokens;
+        if (Status status = validate_spec(spec); !status.ok()) return status;
+        *out = spec;
+        return {};
+    }
+
+  private:
+    bool accept(std::string_view word) noexcept {
+        if (text_.substr(at_, word.size()) != word) return false;
+        at_ += word.size();
+        return true;
+    }
+
+    Status fail(const char* expected) const noexcept {
+        // Long texts are cut so that the place and what is known there stay in the message.
+        const std::size_t first = at_ > 24 ? at_ - 24 : 0;
+        const int before = static_cast<int>(at_ - first);
+        const int after = static_cast<int>(std::min<std::size_t>(text_.size() - at_, 16));
+        return Status::error(Code::bad_spec, "\"%.*s[^]%.*s\" at character %zu: expected %s", before,
+                             text_.data() + first, after, text_.data() + at_, at_ + 1, expected);
+    }
+
+    Status parse_tensor(Parsed* out) noexcept {
+        if (Status status = parse_name(&out->spec); !status.ok()) return status;
+        if (!accept(":")) return {};
+        do {
+            if (Status status = parse_option(out); !status.ok()) return status;
+        } while (accept(","));
+        return {};
+    }
+
+    bool at_name_end() const noexcept {
+        return at_ == text_.size() || text_[at_] == ':' || text_[at_] == ';';
+    }
+
+    Status parse_name(TensorSpec* spec) noexcept {
+        const std::size_t start = at_;
+        if (accept("f32")) {
+            *spec = {Backbone::raw32, 32};
+        } else if (accept("f16")) {
+            *spec = {Backbone::raw16, 16};
+        } else if (accept("q8")) {
+            *spec = {Backbone::token, 8};
+        } else {
+            for (const Family& family : families) {
+                if (!accept(family.prefix)) continue;
+                if (at_ < text_.size() && std::strchr("2348", text_[at_]) != nullptr) {
+                    spec->backbone = family.backbone;
+                    spec->bits = static_cast<std::uint8_t>(text_[at_++] - '0');
+                    if (family.low_rank) {
+                        spec->rank_prompt = default_rank_prompt;
+                        spec->rank_decode = default_rank_decode;
+                    }
+                    if (family.outliers) spec->sparsity = default_sparsity;
+                    break;
+                }
+                return fail("2, 3, 4 or 8 bits");
+            }
+        }
+        if (at_ != start && at_name_end()) return {};
+        if (at_ == start) return fail(known_names);
+        return fail("\":\" and options, \";\" or the end");
+    }
+
+    Status parse_option(Parsed* out) noexcept {
+        const std::size_t start = at_;
+        const bool known = accept("g=") || accept("rg=") || accept("r=") || accept("s=") || accept("nb=");
+        if (!known) return fail(known_options);
+        const std::string_view name = text_.substr(start, at_ - start);
+        TensorSpec& spec = out->spec;
+        if (name == "nb=") return parse_count(max_buffer_tokens, &out->buffer_tokens);
+        if (spec.raw()) {
+            at_ = start;
+            return fail("nb=TOKENS, the only option of an uncompressed tensor");
+        }
+        if (name == "s=") return parse_fraction(&spec.sparsity);
+        std::uint32_t count = 0;
+        if (Status status = parse_count(name == "g=" ? max_group : max_spec_rank, &count); !status.ok()) return status;
+        std::uint16_t& field = name == "g=" ? spec.group : name == "r=" ? spec.rank_prompt : spec.rank_decode;
+        field = static_cast<std::uint16_t>(count);
+        // r alone speaks for generated blocks too where it asks for less.
+        if (name == "r=" && spec.rank_decode > spec.rank_prompt) spec.rank_decode = spec.rank_prompt;
+        return {};
+    }
+
+    Status parse_count(std::uint32_t most, std::uint32_t* out) noexcept {
+        std::uint32_t count = 0;
+        const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), count);
+        if (error != std::errc() || count > most) {
+            char expected[48];
+            std::snprintf(expected, sizeof(expected), "a whole number up to %u", most);
+            return fail(expected);
+        }
+        at_ = static_cast<std::size_t>(end - text_.data());
+        *out = count;
+        return {};
+    }
+
+    Status parse_fraction(float* out) noexcept {
+        float fraction = 0.0f;
+        const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), fraction);
+        if (error != std::errc() || !(fraction >= 0.0f && fraction < 1.0f)) return fail("a fraction from 0 to below 1");
+        at_ = static_cast<std::size_t>(end - text_.data());
+        *out = fraction;
+        return {};
+    }
+
+    std::string_view text_;
+    std::size_t at_ = 0;
+};
+
+Status validate_tensor(const TensorSpec& spec, const char* name) noexcept {
+    if (spec.raw()) {
+        const int bits = spec.backbone == Backbone::raw32 ? 32 : 16;
+        if (spec.bits == bits && spec.rank_prompt == 0 && spec.rank_decode == 0 && spec.sparsity == 0.0f) return {};
+        return Status::error(Code::bad_spec, "%s are uncompressed with %u bits, ranks %u and %u, sparsity %g, expected "
+                             "%d bits and nothing else", name, spec.bits, spec.rank_prompt, spec.rank_decode,
+                             static_cast<double>(spec.sparsity), bits);
+    }
+    if (spec.backbone != Backbone::kivi && spec.backbone != Backbone::kcvt && spec.backbone != Backbone::token) {
+        return Status::error(Code::bad_spec, "backbone of %s is %u, expected 0 to 4", name,
+                             static_cast<unsigned>(spec.backbone));
+    }
+    if (spec.bits != 2 && spec.bits != 3 && spec.bits != 4 && spec.bits != 8) {
+        return Status::error(Code::bad_spec, "%s have %u bits, expected 2, 3, 4 or 8", name, spec.bits);
+    }
+    if (spec.group < 32 || spec.group > max_group || spec.group % 32 != 0) {
+        return Status::error(Code::bad_spec, "group of %s is %u, expected a multiple of 32 from 32 to %u", name,
+                             spec.group, max_group);
+    }
+    if (spec.rank_prompt > max_spec_rank || spec.rank_decode > max_spec_rank) {
+        return Status::error(Code::bad_spec, "ranks of %s are %u and %u, expected at most %u", name, spec.rank_prompt,
+                             spec.rank_decode, max_spec_rank);
+    }
+    if (!(spec.sparsity >= 0.0f && spec.sparsity < 1.0f)) {
+        return Status::error(Code::bad_spec, "sparsity of %s is %g, expected from 0 to below 1", name,
+                             static_cast<double>(spec.sparsity));
+    }
+    return {};
+}
+
+// Text into a buffer that may be too short; keeps counting.
+class Writer {
+  public:
+    Writer(char* text, std::size_t n_chars) noexcept : text_(text), n_chars_(n_chars) {}
+    void add(std::string_view word) noexcept {
+        for (const char c : word) {
+            if (n_ + 1 < n_chars_) text_[n_] = c;
+            ++n_;
+        }
+    }
+    template <class Number>
+    void add_number(Number number) noexcept {
+        char digits[32];
+        const auto [end, error] = std::to_chars(digits, digits + sizeof(digits), number);
+        add({digits, static_cast<std::size_t>(end - digits)});
+    }
+    // False when the text did not fit.
+    bool finish() noexcept {
+        if (n_chars_ > 0) text_[std::min(n_, n_chars_ - 1)] = '\0';
+        return n_ < n_chars_;
+    }
+    std::size_t n() const noexcept { return n_; }
+
+  private:
+    char* text_;
+    std::size_t n_chars_;
+    std::size_t n_ = 0;
+};
+
+void write_tensor(const TensorSpec& spec, std::uint32_t buffer_tokens, Writer* out) noexcept {
+    char separator = ':';
+    const auto option = [&](std::string_view name, auto number) {
+        out->add({&separator, 1});
+        out->add(name);
+        out->add_number(number);
+        separator = ',';
+    };
+    if (spec.raw()) {
+        out->add(spec.backbone == Backbone::raw32 ? "f32" : "f16");
+    } else {
+        const bool low_rank = spec.rank_prompt != 0 || spec.rank_decode != 0;
+        const bool outliers = low_rank && spec.sparsity != 0.0f;
+        for (const Family& family : families) {
+            if (family.backbone != spec.backbone || family.low_rank != low_rank || family.outliers != outliers) continue;
+            out->add(family.prefix);
+        }
+        out->add_number(static_cast<unsigned>(spec.bits));
+        if (spec.group != TensorSpec().group) option("g=", spec.group);
+        if (low_rank && spec.rank_prompt != default_rank_prompt) option("r=", spec.rank_prompt);
+        if (low_rank && spec.rank_decode != std::min(default_rank_decode, spec.rank_prompt)) option("rg=", spec.rank_decode);
+        if (spec.sparsity != (outliers ? default_sparsity : 0.0f)) option("s=", spec.sparsity);
+    }
+    if (buffer_tokens != default_buffer_tokens) option("nb=", buffer_tokens);
+}
+
+}  // namespace
+
+Status parse_spec(const char* text, KvSpec* out) noexcept {
+    if (text == nullptr || out == nullptr) {
+        return Status::error(Code::invalid_argument, "%s is null", text == nullptr ? "text" : "out");
+    }
+    return Parser(text).parse(out);
+}
+
+Status validate_spec(const KvSpec& spec) noexcept {
+    if (Status status = validate_tensor(spec.key, "keys"); !status.ok()) return status;
+    if (Status status = validate_tensor(spec.value, "values"); !status.ok()) return status;
+    if (spec.buffer_tokens < 1 || spec.buffer_tokens > max_buffer_tokens) {
+        return Status::error(Code::bad_spec, "buffer of %u tokens, expected 1 to %u", spec.buffer_tokens,
+                             max_buffer_tokens);
+    }
+    if (spec.key.backbone == Backbone::kivi && spec.buffer_tokens % spec.key.group != 0) {
+        return Status::error(Code::bad_spec, "buffer of %u tokens, expected a multiple of the keys' group of %u",
+                             spec.buffer_tokens, spec.key.group);
+    }
+    return {};
+}
+
+Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept {
+    if (text == nullptr) return Status::error(Code::invalid_argument, "text is null");
+    if (Status status = validate_spec(spec); !status.ok()) return status;
+    Writer writer(text, n_chars);
+    if (spec.key == spec.value) {
+        write_tensor(spec.key, spec.buffer_tokens, &writer);
+    } else {
+        writer.add("k=");
+        write_tensor(spec.key, spec.buffer_tokens, &writer);
+        writer.add(";v=");
+        write_tensor(spec.value, spec.buffer_tokens, &writer);
+    }
+    if (writer.finish()) return {};
+    return Status::error(Code::wrong_size, "room for %zu characters, expected %zu", n_chars, writer.n() + 1);
+}
+
+}  // namespace gearkv
