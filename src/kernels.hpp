@@ -135,8 +135,8 @@ struct AttentionKernels {
 
 struct Kernels {
     Level level;
-    CodecKernels codec;
-    AttentionKernels attention;
+    const CodecKernels& codec;
+    const AttentionKernels& attention;
 };
 
 // The tables, compiled per level; null where a level is not part of this build.

@@ -1,0 +1,166 @@
+// Reference of the attention kernels: each does what kernels.hpp says, one number at a time.
+#include <math.h>
+
+#include "level.hpp"
+#include "tables.hpp"
+
+namespace gearkv {
+namespace {
+
+using std::size_t;
+using std::uint16_t;
+using std::uint32_t;
+
+// Code `depth` of a plane of `bits` bits, whose words are `stride` apart; see block.hpp.
+uint32_t plane_code(const uint32_t* words, size_t stride, uint32_t depth, uint32_t bits) {
+    const uint32_t per_word = 32 / bits;
+    const uint32_t at = depth % per_word;
+    return words[depth / per_word * stride] >> (8 * (at % 4) + bits * (at / 4)) & ((1u << bits) - 1);
+}
+
+template <uint32_t bits>
+uint32_t key_code(const uint32_t* lane, uint32_t channel, uint32_t dim) {
+    if (bits != 3) return plane_code(lane, lane_tile, channel, bits);
+    const uint32_t* high_plane = lane + size_t{2} * ((dim + 31) / 32) * lane_tile;
+    return plane_code(lane, lane_tile, channel, 2) | plane_code(high_plane, lane_tile, channel, 1) << 2;
+}
+
+template <uint32_t bits>
+void score_codes(const ScoreCodes& args) {
+    for (uint32_t token = 0; token < args.n_tiles * lane_tile; ++token) {
+        const uint32_t* lane = args.words + token / lane_tile * args.tile_words + token % lane_tile;
+        float sums[max_rows] = {};
+        for (uint32_t c = 0; c < args.n_channels; ++c) {
+            const auto code = static_cast<float>(key_code<bits>(lane, args.first_channel + c, args.dim));
+            for (uint32_t row = 0; row < args.n_rows; ++row) {
+                sums[row] += args.query[row * args.query_stride + c] * code;
+            }
+        }
+        for (uint32_t row = 0; row < args.n_rows; ++row) {
+            args.scores[row * args.score_stride + token] += sums[row];
+        }
+    }
+}
+
+template <uint32_t bits>
+uint32_t value_code(const uint32_t* lane, size_t n_lanes, uint32_t token) {
+    if (bits != 3) return plane_code(lane, n_lanes, token, bits);
+    const uint32_t* unit = lane + size_t{token / 32} * 3 * n_lanes;
+    return plane_code(unit, n_lanes, token % 32, 2) | plane_code(unit + 2 * n_lanes, n_lanes, token % 32, 1)
+                                                          << 2;
+}
+
+template <uint32_t bits>
+void mix_codes(const MixCodes& args) {
+    const uint32_t n_padded = (args.n_channels + lane_tile - 1) / lane_tile * lane_tile;
+    for (uint32_t channel = args.first_channel; channel < args.first_channel + n_padded; ++channel) {
+        float sums[max_rows] = {};
+        for (uint32_t t = 0; t < args.n_tokens; ++t) {
+            const auto code = static_cast<float>(value_code<bits>(args.words + channel, args.n_lanes, t));
+            for (uint32_t row = 0; row < args.n_rows; ++row) {
+                sums[row] += args.weight[row * args.weight_stride + t] * code;
+            }
+        }
+        for (uint32_t row = 0; row < args.n_rows; ++row)
+            args.out[row * args.out_stride + channel] += sums[row];
+    }
+}
+
+float to_float(float x) {
+    return x;
+}
+float to_float(uint16_t x) {
+    return half_to_float(x);
+}
+
+template <class T>
+void score_rows(float* scores, size_t score_stride, const RawRows& x, const float* query, size_t query_stride,
+                uint32_t n_rows) {
+    for (uint32_t t = 0; t < x.n_tokens; ++t) {
+        const T* key = static_cast<const T*>(x.rows) + t * x.row_stride;
+        for (uint32_t row = 0; row < n_rows; ++row) {
+            float sum = 0.0f;
+            for (uint32_t c = 0; c < x.n_channels; ++c)
+                sum += query[row * query_stride + c] * to_float(key[c]);
+            scores[row * score_stride + t] += sum;
+        }
+    }
+}
+
+template <class T>
+void mix_rows(float* out, size_t out_stride, const RawRows& x, const float* weight, size_t weight_stride,
+              uint32_t n_rows) {
+    for (uint32_t row = 0; row < n_rows; ++row) {
+        for (uint32_t c = 0; c < x.n_channels; ++c) {
+            float sum = 0.0f;
+            for (uint32_t t = 0; t < x.n_tokens; ++t) {
+                sum += weight[row * weight_stride + t] *
+                       to_float(static_cast<const T*>(x.rows)[t * x.row_stride + c]);
+            }
+            out[row * out_stride + c] += sum;
+        }
+    }
+}
+
+void add_half(float* y, const uint16_t* x, float alpha, size_t n) {
+    for (size_t t = 0; t < n; ++t)
+        y[t] += alpha * half_to_float(x[t]);
+}
+
+float dot_half(const float* y, const uint16_t* x, size_t n) {
+    float sum = 0.0f;
+    for (size_t t = 0; t < n; ++t)
+        sum += y[t] * half_to_float(x[t]);
+    return sum;
+}
+
+void scale_half(float* out, const float* x, const uint16_t* y, size_t n) {
+    for (size_t i = 0; i < n; ++i)
+        out[i] = x[i] * half_to_float(y[i]);
+}
+
+float softmax_tile(float* weight, const float* score, size_t n, float* max, float* sum) {
+    float most = *max;
+    for (size_t t = 0; t < n; ++t) {
+        if (score[t] > most) most = score[t];
+    }
+    for (size_t t = n; t % lane_tile != 0; ++t)
+        weight[t] = 0.0f;
+    if (most == -HUGE_VALF) {
+        for (size_t t = 0; t < n; ++t)
+            weight[t] = 0.0f;
+        return 1.0f;
+    }
+    float total = 0.0f;
+    for (size_t t = 0; t < n; ++t) {
+        weight[t] = ::expf(score[t] - most);
+        total += weight[t];
+    }
+    const float alpha = ::expf(*max - most);
+    *sum = *sum * alpha + total;
+    *max = most;
+    return alpha;
+}
+
+void scale(float* x, float alpha, size_t n) {
+    for (size_t i = 0; i < n; ++i)
+        x[i] *= alpha;
+}
+
+}  // namespace
+
+extern const AttentionKernels attention_scalar = {
+    {score_codes<2>, score_codes<3>, score_codes<4>, score_codes<8>},
+    {mix_codes<2>, mix_codes<3>, mix_codes<4>, mix_codes<8>},
+    score_rows<uint16_t>,
+    score_rows<float>,
+    mix_rows<uint16_t>,
+    mix_rows<float>,
+    add_half,
+    dot_half,
+    scale_half,
+    softmax_tile,
+    scale,
+};
+
+}  // namespace gearkv
