@@ -30,7 +30,7 @@ Executor& serial_executor() noexcept;
 // Errors: invalid_argument (null out, more than 1024 threads), out_of_memory, thread_failure.
 Status create_threads_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexcept;
 
-// The same through a oneTBB arena. Errors: as above, and invalid_argument in a build without oneTBB.
+// The same through a oneTBB arena, of no more threads than oneTBB finds processors. Errors: as above, and invalid_argument in a build without oneTBB.
 Status create_tbb_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexcept;
 
 // The executor this build prefers: oneTBB, then std threads, then serial.

@@ -97,7 +97,8 @@ void quantize_group(const Vector& group, const Options& options, std::vector<dou
     double scale = (hi - lo) / max_code;
     double zero = lo;
     if (options.half_metadata) {
-        scale = to_half(scale);
+        // The stored form divides in float before it rounds.
+        scale = to_half(static_cast<float>(hi - lo) / static_cast<float>(max_code));
         zero = to_half(zero);
     }
     for (std::size_t i : group) {

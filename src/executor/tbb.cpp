@@ -3,13 +3,13 @@
 
 #if defined(GEARKV_HAVE_TBB)
 
+#include <oneapi/tbb/info.h>
 #include <oneapi/tbb/parallel_for.h>
 #include <oneapi/tbb/task_arena.h>
 
 #include <algorithm>
 #include <exception>
 #include <new>
-#include <thread>
 
 namespace gearkv {
 namespace {
@@ -47,7 +47,9 @@ Status create_tbb_executor(unsigned n_threads, std::unique_ptr<Executor>* out) n
     if (n_threads > max_threads) {
         return Status::error(Code::invalid_argument, "%u threads, expected at most %u", n_threads, max_threads);
     }
-    if (n_threads == 0) n_threads = std::max(std::thread::hardware_concurrency(), 1u);
+    // oneTBB runs no more workers than it has processors, and prints a warning when asked to.
+    const unsigned most = static_cast<unsigned>(tbb::info::default_concurrency());
+    n_threads = n_threads == 0 ? most : std::min(n_threads, most);
     try {
         *out = std::make_unique<TbbExecutor>(n_threads);
     } catch (const std::bad_alloc&) {

@@ -1,7 +1,6 @@
 // .npy files as tensors [tokens, heads, dim].
 #pragma once
 
-#include <stdexcept>
 #include <string>
 
 #include "npy.hpp"
