@@ -8,24 +8,20 @@ namespace {
 
 class SerialExecutor final : public Executor {
   public:
-    constexpr SerialExecutor() noexcept = default;
     void parallel_for(std::size_t n_tasks, Task task, void* context) noexcept override {
         for (std::size_t i = 0; i < n_tasks; ++i) task(context, i);
     }
     unsigned n_threads() const noexcept override { return 1; }
 };
 
-// Never destroyed: it may serve a cache that outlives static destruction.
-union Forever {
-    constexpr Forever() noexcept : executor() {}
-    ~Forever() {}
-    SerialExecutor executor;
-};
-constinit Forever serial;
-
 }  // namespace
 
-Executor& serial_executor() noexcept { return serial.executor; }
+Executor& serial_executor() noexcept {
+    // Built at the first call and never destroyed: it may serve a cache that outlives static destruction.
+    alignas(SerialExecutor) static unsigned char memory[sizeof(SerialExecutor)];
+    static SerialExecutor* const executor = new (memory) SerialExecutor;
+    return *executor;
+}
 
 Status create_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexcept {
 #if defined(GEARKV_HAVE_TBB)

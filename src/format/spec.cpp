@@ -140,14 +140,14 @@ class Parser {
         if (!known) return fail(known_options);
         const std::string_view name = text_.substr(start, at_ - start);
         TensorSpec& spec = out->spec;
-        if (name == "nb=") return parse_count(max_buffer_tokens, &out->buffer_tokens);
+        if (name == "nb=") return parse_count(1, max_buffer_tokens, &out->buffer_tokens);
         if (spec.raw()) {
             at_ = start;
             return fail("nb=TOKENS, the only option of an uncompressed tensor");
         }
         if (name == "s=") return parse_fraction(&spec.sparsity);
         std::uint32_t count = 0;
-        if (Status status = parse_count(name == "g=" ? max_group : max_spec_rank, &count); !status.ok()) return status;
+        if (Status status = parse_count(0, name == "g=" ? max_group : max_spec_rank, &count); !status.ok()) return status;
         std::uint16_t& field = name == "g=" ? spec.group : name == "r=" ? spec.rank_prompt : spec.rank_decode;
         field = static_cast<std::uint16_t>(count);
         // r alone speaks for generated blocks too where it asks for less.
@@ -155,12 +155,12 @@ class Parser {
         return {};
     }
 
-    Status parse_count(std::uint32_t most, std::uint32_t* out) noexcept {
+    Status parse_count(std::uint32_t least, std::uint32_t most, std::uint32_t* out) noexcept {
         std::uint32_t count = 0;
         const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), count);
-        if (error != std::errc() || count > most) {
+        if (error != std::errc() || count < least || count > most) {
             char expected[48];
-            std::snprintf(expected, sizeof(expected), "a whole number up to %u", most);
+            std::snprintf(expected, sizeof(expected), "a whole number from %u to %u", least, most);
             return fail(expected);
         }
         at_ = static_cast<std::size_t>(end - text_.data());

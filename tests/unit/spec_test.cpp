@@ -1,0 +1,176 @@
+#include <cstring>
+#include <random>
+#include <string>
+
+#include "gearkv/config.hpp"
+#include "support/catch.hpp"
+
+using namespace gearkv;
+
+namespace {
+
+KvSpec parsed(const std::string& text) {
+    KvSpec spec;
+    const Status status = parse_spec(text.c_str(), &spec);
+    INFO(text << ": " << status.message());
+    REQUIRE(status.ok());
+    return spec;
+}
+
+std::string formatted(const KvSpec& spec) {
+    char text[128];
+    REQUIRE(format_spec(spec, text, sizeof(text)).ok());
+    return text;
+}
+
+std::string refusal(const std::string& text) {
+    KvSpec spec;
+    spec.buffer_tokens = 12345;
+    const Status status = parse_spec(text.c_str(), &spec);
+    INFO(text);
+    CHECK(status.code() == Code::bad_spec);
+    CHECK(spec.buffer_tokens == 12345);
+    return status.message();
+}
+
+}  // namespace
+
+TEST_CASE("names stand for backbones, bits and parts", "[spec]") {
+    const struct {
+        const char* text;
+        Backbone backbone;
+        int bits, rank;
+        float sparsity;
+    } names[] = {{"f32", Backbone::raw32, 32, 0, 0},          {"f16", Backbone::raw16, 16, 0, 0},
+                 {"q8", Backbone::token, 8, 0, 0},            {"kivi-2", Backbone::kivi, 2, 0, 0},
+                 {"kcvt-4", Backbone::kcvt, 4, 0, 0},         {"token-3", Backbone::token, 3, 0, 0},
+                 {"gearl-2", Backbone::kivi, 2, 4, 0},        {"gear-8", Backbone::kivi, 8, 4, 0.02f},
+                 {"gear-kcvt-4", Backbone::kcvt, 4, 4, 0.02f}, {"gearl-token-3", Backbone::token, 3, 4, 0}};
+    for (const auto& name : names) {
+        const KvSpec spec = parsed(name.text);
+        INFO(name.text);
+        CHECK(spec.key == spec.value);
+        CHECK(spec.key.backbone == name.backbone);
+        CHECK(spec.key.bits == name.bits);
+        CHECK(spec.key.rank_prompt == name.rank);
+        CHECK(spec.key.rank_decode == name.rank / 2);
+        CHECK(spec.key.sparsity == name.sparsity);
+        CHECK(spec.buffer_tokens == 64);
+        CHECK(formatted(spec) == (std::string(name.text) == "q8" ? "token-8" : name.text));
+    }
+}
+
+TEST_CASE("options set what they name", "[spec]") {
+    KvSpec spec = parsed("gear-2:g=32,r=8,rg=3,s=0.05,nb=128");
+    CHECK(spec.key.group == 32);
+    CHECK(spec.key.rank_prompt == 8);
+    CHECK(spec.key.rank_decode == 3);
+    CHECK(spec.key.sparsity == 0.05f);
+    CHECK(spec.buffer_tokens == 128);
+    spec = parsed("k=gear-4:r=2;v=kivi-2:nb=192");
+    CHECK(spec.key.bits == 4);
+    CHECK(spec.value.bits == 2);
+    CHECK(spec.value.rank_prompt == 0);
+    CHECK(spec.buffer_tokens == 192);
+    CHECK(parsed("gear-2:r=1").key.rank_decode == 1);
+    CHECK(parsed("gear-2:r=0").key.rank_decode == 0);
+    CHECK(parsed("kivi-2:s=1e-2").key.sparsity == 0.01f);
+    CHECK(parsed("kcvt-4:nb=20").buffer_tokens == 20);
+}
+
+TEST_CASE("a bad SPEC is refused with its place and what is known there", "[spec]") {
+    const struct {
+        const char *text, *place, *known;
+    } cases[] = {{"", "character 1:", "f32, f16, q8, kivi-B"},
+                 {"gaer-2", "character 1:", "gear-B"},
+                 {"gear-5", "character 6:", "2, 3, 4 or 8"},
+                 {"gear-", "character 6:", "2, 3, 4 or 8"},
+                 {"gear-22", "character 7:", "options"},
+                 {"gear-2:x=1", "character 8:", "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS"},
+                 {"gear-2:", "character 8:", "g=GROUP"},
+                 {"gear-2:g=", "character 10:", "whole number"},
+                 {"gear-2:g=-1", "character 10:", "whole number"},
+                 {"gear-2:r=65", "character 10:", "from 0 to 64"},
+                 {"gear-2:r=99999999999", "character 10:", "from 0 to 64"},
+                 {"gear-2:s=1", "character 10:", "fraction"},
+                 {"gear-2:s=nan", "character 10:", "fraction"},
+                 {"gear-2:s=-0.1", "character 10:", "fraction"},
+                 {"gear-2:g=64;", "character 12:", "the end"},
+                 {"f16:g=64", "character 5:", "nb=TOKENS"},
+                 {"k=gear-2", "character 9:", "v=SPEC"},
+                 {"k=gear-2;gear-2", "character 10:", "v=SPEC"},
+                 {"k=gear-2;v=", "character 12:", "f32"},
+                 {"gear-2 ", "character 7:", "options"}};
+    for (const auto& c : cases) {
+        const std::string message = refusal(c.text);
+        INFO(c.text << " -> " << message);
+        CHECK(message.find(c.place) != std::string::npos);
+        CHECK(message.find(c.known) != std::string::npos);
+    }
+}
+
+TEST_CASE("values that contradict each other are refused", "[spec]") {
+    CHECK(refusal("gear-2:g=48").find("multiple of 32") != std::string::npos);
+    CHECK(refusal("gear-2:g=0").find("multiple of 32") != std::string::npos);
+    CHECK(refusal("gear-2:nb=0").find("from 1 to 4096") != std::string::npos);
+    CHECK(refusal("gear-2:nb=96").find("multiple of the keys' group of 64") != std::string::npos);
+    CHECK(refusal("k=gear-2:nb=64;v=gear-2:nb=128").find("one buffer") != std::string::npos);
+    CHECK(refusal(std::string(10000, 'k')).find("character 1:") != std::string::npos);
+    KvSpec spec;
+    CHECK(parse_spec(nullptr, &spec).code() == Code::invalid_argument);
+    CHECK(parse_spec("f16", nullptr).code() == Code::invalid_argument);
+}
+
+TEST_CASE("what is formatted parses back to the same", "[spec]") {
+    std::mt19937 random(1);
+    const auto tensor = [&] {
+        TensorSpec spec;
+        if (random() % 5 == 0) return random() % 2 == 0 ? spec : TensorSpec{Backbone::raw32, 32};
+        spec.backbone = static_cast<Backbone>(2 + random() % 3);
+        const std::uint8_t bits[] = {2, 3, 4, 8};
+        spec.bits = bits[random() % 4];
+        spec.group = static_cast<std::uint16_t>(32 * (1 + random() % 4));
+        spec.rank_prompt = static_cast<std::uint16_t>(random() % 3 == 0 ? 0 : random() % 65);
+        spec.rank_decode = static_cast<std::uint16_t>(random() % 3 == 0 ? 0 : random() % 65);
+        if (random() % 2 == 0) spec.sparsity = static_cast<float>(random() % 1000) / 1001.0f;
+        return spec;
+    };
+    int n_valid = 0;
+    for (int i = 0; i < 20000; ++i) {
+        KvSpec spec;
+        spec.key = tensor();
+        spec.value = random() % 2 == 0 ? spec.key : tensor();
+        spec.buffer_tokens = random() % 2 == 0 ? 64 : static_cast<std::uint32_t>(1 + random() % 4096);
+        if (!validate_spec(spec).ok()) continue;
+        ++n_valid;
+        const std::string text = formatted(spec);
+        INFO(text);
+        CHECK(parsed(text) == spec);
+    }
+    CHECK(n_valid > 5000);
+}
+
+TEST_CASE("a SPEC that does not fit its room is refused and still ended", "[spec]") {
+    const KvSpec spec = parsed("k=gear-2:g=32,r=8;v=kivi-4");
+    const std::string whole = formatted(spec);
+    for (std::size_t n = 1; n <= whole.size(); ++n) {
+        std::string room(n, '#');
+        CHECK(format_spec(spec, room.data(), n).code() == Code::wrong_size);
+        CHECK(std::strlen(room.data()) < n);
+    }
+    KvSpec bad = spec;
+    bad.key.bits = 5;
+    char text[128];
+    CHECK(format_spec(bad, text, sizeof(text)).code() == Code::bad_spec);
+}
+
+TEST_CASE("random bytes never do worse than a refusal", "[spec][fuzz]") {
+    std::mt19937 random(7);
+    const std::string alphabet = "kv=gear-l;:,2348gsrnb=0.1f6it";
+    for (int i = 0; i < 50000; ++i) {
+        std::string text(random() % 24, ' ');
+        for (char& c : text) c = random() % 8 == 0 ? static_cast<char>(1 + random() % 255) : alphabet[random() % alphabet.size()];
+        KvSpec spec;
+        if (parse_spec(text.c_str(), &spec).ok()) CHECK(validate_spec(spec).ok());
+    }
+}
