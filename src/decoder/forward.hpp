@@ -1,0 +1,57 @@
+// One pass of tokens through a llama-architecture model.
+#pragma once
+
+#include <vector>
+
+#include "decoder/floats.hpp"
+#include "decoder/model.hpp"
+#include "decoder/product.hpp"
+#include "gearkv/cache.hpp"
+#include "gearkv/executor.hpp"
+
+namespace gearkv {
+
+// Working memory and products of one session. Allocates in its constructor only.
+class Forward {
+  public:
+    // Everything is borrowed. Feeds up to `chunk` tokens at once. May throw std::bad_alloc.
+    Forward(const LlamaModel& model, const LinearKernels& kernels, std::size_t chunk, Executor& executor);
+
+    // Appends n <= chunk tokens at positions [position, position + n) to every layer of the cache.
+    // Errors: those of Cache; *touched tells whether some layer already holds the tokens then.
+    Status feed(const Token* tokens, std::size_t n, std::uint64_t position, Cache& cache,
+                bool* touched) noexcept;
+
+    // Logits of the tokens [first, first + n) of those fed last, [n, n_vocab]. To be called once per feed.
+    // Errors: non_finite.
+    Status compute_logits(std::size_t first, std::size_t n, float* logits) noexcept;
+
+  private:
+    void embed(const Token* tokens, std::size_t n, std::uint64_t position) noexcept;
+    Status attend(const LayerWeights& layer, std::uint32_t index, std::size_t n, Cache& cache,
+                  bool* touched) noexcept;
+    void feed_forward(const LayerWeights& layer, std::size_t n) noexcept;
+
+    // Calls fn(t) for every token t < n, a few tokens to a task.
+    template <class Function>
+    void for_tokens(std::size_t n, Function&& fn) noexcept;
+    void normalise(std::size_t first, std::size_t n, const std::vector<float>& weight) noexcept;
+    void rotate(float* x, std::size_t n_heads, std::size_t n) noexcept;
+
+    const ModelParams& params_;
+    const Weights& weights_;
+    Executor& executor_;
+    ProductEngine engine_;
+    std::vector<double> frequencies_;  // [rope_dim / 2], radians per position
+    Floats turns_;                     // [chunk, rope_dim / 2, 2], cosine and sine
+    Floats x_;                         // [chunk, n_embd], the residual stream
+    Floats normed_;                    // [chunk, n_embd]
+    Floats query_;                     // [chunk, n_heads, head_dim]
+    Floats key_;                       // [chunk, n_kv_heads, head_dim]
+    Floats value_;                     // [chunk, n_kv_heads, head_dim]
+    Floats mixed_;                     // [chunk, n_heads, head_dim], attention output
+    Floats gate_;                      // [chunk, n_ff]
+    Floats up_;                        // [chunk, n_ff]
+};
+
+}  // namespace gearkv

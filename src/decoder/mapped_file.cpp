@@ -1,0 +1,94 @@
+#include "decoder/mapped_file.hpp"
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace gearkv {
+namespace {
+
+const char* file_kind(mode_t mode) {
+    if (S_ISDIR(mode)) return "a directory";
+    if (S_ISFIFO(mode)) return "a FIFO";
+    if (S_ISCHR(mode)) return "a character device";
+    if (S_ISBLK(mode)) return "a block device";
+    if (S_ISSOCK(mode)) return "a socket";
+    return "no regular file";
+}
+
+// strerror_r comes in two shapes, and one of these serves it.
+[[maybe_unused]] const char* pick_message(int, const char* buffer) {
+    return buffer;
+}
+[[maybe_unused]] const char* pick_message(const char* message, const char*) {
+    return message;
+}
+
+Status system_error(const char* what, const char* path) {
+    const int error = errno;
+    char buffer[96] = "unknown error";
+    const char* message = pick_message(strerror_r(error, buffer, sizeof(buffer)), buffer);
+    const Code code = error == ENOMEM ? Code::out_of_memory : Code::io_error;
+    return Status::error(code, "cannot %s '%.100s': %s", what, path, message);
+}
+
+Status map_descriptor(int descriptor, const char* path, const std::uint8_t** bytes, std::uint64_t* n_bytes) {
+    struct stat info = {};
+    if (fstat(descriptor, &info) != 0) return system_error("inspect", path);
+    if (!S_ISREG(info.st_mode)) {
+        return Status::error(Code::io_error, "'%.100s' is %s, expected a regular file", path,
+                             file_kind(info.st_mode));
+    }
+    const auto size = static_cast<std::uint64_t>(info.st_size);
+    if (size > SIZE_MAX) {
+        return Status::error(Code::out_of_memory, "'%.100s' is larger than the address space", path);
+    }
+    *bytes = nullptr;
+    *n_bytes = size;
+    if (size == 0) return {};
+    void* mapping = mmap(nullptr, static_cast<std::size_t>(size), PROT_READ, MAP_PRIVATE, descriptor, 0);
+    if (mapping == MAP_FAILED) return system_error("map", path);
+    *bytes = static_cast<const std::uint8_t*>(mapping);
+    return {};
+}
+
+}  // namespace
+
+MappedFile::~MappedFile() {
+    if (bytes_ != nullptr) {
+        munmap(const_cast<std::uint8_t*>(bytes_), static_cast<std::size_t>(n_bytes_));
+    }
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : bytes_(std::exchange(other.bytes_, nullptr)), n_bytes_(std::exchange(other.n_bytes_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+    std::swap(bytes_, other.bytes_);
+    std::swap(n_bytes_, other.n_bytes_);
+    return *this;
+}
+
+Status MappedFile::map(const char* path, MappedFile* out) noexcept {
+    if (path == nullptr || out == nullptr)
+        return Status::error(Code::invalid_argument, "null path or output");
+    // O_NONBLOCK: opening a FIFO nobody writes to must not hang.
+    int descriptor;
+    do {
+        descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    } while (descriptor < 0 && errno == EINTR);
+    if (descriptor < 0) return system_error("open", path);
+    MappedFile file;
+    const Status status = map_descriptor(descriptor, path, &file.bytes_, &file.n_bytes_);
+    close(descriptor);
+    if (!status.ok()) return status;
+    *out = std::move(file);
+    return {};
+}
+
+}  // namespace gearkv

@@ -1,0 +1,220 @@
+// Metadata by key and as text.
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+
+#include "decoder/gguf.hpp"
+
+namespace gearkv {
+namespace {
+
+constexpr std::size_t max_text_bytes = 16384;  // of a string shown to people
+
+template <class T>
+T load(const std::uint8_t* data) {
+    T value;
+    std::memcpy(&value, data, sizeof(value));
+    return value;
+}
+
+// The scalar at `key`, or null with *status set when it is absent but required, or an array.
+const GgufValue* find_scalar(const GgufFile& file, std::string_view key, bool required, Status* status) {
+    const GgufValue* value = find_value(file, key);
+    const int n = static_cast<int>(key.size());
+    if (value == nullptr) {
+        if (required) *status = Status::error(Code::missing_key, "the file has no '%.*s'", n, key.data());
+        return nullptr;
+    }
+    if (value->is_array) {
+        *status =
+            Status::error(Code::bad_metadata, "'%.*s' is an array, expected a single value", n, key.data());
+        return nullptr;
+    }
+    return value;
+}
+
+Status wrong_type(const GgufValue& value, const char* expected) {
+    return Status::error(Code::bad_metadata, "'%.*s' is of type %s, expected %s",
+                         static_cast<int>(value.key.size()), value.key.data(), value_type_name(value.element),
+                         expected);
+}
+
+// An integer of any stored type as sign and magnitude; false when it is not an integer.
+bool load_integer(const GgufValue& value, bool* negative, std::uint64_t* magnitude) {
+    std::int64_t number = 0;
+    *negative = false;
+    switch (value.element) {
+        case ValueType::u8:
+            *magnitude = load<std::uint8_t>(value.data);
+            return true;
+        case ValueType::u16:
+            *magnitude = load<std::uint16_t>(value.data);
+            return true;
+        case ValueType::u32:
+            *magnitude = load<std::uint32_t>(value.data);
+            return true;
+        case ValueType::u64:
+            *magnitude = load<std::uint64_t>(value.data);
+            return true;
+        case ValueType::i8:
+            number = load<std::int8_t>(value.data);
+            break;
+        case ValueType::i16:
+            number = load<std::int16_t>(value.data);
+            break;
+        case ValueType::i32:
+            number = load<std::int32_t>(value.data);
+            break;
+        case ValueType::i64:
+            number = load<std::int64_t>(value.data);
+            break;
+        default:
+            return false;
+    }
+    *negative = number < 0;
+    *magnitude = *negative ? 0 - static_cast<std::uint64_t>(number) : static_cast<std::uint64_t>(number);
+    return true;
+}
+
+std::string scalar_text(const GgufValue& value) {
+    bool negative = false;
+    std::uint64_t magnitude = 0;
+    if (load_integer(value, &negative, &magnitude)) {
+        std::string text = std::to_string(magnitude);
+        return negative ? "-" + text : text;
+    }
+    if (value.element == ValueType::boolean) return value.data[0] != 0 ? "true" : "false";
+    char text[40];  // shortest text that reads back to the same number, whatever the locale
+    const std::to_chars_result result =
+        value.element == ValueType::f32 ? std::to_chars(text, text + sizeof(text), load<float>(value.data))
+                                        : std::to_chars(text, text + sizeof(text), load<double>(value.data));
+    return std::string(text, result.ptr);
+}
+
+// Bytes of the well-formed UTF-8 character at the start of text, and its code point; 0 for anything else.
+std::size_t decode_utf8(std::string_view text, std::uint32_t* code_point) {
+    const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+    const unsigned char lead = byte(0);
+    if (lead < 0x80) {
+        *code_point = lead;
+        return 1;
+    }
+    const std::size_t n = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+    if (lead < 0xc2 || lead > 0xf4 || text.size() < n) return 0;
+    std::uint32_t value = lead & (0x7fu >> n);
+    for (std::size_t i = 1; i < n; i++) {
+        if ((byte(i) & 0xc0) != 0x80) return 0;
+        value = value << 6 | (byte(i) & 0x3f);
+    }
+    constexpr std::uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
+    if (value < smallest[n] || value > 0x10ffff || (value >= 0xd800 && value <= 0xdfff)) return 0;
+    *code_point = value;
+    return n;
+}
+
+// Characters that could steer a terminal or reorder a line.
+bool is_unsafe(std::uint32_t c) {
+    return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x200e || c == 0x200f ||
+           (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069) || c == 0xfeff;
+}
+
+}  // namespace
+
+const char* value_type_name(ValueType type) noexcept {
+    constexpr const char* names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
+                                     "bool", "string", "array", "u64", "i64", "f64"};
+    const auto index = static_cast<std::size_t>(type);
+    return index < std::size(names) ? names[index] : "?";
+}
+
+Status read_integer(const GgufFile& file, std::string_view key, bool required, IntegerRange range,
+                    std::uint32_t* out) noexcept {
+    Status status;
+    const GgufValue* value = find_scalar(file, key, required, &status);
+    if (value == nullptr) return status;
+    bool negative = false;
+    std::uint64_t magnitude = 0;
+    if (!load_integer(*value, &negative, &magnitude)) return wrong_type(*value, "an integer");
+    if (negative || magnitude < range.min || magnitude > range.max) {
+        return Status::error(
+            Code::bad_metadata, "'%.*s' is %s%llu, expected %llu to %llu", static_cast<int>(key.size()),
+            key.data(), negative ? "-" : "", static_cast<unsigned long long>(magnitude),
+            static_cast<unsigned long long>(range.min), static_cast<unsigned long long>(range.max));
+    }
+    *out = static_cast<std::uint32_t>(magnitude);
+    return {};
+}
+
+Status read_float(const GgufFile& file, std::string_view key, bool required, float* out) noexcept {
+    Status status;
+    const GgufValue* value = find_scalar(file, key, required, &status);
+    if (value == nullptr) return status;
+    double number = 0;
+    if (value->element == ValueType::f32) {
+        number = static_cast<double>(load<float>(value->data));
+    } else if (value->element == ValueType::f64) {
+        number = load<double>(value->data);
+    } else {
+        return wrong_type(*value, "a float");
+    }
+    if (!(std::fabs(number) <= 3.4028234663852886e38)) {
+        return Status::error(Code::bad_metadata, "'%.*s' is %g, expected a finite float",
+                             static_cast<int>(key.size()), key.data(), number);
+    }
+    *out = static_cast<float>(number);
+    return {};
+}
+
+Status read_bool(const GgufFile& file, std::string_view key, bool required, bool* out) noexcept {
+    Status status;
+    const GgufValue* value = find_scalar(file, key, required, &status);
+    if (value == nullptr) return status;
+    if (value->element != ValueType::boolean) return wrong_type(*value, "a bool");
+    *out = value->data[0] != 0;
+    return {};
+}
+
+Status read_string(const GgufFile& file, std::string_view key, bool required,
+                   std::string_view* out) noexcept {
+    Status status;
+    const GgufValue* value = find_scalar(file, key, required, &status);
+    if (value == nullptr) return status;
+    if (value->element != ValueType::string) return wrong_type(*value, "a string");
+    *out = StringCursor(*value).next();
+    return {};
+}
+
+std::string escape_text(std::string_view text) {
+    std::string out;
+    out.reserve(text.size());
+    for (std::size_t at = 0; at < text.size();) {
+        std::uint32_t c = 0;
+        const std::size_t n = decode_utf8(text.substr(at), &c);
+        if (n == 1 && (c == '\n' || c == '\\')) {
+            out += c == '\n' ? "\\n" : "\\\\";
+        } else if (n != 0 && !is_unsafe(c)) {
+            out += text.substr(at, n);
+        } else {
+            for (const char byte : text.substr(at, std::max<std::size_t>(n, 1))) {
+                char escaped[8];
+                std::snprintf(escaped, sizeof(escaped), "\\x%02x", static_cast<unsigned char>(byte));
+                out += escaped;
+            }
+        }
+        at += std::max<std::size_t>(n, 1);
+    }
+    return out;
+}
+
+std::string value_text(const GgufValue& value) {
+    if (value.is_array)
+        return std::string(value_type_name(value.element)) + "[" + std::to_string(value.n) + "]";
+    if (value.element != ValueType::string) return scalar_text(value);
+    const std::string_view text = StringCursor(value).next();
+    std::string out = escape_text(text.substr(0, max_text_bytes));
+    if (text.size() > max_text_bytes) out += "... (" + std::to_string(text.size()) + " bytes)";
+    return out;
+}
+
+}  // namespace gearkv

@@ -1,0 +1,48 @@
+// Matrix products of the forward pass, spread over an executor.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "decoder/floats.hpp"
+#include "decoder/linear.hpp"
+#include "decoder/model.hpp"
+#include "gearkv/executor.hpp"
+
+namespace gearkv {
+
+// y[t][r] = sum_c w[r][c] x[t][c], or += with accumulate. Rows of x and y follow one another without gaps.
+struct Product {
+    const Weight* w = nullptr;
+    const float* x = nullptr;  // [n_tokens, w->n_cols]
+    float* y = nullptr;        // [n_tokens, w->n_rows]
+    bool accumulate = false;
+};
+
+// Results do not depend on the executor. Without a BLAS they do not depend on n_tokens either: a token's
+// result has the same bits alone and within a chunk.
+class ProductEngine {
+  public:
+    // `executor` is borrowed. May throw std::bad_alloc.
+    ProductEngine(const LinearKernels& kernels, Executor& executor);
+
+    // Runs independent products over the same number of tokens. Allocates nothing.
+    void multiply(const Product* products, std::size_t n_products, std::size_t n_tokens) noexcept;
+
+    const LinearKernels& kernels() const noexcept { return kernels_; }
+
+  private:
+    void multiply_rows(const Product& product, std::size_t first_row, std::size_t n_rows,
+                       std::size_t n_tokens) noexcept;
+    void multiply_panel(const Product& product, std::size_t first_row, std::size_t n_rows,
+                        std::size_t n_tokens, float* panel) noexcept;
+    std::size_t take_panel() noexcept;
+
+    const LinearKernels& kernels_;
+    Executor& executor_;
+    std::size_t n_panels_;                        // one for each thread that may run a task
+    std::unique_ptr<std::atomic<bool>[]> taken_;  // [n_panels]
+    Floats panels_;                               // [n_panels, panel_rows, column_block]
+};
+
+}  // namespace gearkv

@@ -1,0 +1,161 @@
+#include <algorithm>
+
+#include "decoder/forward.hpp"
+#include "decoder/guarded.hpp"
+#include "decoder/model.hpp"
+#include "gearkv/decoder.hpp"
+
+namespace gearkv {
+namespace {
+
+CacheConfig cache_config(const ModelParams& params, const SessionConfig& config, std::uint32_t n_ctx) {
+    CacheConfig cache;
+    cache.n_layers = params.n_layers;
+    cache.n_kv_heads = params.n_kv_heads;
+    cache.key_dim = params.head_dim;
+    cache.value_dim = params.head_dim;
+    cache.max_tokens = n_ctx;
+    cache.spec = config.spec;
+    cache.seed = config.seed;
+    cache.level = config.level;
+    return cache;
+}
+
+class LlamaSession final : public Session {
+  public:
+    LlamaSession(std::shared_ptr<const LlamaModel> model, std::unique_ptr<Cache> cache,
+                 const LinearKernels& kernels, const SessionConfig& config, Executor& executor)
+        : model_(std::move(model)),
+          cache_(std::move(cache)),
+          n_ctx_(static_cast<std::uint32_t>(cache_->config().max_tokens)),
+          chunk_(std::min(config.chunk, n_ctx_)),
+          forward_(*model_, kernels, chunk_, executor),
+          logits_(model_->params().n_vocab) {}
+
+    Status prefill(const Token* tokens, std::size_t n_tokens) noexcept override {
+        return feed_prompt(tokens, n_tokens, nullptr);
+    }
+
+    Status prefill(const Token* tokens, std::size_t n_tokens, float* all_logits) noexcept override {
+        if (all_logits == nullptr) return Status::error(Code::invalid_argument, "null logits");
+        return feed_prompt(tokens, n_tokens, all_logits);
+    }
+
+    Status decode(Token token) noexcept override {
+        if (!failure_.ok()) return failure_;
+        if (n_tokens_ == n_ctx_) {
+            return Status::error(Code::context_full, "the context holds %u tokens, its limit", n_ctx_);
+        }
+        const Status status = check_tokens(&token, 1);
+        return status.ok() ? feed_chunk(&token, 1, nullptr, true) : status;
+    }
+
+    const float* logits() const noexcept override { return has_logits_ ? logits_.data() : nullptr; }
+    std::uint64_t n_tokens() const noexcept override { return n_tokens_; }
+    std::uint32_t n_ctx() const noexcept override { return n_ctx_; }
+    const Cache& cache() const noexcept override { return *cache_; }
+
+    void reset() noexcept override {
+        cache_->reset();
+        n_tokens_ = 0;
+        has_logits_ = false;
+        failure_ = {};
+    }
+
+  private:
+    Status check_tokens(const Token* tokens, std::size_t n) const noexcept {
+        const std::uint32_t n_vocab = model_->params().n_vocab;
+        for (std::size_t i = 0; i < n; i++) {
+            if (tokens[i] >= 0 && static_cast<std::uint32_t>(tokens[i]) < n_vocab) continue;
+            return Status::error(Code::bad_token, "token %zu is %d, expected 0 to %u", i, tokens[i],
+                                 n_vocab - 1);
+        }
+        return {};
+    }
+
+    Status feed_prompt(const Token* tokens, std::size_t n, float* all_logits) noexcept {
+        if (!failure_.ok()) return failure_;
+        if (n == 0) return Status::error(Code::empty_prompt, "a prompt of no tokens, expected at least 1");
+        if (tokens == nullptr) return Status::error(Code::invalid_argument, "null tokens");
+        if (n > n_ctx_ - n_tokens_) {
+            return Status::error(Code::prompt_too_long,
+                                 "a prompt of %zu tokens behind %llu others, expected at most %u together", n,
+                                 static_cast<unsigned long long>(n_tokens_), n_ctx_);
+        }
+        Status status = check_tokens(tokens, n);
+        for (std::size_t at = 0; status.ok() && at < n; at += chunk_) {
+            const std::size_t n_chunk = std::min<std::size_t>(chunk_, n - at);
+            float* logits = all_logits == nullptr ? nullptr : all_logits + at * model_->params().n_vocab;
+            status = feed_chunk(tokens + at, n_chunk, logits, at + n_chunk == n);
+        }
+        return status;
+    }
+
+    // Feeds up to chunk_ tokens. Logits of all of them go to all_logits unless it is null, those of the last
+    // one to logits_ when it is the last of the call. An error that leaves the layers with different tokens
+    // ends the session until it is reset.
+    Status feed_chunk(const Token* tokens, std::size_t n, float* all_logits, bool last) noexcept {
+        bool touched = false;
+        Status status = forward_.feed(tokens, n, n_tokens_, *cache_, &touched);
+        if (!status.ok() && !touched) return status;
+        has_logits_ = false;
+        if (status.ok()) status = write_logits(n, all_logits, last);
+        if (!status.ok()) {
+            failure_ =
+                Status::error(status.code(), "the session failed and needs a reset: %s", status.message());
+            return failure_;
+        }
+        n_tokens_ += n;
+        has_logits_ = last;
+        return {};
+    }
+
+    Status write_logits(std::size_t n, float* all_logits, bool last) noexcept {
+        const std::size_t n_vocab = model_->params().n_vocab;
+        if (all_logits != nullptr) {
+            const Status status = forward_.compute_logits(0, n, all_logits);
+            if (status.ok() && last) std::copy_n(all_logits + (n - 1) * n_vocab, n_vocab, logits_.data());
+            return status;
+        }
+        return last ? forward_.compute_logits(n - 1, 1, logits_.data()) : Status();
+    }
+
+    std::shared_ptr<const LlamaModel> model_;
+    std::unique_ptr<Cache> cache_;
+    std::uint32_t n_ctx_;
+    std::uint32_t chunk_;
+    Forward forward_;
+    Floats logits_;  // [n_vocab]
+    std::uint64_t n_tokens_ = 0;
+    bool has_logits_ = false;
+    Status failure_;  // what ended the session, ok while it lives
+};
+
+}  // namespace
+
+Status Session::create(std::shared_ptr<const Model> model, const SessionConfig& config, Executor& executor,
+                       std::unique_ptr<Session>* out) noexcept {
+    if (model == nullptr || out == nullptr)
+        return Status::error(Code::invalid_argument, "null model or output");
+    if (config.chunk == 0)
+        return Status::error(Code::invalid_argument, "a chunk of 0 tokens, expected at least 1");
+    auto llama = std::dynamic_pointer_cast<const LlamaModel>(std::move(model));
+    if (llama == nullptr)
+        return Status::error(Code::invalid_argument, "a model that Model::load did not make");
+    return guarded([&] {
+        const ModelParams& params = llama->params();
+        const std::uint32_t n_ctx = config.n_ctx != 0 ? config.n_ctx : params.n_ctx;
+        std::unique_ptr<Cache> cache;
+        const Status status = Cache::create(cache_config(params, config, n_ctx), &cache);
+        if (!status.ok()) return status;
+        const LinearKernels* kernels = find_linear_kernels(cache->level());
+        if (kernels == nullptr) {
+            return Status::error(Code::unavailable_level, "no matrix kernels for level %s",
+                                 level_name(cache->level()));
+        }
+        *out = std::make_unique<LlamaSession>(std::move(llama), std::move(cache), *kernels, config, executor);
+        return Status();
+    });
+}
+
+}  // namespace gearkv
