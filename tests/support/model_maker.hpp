@@ -28,8 +28,8 @@ struct ModelShape {
     unsigned seed = 1;
 };
 
+// Of a float that a half can hold exactly.
 inline std::uint16_t to_half(float x) {
-    // Through the exact value: the test weights are rounded to 11 significant bits before.
     int exponent;
     const float fraction = std::frexp(std::fabs(x), &exponent);
     if (fraction == 0.0f) return std::signbit(x) ? 0x8000 : 0;
@@ -58,7 +58,12 @@ inline Bytes encode_weights(const std::vector<float>& x, std::uint32_t type, std
     for (const float value : x) {
         std::uint32_t bits;
         float kept = value;
-        if (type == gguf_f16) kept = std::ldexp(std::round(std::ldexp(value, 10)), -10);
+        if (type == gguf_f16) {
+            int exponent;
+            const float fraction = std::frexp(value, &exponent);
+            kept = std::ldexp(std::round(std::ldexp(fraction, 11)), exponent - 11);
+            if (std::fabs(kept) < 0x1p-14f) kept = std::ldexp(std::round(std::ldexp(value, 24)), -24);
+        }
         if (type == gguf_bf16) {
             std::memcpy(&bits, &kept, sizeof(bits));
             bits &= 0xffff0000u;
@@ -176,7 +181,8 @@ class ModelMaker {
         add(name, {n}, gguf_f32, [&] { return uniform(random_); });
     }
     template <class Draw>
-    void add(const std::string& name, const std::vector<std::uint64_t>& dims, std::uint32_t type, Draw&& draw) {
+    void add(const std::string& name, const std::vector<std::uint64_t>& dims, std::uint32_t type,
+             Draw&& draw) {
         std::uint64_t n = 1;
         for (const std::uint64_t dim : dims) {
             n *= dim;

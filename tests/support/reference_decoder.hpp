@@ -25,7 +25,8 @@ class ReferenceDecoder {
                  embedding.begin() + static_cast<std::ptrdiff_t>((token + 1) * shape.n_embd));
         for (std::uint32_t layer = 0; layer < shape.n_layers; layer++) {
             const std::string prefix = "blk." + std::to_string(layer) + ".";
-            add(x, multiply(prefix + "attn_output.weight", attend(layer, normalise(x, prefix + "attn_norm.weight"))));
+            add(x, multiply(prefix + "attn_output.weight",
+                            attend(layer, normalise(x, prefix + "attn_norm.weight"))));
             const Vector h = normalise(x, prefix + "ffn_norm.weight");
             Vector gate = multiply(prefix + "ffn_gate.weight", h);
             const Vector up = multiply(prefix + "ffn_up.weight", h);
@@ -35,7 +36,8 @@ class ReferenceDecoder {
             add(x, multiply(prefix + "ffn_down.weight", gate));
         }
         position_++;
-        return multiply(shape.own_output ? "output.weight" : "token_embd.weight", normalise(x, "output_norm.weight"));
+        return multiply(shape.own_output ? "output.weight" : "token_embd.weight",
+                        normalise(x, "output_norm.weight"));
     }
 
   private:
@@ -75,7 +77,8 @@ class ReferenceDecoder {
         const ModelShape& shape = model_.shape;
         for (std::size_t head = 0; head < x.size() / shape.head_dim; head++) {
             for (std::uint32_t i = 0; i < shape.rope_dim / 2; i++) {
-                double angle = position_ * std::pow(static_cast<double>(shape.rope_base), -2.0 * i / shape.rope_dim);
+                double angle =
+                    position_ * std::pow(static_cast<double>(shape.rope_base), -2.0 * i / shape.rope_dim);
                 if (shape.rope_factors) angle /= model_.values("rope_freqs.weight")[i];
                 double& even = x[head * shape.head_dim + 2 * i];
                 double& odd = x[head * shape.head_dim + 2 * i + 1];

@@ -1,0 +1,330 @@
+// The matrix kernels of the level in use against a product in double.
+#include "decoder/linear.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "decoder/product.hpp"
+#include "support/catch.hpp"
+#include "support/model_maker.hpp"
+
+using namespace gearkv;
+using namespace gearkv::test;
+
+namespace {
+
+const LinearKernels& kernels() {
+    const LinearKernels* found = find_linear_kernels(Level::automatic);
+    REQUIRE(found != nullptr);
+    return *found;
+}
+
+constexpr std::uint32_t file_types[n_weight_types] = {gguf_f32, gguf_f16, gguf_bf16, gguf_q8_0};
+const char* const type_names[n_weight_types] = {"F32", "F16", "BF16", "Q8_0"};
+
+std::size_t bytes_per_row(std::size_t type, std::size_t n_cols) {
+    if (type == 3) return n_cols / q8_block * q8_block_bytes;
+    return n_cols * (type == 0 ? 4 : 2);
+}
+
+std::vector<float> random_floats(std::size_t n, unsigned seed, float size = 1.0f) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal(0.0f, size);
+    std::vector<float> x(n);
+    for (float& value : x) {
+        value = normal(random);
+    }
+    return x;
+}
+
+struct Matrix {
+    Bytes bytes;
+    std::vector<double> values;
+};
+
+Matrix random_matrix(std::size_t type, std::size_t n_rows, std::size_t n_cols, unsigned seed) {
+    Matrix matrix;
+    const std::vector<float> weights = random_floats(n_rows * n_cols, seed, 0.05f);
+    matrix.bytes = encode_weights(weights, file_types[type], &matrix.values);
+    return matrix;
+}
+
+// Memory that ends where reading on would fault.
+class GuardedBytes {
+  public:
+    explicit GuardedBytes(const Bytes& bytes) {
+        const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+        n_mapped_ = (bytes.size() + page - 1) / page * page + page;
+        base_ = static_cast<std::uint8_t*>(
+            mmap(nullptr, n_mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        REQUIRE(base_ != MAP_FAILED);
+        REQUIRE(mprotect(base_ + n_mapped_ - page, page, PROT_NONE) == 0);
+        data_ = base_ + n_mapped_ - page - bytes.size();
+        std::memcpy(data_, bytes.data(), bytes.size());
+    }
+    ~GuardedBytes() { munmap(base_, n_mapped_); }
+    GuardedBytes(const GuardedBytes&) = delete;
+    GuardedBytes& operator=(const GuardedBytes&) = delete;
+    std::uint8_t* data() { return data_; }
+    float* floats() { return reinterpret_cast<float*>(data_); }
+
+  private:
+    std::uint8_t* base_;
+    std::uint8_t* data_;
+    std::size_t n_mapped_;
+};
+
+Bytes bytes_of(const std::vector<float>& x) {
+    Bytes bytes(x.size() * sizeof(float));
+    std::memcpy(bytes.data(), x.data(), bytes.size());
+    return bytes;
+}
+
+// The exact result and a bound on what float sums may lose: n terms in sixteen parts at worst in sequence.
+void check_product(const Matrix& w, const std::vector<float>& x, const float* y, std::size_t y_stride,
+                   std::size_t n_rows, std::size_t n_cols, std::size_t n_tokens) {
+    for (std::size_t t = 0; t < n_tokens; t++) {
+        for (std::size_t r = 0; r < n_rows; r++) {
+            double exact = 0;
+            double magnitude = 0;
+            for (std::size_t c = 0; c < n_cols; c++) {
+                const double term = w.values[r * n_cols + c] * static_cast<double>(x[t * n_cols + c]);
+                exact += term;
+                magnitude += std::fabs(term);
+            }
+            const double allowed =
+                magnitude * 0x1p-23 * (static_cast<double>(std::min<std::size_t>(n_cols, 1024)) / 4 + 8);
+            CAPTURE(t, r, n_cols, exact);
+            REQUIRE(std::fabs(static_cast<double>(y[t * y_stride + r]) - exact) <= allowed);
+        }
+    }
+}
+
+LinearArgs make_args(std::size_t type, const std::uint8_t* w, const float* x, float* y, std::size_t n_rows,
+                     std::size_t n_cols, std::size_t n_tokens) {
+    LinearArgs args;
+    args.y = y;
+    args.y_stride = n_rows;
+    args.w = w;
+    args.row_bytes = bytes_per_row(type, n_cols);
+    args.x = x;
+    args.x_stride = n_cols;
+    args.n_rows = n_rows;
+    args.n_cols = n_cols;
+    args.n_tokens = n_tokens;
+    return args;
+}
+
+}  // namespace
+
+TEST_CASE("products agree with a sum in double for every width, row count and number of vectors") {
+    for (std::size_t type = 0; type < n_weight_types; type++) {
+        CAPTURE(type_names[type]);
+        for (const std::size_t n_cols : {1,  2,  3,  7,   8,   15,   16,   17,   31,   32,   33,  63,
+                                         64, 65, 96, 100, 256, 1023, 1024, 1025, 1056, 2049, 2080}) {
+            if (type == 3 && n_cols % q8_block != 0) continue;
+            for (const std::size_t n_rows : {1, 3, 4, 5, 8, 9}) {
+                for (const std::size_t n_tokens : {1, 2, 3, 4, 5, 6, 7, 13}) {
+                    if (n_cols > 256 && n_rows * n_tokens > 45) continue;
+                    const Matrix w = random_matrix(type, n_rows, n_cols, 7);
+                    const std::vector<float> x = random_floats(n_cols * n_tokens, 8);
+                    std::vector<float> y(n_rows * n_tokens, NAN);
+                    const LinearArgs args =
+                        make_args(type, w.bytes.data(), x.data(), y.data(), n_rows, n_cols, n_tokens);
+                    kernels().multiply[type](args);
+                    check_product(w, x, y.data(), n_rows, n_rows, n_cols, n_tokens);
+                }
+            }
+        }
+    }
+}
+
+TEST_CASE("weights of any alignment are read and nothing outside of the arrays is touched") {
+    constexpr std::size_t n_rows = 5;
+    constexpr std::size_t n_tokens = 3;
+    for (std::size_t type = 0; type < n_weight_types; type++) {
+        CAPTURE(type_names[type]);
+        for (const std::size_t n_cols : {1, 5, 16, 31, 32, 64, 97, 1030, 1056}) {
+            if (type == 3 && n_cols % q8_block != 0) continue;
+            const Matrix w = random_matrix(type, n_rows, n_cols, 3);
+            const std::vector<float> x = random_floats(n_cols * n_tokens, 4);
+            std::vector<float> expected(n_rows * n_tokens);
+            kernels().multiply[type](
+                make_args(type, w.bytes.data(), x.data(), expected.data(), n_rows, n_cols, n_tokens));
+            GuardedBytes guarded_w(w.bytes);
+            GuardedBytes guarded_x(bytes_of(x));
+            GuardedBytes guarded_y(Bytes(n_rows * n_tokens * sizeof(float)));
+            kernels().multiply[type](make_args(type, guarded_w.data(), guarded_x.floats(), guarded_y.floats(),
+                                               n_rows, n_cols, n_tokens));
+            CHECK(std::memcmp(guarded_y.data(), expected.data(), expected.size() * sizeof(float)) == 0);
+            for (std::size_t shift = 0; shift < 64; shift++) {
+                Bytes shifted(shift, 0xff);
+                shifted.insert(shifted.end(), w.bytes.begin(), w.bytes.end());
+                std::vector<float> y(n_rows * n_tokens);
+                kernels().multiply[type](
+                    make_args(type, shifted.data() + shift, x.data(), y.data(), n_rows, n_cols, n_tokens));
+                REQUIRE(y == expected);
+            }
+        }
+    }
+}
+
+TEST_CASE("a result has the same bits whatever else is computed beside it") {
+    constexpr std::size_t n_rows = 21;
+    constexpr std::size_t n_tokens = 17;
+    for (std::size_t type = 0; type < n_weight_types; type++) {
+        CAPTURE(type_names[type]);
+        for (const std::size_t n_cols : {32, 100, 2048}) {
+            if (type == 3 && n_cols % q8_block != 0) continue;
+            const Matrix w = random_matrix(type, n_rows, n_cols, 5);
+            const std::vector<float> x = random_floats(n_cols * n_tokens, 6);
+            std::vector<float> together(n_rows * n_tokens);
+            LinearArgs args =
+                make_args(type, w.bytes.data(), x.data(), together.data(), n_rows, n_cols, n_tokens);
+            kernels().multiply[type](args);
+            for (std::size_t t = 0; t < n_tokens; t++) {
+                for (std::size_t r = 0; r < n_rows; r++) {
+                    float alone = 0;
+                    args.y = &alone;
+                    args.w = w.bytes.data() + r * args.row_bytes;
+                    args.x = x.data() + t * n_cols;
+                    args.n_rows = 1;
+                    args.n_tokens = 1;
+                    kernels().multiply[type](args);
+                    REQUIRE(alone == together[t * n_rows + r]);
+                }
+            }
+        }
+    }
+}
+
+TEST_CASE("accumulate adds the product to what stands there") {
+    const std::size_t n_cols = 96;
+    const Matrix w = random_matrix(1, 6, n_cols, 9);
+    const std::vector<float> x = random_floats(n_cols * 4, 10);
+    std::vector<float> product(24);
+    kernels().multiply[1](make_args(1, w.bytes.data(), x.data(), product.data(), 6, n_cols, 4));
+    std::vector<float> sum = random_floats(24, 11);
+    std::vector<float> expected(24);
+    for (std::size_t i = 0; i < 24; i++) {
+        expected[i] = sum[i] + product[i];
+    }
+    LinearArgs args = make_args(1, w.bytes.data(), x.data(), sum.data(), 6, n_cols, 4);
+    args.accumulate = true;
+    kernels().multiply[1](args);
+    CHECK(sum == expected);
+}
+
+TEST_CASE("expanded weights equal the reference bit for bit, special values included") {
+    for (std::size_t type = 0; type < n_weight_types; type++) {
+        CAPTURE(type_names[type]);
+        // Every half and bfloat there is, and random bytes for the others.
+        Bytes bytes(type == 3 ? 64 * q8_block_bytes : 65536 * 2);
+        std::mt19937 random(2);
+        for (std::size_t i = 0; i < bytes.size(); i++) {
+            bytes[i] = static_cast<std::uint8_t>(
+                type == 1 || type == 2 ? (i % 2 == 0 ? i / 2 & 0xff : i / 512) : random());
+        }
+        const std::size_t n = type == 3 ? 64 * q8_block : type == 0 ? bytes.size() / 4 : 65536;
+        std::vector<float> out(n);
+        std::vector<float> expected(n);
+        kernels().expand[type](out.data(), bytes.data(), 0, n);
+        linear_scalar.expand[type](expected.data(), bytes.data(), 0, n);
+        for (std::size_t i = 0; i < n; i++) {
+            CAPTURE(i);
+            if (std::isnan(expected[i])) {
+                REQUIRE(std::isnan(out[i]));
+            } else {
+                REQUIRE(std::memcmp(&out[i], &expected[i], sizeof(float)) == 0);
+            }
+        }
+        std::vector<float> part(64);
+        kernels().expand[type](part.data(), bytes.data(), 32, 64);
+        for (std::size_t i = 0; i < 64; i++) {
+            REQUIRE((std::memcmp(&part[i], &expected[32 + i], sizeof(float)) == 0 || std::isnan(part[i])));
+        }
+        if (type == 3) continue;
+        for (std::size_t length = 0; length <= 64; length++) {
+            std::vector<float> guarded(length + 1, 123.0f);
+            kernels().expand[type](guarded.data(), bytes.data(), 2048, length);
+            REQUIRE(guarded[length] == 123.0f);
+        }
+    }
+}
+
+TEST_CASE("half precision follows its definition") {
+    const std::uint16_t halves[] = {0x0000, 0x8000, 0x0001, 0x03ff, 0x0400,
+                                    0x3c00, 0xc000, 0x7bff, 0x7c00, 0xfc00};
+    const float values[] = {0.0f, -0.0f, 0x1p-24f, 0x1.ff8p-15f, 0x1p-14f,
+                            1.0f, -2.0f, 65504.0f, INFINITY,     -INFINITY};
+    float out[10];
+    kernels().expand[1](out, reinterpret_cast<const std::uint8_t*>(halves), 0, 10);
+    for (int i = 0; i < 10; i++) {
+        CHECK(out[i] == values[i]);
+        CHECK(std::signbit(out[i]) == std::signbit(values[i]));
+    }
+}
+
+TEST_CASE("swiglu is x / (1 + exp(-x)) * y over the whole range of x") {
+    for (const std::size_t n : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 1000}) {
+        std::vector<float> gate = random_floats(n, 12, 20.0f);
+        gate[0] = -200.0f;
+        gate[n / 2] = 200.0f;
+        if (n > 4) gate[3] = -88.5f;
+        const std::vector<float> up = random_floats(n, 13);
+        std::vector<float> out = gate;
+        out.push_back(55.0f);
+        kernels().swiglu(out.data(), up.data(), n);
+        for (std::size_t i = 0; i < n; i++) {
+            const double x = static_cast<double>(gate[i]);
+            const double exact = x / (1.0 + std::exp(-x)) * static_cast<double>(up[i]);
+            CAPTURE(n, i, gate[i], up[i]);
+            REQUIRE(static_cast<double>(out[i]) == Approx(exact).epsilon(1e-6).margin(1e-30));
+        }
+        REQUIRE(out[n] == 55.0f);
+    }
+    float nan = NAN;
+    const float one = 1.0f;
+    kernels().swiglu(&nan, &one, 1);
+    CHECK(std::isnan(nan));
+}
+
+TEST_CASE("an engine gives every product of a batch, alike on one thread and on three") {
+    std::unique_ptr<Executor> threads;
+    REQUIRE(create_executor(3, &threads).ok());
+    for (const std::size_t n_tokens : {1, 7, 8, 31, 32, 100}) {
+        CAPTURE(n_tokens);
+        std::vector<Matrix> matrices;
+        std::vector<Weight> weights;
+        const std::size_t shapes[][2] = {{200, 64}, {3, 1056}, {70, 2080}, {1, 32}};
+        for (std::size_t i = 0; i < 4; i++) {
+            matrices.push_back(random_matrix(i, shapes[i][0], shapes[i][1], 20));
+            weights.push_back({matrices[i].bytes.data(), static_cast<WeightType>(i), shapes[i][0],
+                               shapes[i][1], bytes_per_row(i, shapes[i][1])});
+        }
+        std::vector<std::vector<float>> x, y, y_threads;
+        std::vector<Product> products, products_threads;
+        for (std::size_t i = 0; i < 4; i++) {
+            x.push_back(random_floats(n_tokens * shapes[i][1], 30));
+            y.emplace_back(n_tokens * shapes[i][0], NAN);
+            y_threads.emplace_back(n_tokens * shapes[i][0], NAN);
+        }
+        for (std::size_t i = 0; i < 4; i++) {
+            products.push_back({&weights[i], x[i].data(), y[i].data(), false});
+            products_threads.push_back({&weights[i], x[i].data(), y_threads[i].data(), false});
+        }
+        ProductEngine serial_engine(kernels(), serial_executor());
+        ProductEngine threads_engine(kernels(), *threads);
+        serial_engine.multiply(products.data(), 4, n_tokens);
+        threads_engine.multiply(products_threads.data(), 4, n_tokens);
+        for (std::size_t i = 0; i < 4; i++) {
+            CHECK(y[i] == y_threads[i]);
+            check_product(matrices[i], x[i], y[i].data(), shapes[i][0], shapes[i][0], shapes[i][1], n_tokens);
+        }
+    }
+}

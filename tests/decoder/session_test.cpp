@@ -1,0 +1,348 @@
+// Sessions: their errors, their limits, and what they allocate.
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "decoder/model.hpp"
+#include "gearkv/decoder.hpp"
+#include "support/catch.hpp"
+#include "support/count_memory.hpp"
+#include "support/model_maker.hpp"
+
+using namespace gearkv;
+using namespace gearkv::test;
+
+namespace {
+
+struct Fixture {
+    explicit Fixture(const char* spec = "f32", const ModelShape& shape = {}) : maker(shape) {
+        REQUIRE(parse_spec(spec, &config.spec).ok());
+        load();
+    }
+
+    void load() {
+        bytes = maker.file.write();
+        std::shared_ptr<const LlamaModel> loaded;
+        const Status status = LlamaModel::load_bytes(bytes.data(), bytes.size(), &loaded);
+        INFO(status.message());
+        REQUIRE(status.ok());
+        model = loaded;
+    }
+
+    std::unique_ptr<Session> session() {
+        std::unique_ptr<Session> session;
+        const Status status = Session::create(model, config, serial_executor(), &session);
+        INFO(status.message());
+        REQUIRE(status.ok());
+        return session;
+    }
+
+    ModelMaker maker;
+    Bytes bytes;
+    std::shared_ptr<const Model> model;
+    SessionConfig config;
+};
+
+std::vector<Token> some_tokens(std::size_t n) {
+    std::vector<Token> tokens(n);
+    for (std::size_t i = 0; i < n; i++) {
+        tokens[i] = static_cast<Token>(i * 37 % 290);
+    }
+    return tokens;
+}
+
+std::vector<float> copy_logits(const Session& session, std::size_t n_vocab) {
+    REQUIRE(session.logits() != nullptr);
+    return std::vector<float>(session.logits(), session.logits() + n_vocab);
+}
+
+}  // namespace
+
+TEST_CASE("a session has no logits before its first token and after a reset") {
+    Fixture fixture;
+    const auto session = fixture.session();
+    CHECK(session->logits() == nullptr);
+    CHECK(session->n_tokens() == 0);
+    CHECK(session->n_ctx() == 64);
+    REQUIRE(session->decode(1).ok());
+    CHECK(session->logits() != nullptr);
+    CHECK(session->n_tokens() == 1);
+    CHECK(session->cache().n_tokens(0) == 1);
+    session->reset();
+    CHECK(session->logits() == nullptr);
+    CHECK(session->n_tokens() == 0);
+    CHECK(session->cache().n_tokens(0) == 0);
+}
+
+TEST_CASE("a reset session repeats itself bit for bit") {
+    for (const char* spec : {"f32", "f16", "gear-4:g=32,nb=32", "kivi-2:g=32,nb=32"}) {
+        CAPTURE(spec);
+        Fixture fixture(spec);
+        const auto session = fixture.session();
+        const auto tokens = some_tokens(50);
+        REQUIRE(session->prefill(tokens.data(), 40).ok());
+        for (std::size_t i = 40; i < 50; i++) {
+            REQUIRE(session->decode(tokens[i]).ok());
+        }
+        const auto first = copy_logits(*session, fixture.maker.n_vocab);
+        session->reset();
+        REQUIRE(session->prefill(tokens.data(), 40).ok());
+        for (std::size_t i = 40; i < 50; i++) {
+            REQUIRE(session->decode(tokens[i]).ok());
+        }
+        CHECK(copy_logits(*session, fixture.maker.n_vocab) == first);
+    }
+}
+
+TEST_CASE("prompts that cannot be fed are refused and nothing is fed") {
+    Fixture fixture;
+    fixture.config.n_ctx = 10;
+    const auto session = fixture.session();
+    REQUIRE(session->decode(4).ok());
+    const auto before = copy_logits(*session, fixture.maker.n_vocab);
+    auto tokens = some_tokens(12);
+    CHECK(session->prefill(tokens.data(), 0).code() == Code::empty_prompt);
+    CHECK(session->prefill(nullptr, 3).code() == Code::invalid_argument);
+    CHECK(session->prefill(tokens.data(), 3, nullptr).code() == Code::invalid_argument);
+    CHECK(session->prefill(tokens.data(), 10).code() == Code::prompt_too_long);
+    CHECK(session->prefill(tokens.data(), std::numeric_limits<std::size_t>::max()).code() ==
+          Code::prompt_too_long);
+    for (const Token bad : {-1, static_cast<Token>(fixture.maker.n_vocab), std::numeric_limits<Token>::max(),
+                            std::numeric_limits<Token>::min()}) {
+        tokens[2] = bad;
+        CHECK(session->prefill(tokens.data(), 3).code() == Code::bad_token);
+        CHECK(session->decode(bad).code() == Code::bad_token);
+    }
+    CHECK(session->n_tokens() == 1);
+    CHECK(copy_logits(*session, fixture.maker.n_vocab) == before);
+    CHECK(session->decode(7).ok());
+}
+
+TEST_CASE("the context fills to its last token and then says so") {
+    Fixture fixture;
+    fixture.config.n_ctx = 9;
+    fixture.config.chunk = 4;
+    const auto session = fixture.session();
+    const auto tokens = some_tokens(9);
+    REQUIRE(session->prefill(tokens.data(), 8).ok());
+    REQUIRE(session->decode(tokens[8]).ok());
+    CHECK(session->n_tokens() == 9);
+    CHECK(session->decode(3).code() == Code::context_full);
+    CHECK(session->prefill(tokens.data(), 1).code() == Code::prompt_too_long);
+    CHECK(session->logits() != nullptr);
+}
+
+TEST_CASE("a session is made only from sound arguments") {
+    Fixture fixture;
+    std::unique_ptr<Session> session;
+    CHECK(Session::create(nullptr, fixture.config, serial_executor(), &session).code() ==
+          Code::invalid_argument);
+    CHECK(Session::create(fixture.model, fixture.config, serial_executor(), nullptr).code() ==
+          Code::invalid_argument);
+    SessionConfig config = fixture.config;
+    config.chunk = 0;
+    CHECK(Session::create(fixture.model, config, serial_executor(), &session).code() ==
+          Code::invalid_argument);
+    config = fixture.config;
+    config.spec.key.bits = 5;
+    CHECK(Session::create(fixture.model, config, serial_executor(), &session).code() == Code::bad_spec);
+    config = fixture.config;
+    config.level = static_cast<Level>(99);
+    CHECK(Session::create(fixture.model, config, serial_executor(), &session).code() == Code::unknown_level);
+    CHECK(session == nullptr);
+}
+
+TEST_CASE("any way of cutting a prompt gives nearly the same logits") {
+    ModelShape shape;
+    shape.n_layers = 2;
+    shape.n_ctx = 256;
+    Fixture fixture("f32", shape);
+    const auto tokens = some_tokens(200);
+    std::vector<float> expected;
+    for (const std::uint32_t chunk : {1, 7, 31, 32, 64, 199, 200, 512}) {
+        fixture.config.chunk = chunk;
+        const auto session = fixture.session();
+        REQUIRE(session->prefill(tokens.data(), tokens.size()).ok());
+        const auto logits = copy_logits(*session, fixture.maker.n_vocab);
+        if (expected.empty()) expected = logits;
+        for (std::size_t i = 0; i < logits.size(); i++) {
+            REQUIRE(logits[i] == Approx(expected[i]).margin(2e-4));
+        }
+    }
+}
+
+TEST_CASE("logits do not depend on the number of threads") {
+    ModelShape shape;
+    shape.n_ctx = 128;
+    shape.n_layers = 2;
+    for (const char* spec : {"f32", "gear-4:g=32,nb=32"}) {
+        Fixture fixture(spec, shape);
+        const auto tokens = some_tokens(100);
+        std::vector<float> serial(100 * fixture.maker.n_vocab);
+        REQUIRE(fixture.session()->prefill(tokens.data(), tokens.size(), serial.data()).ok());
+        for (const unsigned n_threads : {2u, 3u, 8u}) {
+            std::unique_ptr<Executor> executor;
+            REQUIRE(create_executor(n_threads, &executor).ok());
+            std::unique_ptr<Session> session;
+            REQUIRE(Session::create(fixture.model, fixture.config, *executor, &session).ok());
+            std::vector<float> logits(serial.size());
+            REQUIRE(session->prefill(tokens.data(), tokens.size(), logits.data()).ok());
+            CHECK(logits == serial);
+        }
+    }
+}
+
+TEST_CASE("the logits of all tokens are those of each prefix") {
+    Fixture fixture;
+    fixture.config.chunk = 7;
+    const auto tokens = some_tokens(20);
+    const std::size_t n_vocab = fixture.maker.n_vocab;
+    std::vector<float> all(20 * n_vocab);
+    const auto session = fixture.session();
+    REQUIRE(session->prefill(tokens.data(), 20, all.data()).ok());
+    CHECK(copy_logits(*session, n_vocab) ==
+          std::vector<float>(all.end() - static_cast<std::ptrdiff_t>(n_vocab), all.end()));
+    const auto step = fixture.session();
+    for (std::size_t t = 0; t < 20; t++) {
+        REQUIRE(step->decode(tokens[t]).ok());
+        for (std::size_t i = 0; i < n_vocab; i++) {
+            REQUIRE(all[t * n_vocab + i] == Approx(step->logits()[i]).margin(1e-4));
+        }
+    }
+}
+
+TEST_CASE("weights that are no numbers end the session with an error until it is reset") {
+    // Where the poison sits decides who notices: the cache, or the check of the logits.
+    for (const char* name : {"token_embd.weight", "blk.0.attn_k.weight", "blk.1.attn_v.weight",
+                             "blk.1.ffn_up.weight", "output_norm.weight"}) {
+        for (const float poison : {NAN, INFINITY}) {
+            CAPTURE(name, poison);
+            ModelShape shape;
+            shape.n_layers = 2;
+            Fixture fixture("f16", shape);
+            Bytes& data = fixture.maker.file.tensor(name).data;
+            for (std::size_t i = 0; i < data.size(); i += sizeof(float)) {
+                overwrite(data, i, poison);
+            }
+            fixture.load();
+            const auto session = fixture.session();
+            const auto tokens = some_tokens(10);
+            const Status status = session->prefill(tokens.data(), 10);
+            INFO(status.message());
+            CHECK(status.code() == Code::non_finite);
+            CHECK(session->logits() == nullptr);
+            CHECK(session->n_tokens() == 0);
+            CHECK(session->decode(3).code() == Code::non_finite);
+            session->reset();
+            CHECK(session->prefill(tokens.data(), 10).code() == Code::non_finite);
+        }
+    }
+}
+
+TEST_CASE("keys beyond half precision are refused by a half cache and taken by a float cache") {
+    for (const bool half : {true, false}) {
+        Fixture fixture(half ? "f16" : "f32");
+        Bytes& data = fixture.maker.file.tensor("blk.0.attn_k.weight").data;
+        for (std::size_t i = 0; i < data.size(); i += sizeof(float)) {
+            overwrite(data, i, 1e6f);
+        }
+        fixture.load();
+        const auto session = fixture.session();
+        const Status status = session->decode(5);
+        CHECK(status.code() == (half ? Code::not_representable : Code::ok));
+    }
+}
+
+TEST_CASE("a decode step allocates nothing beyond what the cache needs for its blocks") {
+    Fixture fixture("f16:nb=64");
+    const auto session = fixture.session();
+    const auto tokens = some_tokens(30);
+    REQUIRE(session->prefill(tokens.data(), 20).ok());
+    REQUIRE(session->decode(tokens[20]).ok());
+    const long before = count_allocations();
+    for (std::size_t i = 21; i < 30; i++) {
+        REQUIRE(session->decode(tokens[i]).ok());
+    }
+    CHECK(count_allocations() == before);
+}
+
+TEST_CASE("without memory, creating a session or encoding a text fails cleanly at every allocation") {
+    Fixture fixture;
+    for (long n = 0;; n++) {
+        std::unique_ptr<Session> session;
+        std::vector<Token> tokens;
+        Status created, encoded;
+        {
+            const RefuseAfter refuse(n);
+            created = Session::create(fixture.model, fixture.config, serial_executor(), &session);
+        }
+        {
+            const RefuseAfter refuse(n);
+            encoded = fixture.model->tokenizer().encode("the and then", true, &tokens);
+        }
+        CHECK((created.ok() || created.code() == Code::out_of_memory));
+        CHECK(created.ok() == (session != nullptr));
+        CHECK((encoded.ok() || encoded.code() == Code::out_of_memory));
+        CHECK(encoded.ok() == !tokens.empty());
+        if (created.ok() && encoded.ok()) break;
+        REQUIRE(n < 1000);
+    }
+}
+
+TEST_CASE("without memory, loading a model fails cleanly at every allocation") {
+    const Bytes bytes = ModelMaker({}).file.write();
+    std::shared_ptr<const LlamaModel> model;
+    const long before = count_allocations();
+    REQUIRE(LlamaModel::load_bytes(bytes.data(), bytes.size(), &model).ok());
+    const long n_needed = count_allocations() - before;
+    model.reset();
+    for (long n = 0; n < n_needed; n++) {
+        bool refused = false;
+        {
+            const RefuseAfter refuse(n);
+            try {
+                const Status status = LlamaModel::load_bytes(bytes.data(), bytes.size(), &model);
+                refused = !status.ok();
+            } catch (const std::bad_alloc&) {
+                refused = true;
+            }
+        }
+        REQUIRE(refused);
+        REQUIRE(model == nullptr);
+    }
+}
+
+TEST_CASE("a session that ran out of memory between two layers says so until it is reset, and then works") {
+    ModelShape shape;
+    shape.n_layers = 3;
+    Fixture fixture("gear-4:g=32,nb=32", shape);
+    const auto tokens = some_tokens(50);
+    std::vector<float> expected;
+    {
+        const auto session = fixture.session();
+        REQUIRE(session->prefill(tokens.data(), tokens.size()).ok());
+        expected = copy_logits(*session, fixture.maker.n_vocab);
+    }
+    const auto session = fixture.session();
+    bool failed_between = false;
+    for (long n = 0;; n++) {
+        REQUIRE(n < 10000);
+        Status status;
+        {
+            const RefuseAfter refuse(n);
+            status = session->prefill(tokens.data(), tokens.size());
+        }
+        if (status.ok()) break;
+        CHECK(status.code() == Code::out_of_memory);
+        const bool failed = std::string(status.message()).find("needs a reset") != std::string::npos;
+        failed_between = failed_between || failed;
+        if (!failed) continue;  // nothing was fed, the next round starts from the same state
+        const Status later = session->decode(1);
+        CHECK(later.code() == Code::out_of_memory);
+        CHECK(session->prefill(tokens.data(), 1).code() == Code::out_of_memory);
+        CHECK(session->logits() == nullptr);
+        session->reset();
+    }
+    CHECK(failed_between);
+    CHECK(copy_logits(*session, fixture.maker.n_vocab) == expected);
+}
