@@ -1,8 +1,9 @@
-// The streaming KV cache: appended to in float, held compressed, attended in place (paper sections 3.2 and 3.3).
+// The streaming KV cache: appended to in float, held compressed, attended in place (paper sections 3.2
+// and 3.3).
 //
 // One layer is a row of immutable compressed blocks followed by a buffer of recent tokens in fp16. Appended
-// tokens go to the buffer and are attended uncompressed; when it holds buffer_tokens or more, whole multiples of
-// buffer_tokens are compressed once, as one block, and never touched again.
+// tokens go to the buffer and are attended uncompressed; when it holds buffer_tokens or more, whole multiples
+// of buffer_tokens are compressed once, as one block, and never touched again.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +26,7 @@ struct CacheConfig {
     std::uint32_t value_dim = 0;   // channels of a value head, the same range
     std::uint64_t max_tokens = 0;  // reserved length per layer, [1, 2^31); appending beyond it fails
     KvSpec spec;
-    std::uint64_t seed = 0;        // start of the subspace iterations; equal inputs and seeds give equal bytes
+    std::uint64_t seed = 0;  // start of the subspace iterations; equal inputs and seeds give equal bytes
     Level level = Level::automatic;
     Allocator allocator = default_allocator();
 };
@@ -38,31 +39,31 @@ struct Queries {
     std::size_t query_stride = 0;
     std::size_t head_stride = 0;
     std::uint32_t n_queries = 0;
-    std::uint32_t n_heads = 0;   // a multiple of n_kv_heads
-    float scale = 0.0f;          // of the scores, 1/sqrt(key_dim) as a rule; finite and not 0
-    bool causal = true;          // the last query sees every token, the one before it all but the last, ...
+    std::uint32_t n_heads = 0;  // a multiple of n_kv_heads
+    float scale = 0.0f;         // of the scores, 1/sqrt(key_dim) as a rule; finite and not 0
+    bool causal = true;         // the last query sees every token, the one before it all but the last, ...
 };
 
 // Bytes of a cache by part, as allocated. `bytes` is the sum.
 struct CacheBytes {
     std::uint64_t bytes = 0;
-    BlockBytes keys;              // all closed blocks
+    BlockBytes keys;  // all closed blocks
     BlockBytes values;
-    std::uint64_t buffer = 0;     // fp16 (f32 with raw32) tokens not yet in a block, capacity
-    std::uint64_t scratch = 0;    // working memory of attend and compress that is kept
-    std::uint64_t tables = 0;     // block tables and bookkeeping
+    std::uint64_t buffer = 0;   // fp16 (f32 with raw32) tokens not yet in a block, capacity
+    std::uint64_t scratch = 0;  // working memory of attend and compress that is kept
+    std::uint64_t tables = 0;   // block tables and bookkeeping
 };
 
 struct CacheStats {
     CacheBytes bytes;
-    std::uint64_t n_tokens = 0;         // of layer 0
-    std::uint64_t n_blocks = 0;         // closed, all layers, keys and values
+    std::uint64_t n_tokens = 0;           // of layer 0
+    std::uint64_t n_blocks = 0;           // closed, all layers, keys and values
     std::uint64_t compressed_tokens = 0;  // of layer 0, in closed blocks
-    double bits_per_element = 0.0;      // blocks and buffered tokens, per stored key and value element
+    double bits_per_element = 0.0;        // blocks and buffered tokens, per stored key and value element
 };
 
-// Exact bytes a cache of this configuration holds in blocks and buffers with n_tokens in every layer, when the
-// first prompt_tokens came in one append and the others one by one; scratch and tables are not in it.
+// Exact bytes a cache of this configuration holds in blocks and buffers with n_tokens in every layer, when
+// the first prompt_tokens came in one append and the others one by one; scratch and tables are not in it.
 // Errors: as Cache::create.
 Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::uint64_t prompt_tokens,
                       CacheBytes* out) noexcept;
@@ -77,26 +78,25 @@ class Cache {
     Cache(const Cache&) = delete;
     Cache& operator=(const Cache&) = delete;
 
-    // Appends n_tokens >= 1 keys and values [n_tokens, n_kv_heads, dim] to a layer, first compressing what has
-    // filled up before. The tokens are attended in fp16 until the next append or compress.
-    // After an error the cache is as it was, but that earlier tokens may have been compressed.
-    // Errors: invalid_argument, wrong_size, capacity_exceeded, non_finite, not_representable, out_of_memory.
+    // Appends n_tokens >= 1 keys and values [n_tokens, n_kv_heads, dim] to a layer, first compressing what
+    // has filled up before. The tokens are attended in fp16 until the next append or compress. After an error
+    // the cache is as it was, but that earlier tokens may have been compressed. Errors: invalid_argument,
+    // wrong_size, capacity_exceeded, non_finite, not_representable, out_of_memory.
     Status append(std::uint32_t layer, const Rows& keys, const Rows& values, std::uint32_t n_tokens,
                   Executor& executor) noexcept;
 
     // Softmax attention of the queries over the layer's tokens; out is [n_queries, n_heads, value_dim] float,
-    // contiguous. Reads the compressed form in place; no full-size temporary. Allocates only when a call needs
-    // more scratch than all before it.
-    // Errors: invalid_argument, wrong_size (more queries than tokens when causal, head counts), non_finite,
-    // out_of_memory; out is untouched then.
+    // contiguous. Reads the compressed form in place; no full-size temporary. Allocates only when a call
+    // needs more scratch than all before it. Errors: invalid_argument, wrong_size (more queries than tokens
+    // when causal, head counts), non_finite, out_of_memory; out is untouched then.
     Status attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept;
 
-    // Compresses now what append would compress first. Calling it after attend frees the room of a long prompt.
-    // Errors: invalid_argument, out_of_memory; the tokens stay in the buffer then.
+    // Compresses now what append would compress first. Calling it after attend frees the room of a long
+    // prompt. Errors: invalid_argument, out_of_memory; the tokens stay in the buffer then.
     Status compress(std::uint32_t layer, Executor& executor) noexcept;
 
-    // Writes tokens [first, first + n_tokens) as the cache holds them, [n_tokens, n_kv_heads, dim] float each;
-    // either output may be null. Errors: invalid_argument, wrong_size, out_of_memory.
+    // Writes tokens [first, first + n_tokens) as the cache holds them, [n_tokens, n_kv_heads, dim] float
+    // each; either output may be null. Errors: invalid_argument, wrong_size, out_of_memory.
     Status read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
                 float* values) noexcept;
 

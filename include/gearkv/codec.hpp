@@ -1,7 +1,7 @@
 // Compress and decompress one block: the tokens of one layer, all KV heads, keys or values.
 //
-// A block is position-independent bytes, immutable once written, 64-byte aligned, and states its own codec, so it
-// can live in a caller's buffer or a mapped file. Its drawing is in src/format/block.hpp.
+// A block is position-independent bytes, immutable once written, 64-byte aligned, and states its own codec,
+// so it can live in a caller's buffer or a mapped file. Its drawing is in src/format/block.hpp.
 #pragma once
 
 #include <cstddef>
@@ -36,8 +36,8 @@ struct BlockShape {
 // How one block is to be compressed.
 struct BlockOptions {
     TensorSpec spec;
-    std::uint32_t rank = 0;      // the rank to use, clamped to min(n_tokens, dim); spec.rank_* are not read
-    std::uint64_t seed = 0;      // start of the subspace iteration; equal seeds give equal bytes
+    std::uint32_t rank = 0;  // the rank to use, clamped to min(n_tokens, dim); spec.rank_* are not read
+    std::uint64_t seed = 0;  // start of the subspace iteration; equal seeds give equal bytes
     Level level = Level::automatic;
 };
 
@@ -46,26 +46,26 @@ struct BlockBytes {
     std::uint64_t bytes = 0;
     std::uint64_t header = 0;
     std::uint64_t codes = 0;
-    std::uint64_t scales = 0;     // scales and minima
-    std::uint64_t low_rank = 0;   // both factors
-    std::uint64_t outliers = 0;   // counts, indices and values
-    std::uint64_t padding = 0;    // alignment between the parts
+    std::uint64_t scales = 0;    // scales and minima
+    std::uint64_t low_rank = 0;  // both factors
+    std::uint64_t outliers = 0;  // counts, indices and values
+    std::uint64_t padding = 0;   // alignment between the parts
 };
 
 // Exact size of the block these arguments produce. Errors: bad_spec, wrong_size.
 Status block_bytes(const BlockShape& shape, const BlockOptions& options, BlockBytes* out) noexcept;
 
-// Compresses (paper section 3, algorithm 1: outliers, backbone, residual, low rank). Reads rows, writes exactly
-// block_bytes() bytes to `block` (64-byte aligned, n_bytes long). Scratch comes from `allocator` and is given
-// back. On any error the contents of `block` are unspecified and nothing else has changed.
-// Errors: invalid_argument, bad_spec, wrong_size, non_finite, not_representable, out_of_memory,
-// unknown_level, unavailable_level.
+// Compresses (paper section 3, algorithm 1: outliers, backbone, residual, low rank). Reads rows, writes
+// exactly block_bytes() bytes to `block` (64-byte aligned, n_bytes long). Scratch comes from `allocator` and
+// is given back. On any error the contents of `block` are unspecified and nothing else has changed. Errors:
+// invalid_argument, bad_spec, wrong_size, non_finite, not_representable, out_of_memory, unknown_level,
+// unavailable_level.
 Status compress_block(void* block, std::size_t n_bytes, const Rows& rows, const BlockShape& shape,
                       const BlockOptions& options, Executor& executor,
                       const Allocator& allocator = default_allocator()) noexcept;
 
-// Writes the reconstruction as [n_tokens, n_heads, dim] float, contiguous. The block may come from anywhere: it
-// is checked before it is read. Errors: invalid_argument, bad_block, wrong_size (n_floats too small).
+// Writes the reconstruction as [n_tokens, n_heads, dim] float, contiguous. The block may come from anywhere:
+// it is checked before it is read. Errors: invalid_argument, bad_block, wrong_size (n_floats too small).
 Status decompress_block(float* out, std::size_t n_floats, const void* block, std::size_t n_bytes) noexcept;
 
 // Shape, spec and bytes by part of a block, checked as in decompress_block. Errors: bad_block.

@@ -5,8 +5,8 @@
 //           | gearl-B | gear-B | gearl-kcvt-B | gear-kcvt-B | gearl-token-B | gear-token-B      B = 2 3 4 8
 //   OPTION  = g=GROUP | r=RANK | rg=RANK | s=FRACTION | nb=TOKENS
 //
-// kivi, kcvt and token are plain backbones; gearl adds low rank, gear low rank and sparse outliers. Any option
-// may be given to any quantised name, so every combination of the parts can be written:
+// kivi, kcvt and token are plain backbones; gearl adds low rank, gear low rank and sparse outliers. Any
+// option may be given to any quantised name, so every combination of the parts can be written:
 //   gear-2:g=64,r=4,rg=2,s=0.02,nb=64      k=gear-2:s=0;v=kivi-4      gear-2:r=0 (quantised + sparse)
 #pragma once
 
@@ -29,11 +29,11 @@ enum class Backbone : std::uint8_t {
 // One of the two tensors, keys or values.
 struct TensorSpec {
     Backbone backbone = Backbone::raw16;
-    std::uint8_t bits = 16;          // 2, 3, 4 or 8; 16 and 32 for the raw backbones
-    std::uint16_t group = 64;        // entries per scale, a multiple of 32; unused by kcvt and raw
-    std::uint16_t rank_prompt = 0;   // rank of the residual of prompt blocks, per head; 0 = no low rank
-    std::uint16_t rank_decode = 0;   // the same for blocks of generated tokens
-    float sparsity = 0.0f;           // fraction of entries kept as outliers, half at each end; [0, 1)
+    std::uint8_t bits = 16;         // 2, 3, 4 or 8; 16 and 32 for the raw backbones
+    std::uint16_t group = 64;       // entries per scale, a multiple of 32; unused by kcvt and raw
+    std::uint16_t rank_prompt = 0;  // rank of the residual of prompt blocks, per head; 0 = no low rank
+    std::uint16_t rank_decode = 0;  // the same for blocks of generated tokens
+    float sparsity = 0.0f;          // fraction of entries kept as outliers, half at each end; [0, 1)
 
     bool raw() const noexcept { return backbone == Backbone::raw16 || backbone == Backbone::raw32; }
     friend bool operator==(const TensorSpec&, const TensorSpec&) = default;

@@ -15,7 +15,8 @@ struct RowState {
 };
 
 std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
-    const std::uint64_t per_row = 2 * round_up(key_dim, 32) + 3 * tile_tokens + round_up(value_dim, 16) + 2 * max_rank;
+    const std::uint64_t per_row =
+        2 * round_up(key_dim, 32) + 3 * tile_tokens + round_up(value_dim, 16) + 2 * max_rank;
     return max_rows * per_row + round_up(std::max(key_dim, value_dim), 16);
 }
 
@@ -28,9 +29,10 @@ void soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, st
         float* scores = s.scores + row * tile_tokens;
         float* weights = s.weights + row * tile_tokens;
         const std::uint64_t seen = rows.visible[row] > start ? rows.visible[row] - start : 0;
-        for (std::uint64_t t = seen; t < tile.n_tokens; ++t) scores[t] = minus_infinity;
-        const float alpha = pass.kernels.attention.softmax_tile(weights, scores, tile.n_tokens, &state->max[row],
-                                                                &state->sum[row]);
+        for (std::uint64_t t = seen; t < tile.n_tokens; ++t)
+            scores[t] = minus_infinity;
+        const float alpha = pass.kernels.attention.softmax_tile(weights, scores, tile.n_tokens,
+                                                                &state->max[row], &state->sum[row]);
         std::fill(weights + tile.n_tokens, weights + tile_tokens, 0.0f);
         if (alpha != 1.0f) mixer->rescale(row, alpha);
     }
@@ -41,7 +43,8 @@ void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, std
     const std::uint64_t most_visible = *std::max_element(rows.visible, rows.visible + pass.n_rows);
     KeyScorer scorer(pass, run.key);
     ValueMixer mixer(pass, run.value);
-    for (std::uint32_t first = 0; first < run.n_tokens && run_start + first < most_visible; first += tile_tokens) {
+    for (std::uint32_t first = 0; first < run.n_tokens && run_start + first < most_visible;
+         first += tile_tokens) {
         const Tile tile = {first, std::min(run.n_tokens - first, tile_tokens)};
         scorer.score(tile);
         soften_tile(pass, rows, tile, run_start, state, &mixer);
@@ -92,14 +95,15 @@ AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::ui
     return s;
 }
 
-void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const RowGroup& rows, const KvRun* runs,
-                 std::size_t n_runs, std::uint32_t head, std::uint32_t key_dim, std::uint32_t value_dim,
-                 float scale) noexcept {
+void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const RowGroup& rows,
+                 const KvRun* runs, std::size_t n_runs, std::uint32_t head, std::uint32_t key_dim,
+                 std::uint32_t value_dim, float scale) noexcept {
     const RowPass pass = {kernels, scratch, rows.n_rows, head, key_dim, value_dim};
     RowState state;
     for (std::uint32_t row = 0; row < rows.n_rows; ++row) {
         float* query = scratch.query + row * scratch.query_stride;
-        for (std::uint32_t c = 0; c < key_dim; ++c) query[c] = rows.query[row][c] * scale;
+        for (std::uint32_t c = 0; c < key_dim; ++c)
+            query[c] = rows.query[row][c] * scale;
         std::fill(query + key_dim, query + scratch.query_stride, 0.0f);
         state.max[row] = minus_infinity;
         state.sum[row] = 0.0f;
@@ -113,7 +117,8 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
     for (std::uint32_t row = 0; row < rows.n_rows; ++row) {
         const float inverse = 1.0f / state.sum[row];
         const float* out = scratch.out + row * scratch.out_stride;
-        for (std::uint32_t c = 0; c < value_dim; ++c) rows.out[row][c] = out[c] * inverse;
+        for (std::uint32_t c = 0; c < value_dim; ++c)
+            rows.out[row][c] = out[c] * inverse;
     }
 }
 

@@ -80,7 +80,8 @@ void ValueMixer::mix_codes(const Tile& tile) noexcept {
         attention.mix_codes[bits_slot(header.bits)](args);
         for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
             float* out = s.out + row * s.out_stride + first;
-            for (std::uint32_t c = 0; c < n; ++c) out[c] += bias[row];
+            for (std::uint32_t c = 0; c < n; ++c)
+                out[c] += bias[row];
         }
     }
 }
@@ -94,7 +95,8 @@ void ValueMixer::add_outliers(const Tile& tile) noexcept {
         for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
             const float weight = s.weights[row * tile_tokens + t];
             float* out = s.out + row * s.out_stride;
-            for (std::uint32_t i = 0; i < n; ++i) out[outliers_.channel(i)] += weight * s.values[i];
+            for (std::uint32_t i = 0; i < n; ++i)
+                out[outliers_.channel(i)] += weight * s.values[i];
         }
     }
 }
@@ -103,7 +105,8 @@ void ValueMixer::rescale(std::uint32_t row, float alpha) noexcept {
     const AttendScratch& s = pass_.scratch;
     pass_.kernels.attention.scale(s.out + row * s.out_stride, alpha, s.out_stride);
     const std::uint32_t rank = run_.block.header == nullptr ? 0 : run_.block.header->rank;
-    for (std::uint32_t r = 0; r < rank; ++r) s.along_value[row * max_rank + r] *= alpha;
+    for (std::uint32_t r = 0; r < rank; ++r)
+        s.along_value[row * max_rank + r] *= alpha;
 }
 
 void ValueMixer::finish() noexcept {

@@ -93,7 +93,8 @@ void KeyScorer::score_channel_scales(const Tile& tile) noexcept {
         pass_.kernels.attention.score_codes[bits_slot(header.bits)](args);
         for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
             float* scores = args.scores + row * tile_tokens;
-            for (std::uint32_t i = 0; i < n; ++i) scores[i] += bias_[row];
+            for (std::uint32_t i = 0; i < n; ++i)
+                scores[i] += bias_[row];
         }
         t += n;
     }
@@ -127,12 +128,14 @@ void KeyScorer::score_token_scales(const Tile& tile) noexcept {
         for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
             const float* query = s.query + row * s.query_stride + first;
             float sum = 0.0f;
-            for (std::uint32_t c = 0; c < n; ++c) sum += query[c];
+            for (std::uint32_t c = 0; c < n; ++c)
+                sum += query[c];
             float* partial = s.partial + row * tile_tokens;
             float* scores = s.scores + row * tile_tokens;
             attention.scale_half(partial, partial, scales, tile.n_tokens);
             attention.add_half(scores, zeros, sum, tile.n_tokens);
-            for (std::uint32_t i = 0; i < tile.n_tokens; ++i) scores[i] += partial[i];
+            for (std::uint32_t i = 0; i < tile.n_tokens; ++i)
+                scores[i] += partial[i];
         }
     }
 }
@@ -157,7 +160,8 @@ void KeyScorer::add_outliers(const Tile& tile) noexcept {
         for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
             const float* query = s.query + row * s.query_stride;
             float sum = 0.0f;
-            for (std::uint32_t i = 0; i < n; ++i) sum += query[outliers_.channel(i)] * s.values[i];
+            for (std::uint32_t i = 0; i < n; ++i)
+                sum += query[outliers_.channel(i)] * s.values[i];
             s.scores[row * tile_tokens + t] += sum;
         }
     }

@@ -9,7 +9,8 @@ namespace gearkv {
 std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint64_t n_tokens) noexcept {
     const bool keys = kind == TensorKind::key;
     const std::uint64_t stride = round_up(keys ? config.key_dim : config.value_dim, 16);
-    const std::uint64_t element_bytes = (keys ? config.spec.key : config.spec.value).backbone == Backbone::raw32 ? 4 : 2;
+    const std::uint64_t element_bytes =
+        (keys ? config.spec.key : config.spec.value).backbone == Backbone::raw32 ? 4 : 2;
     return n_tokens * config.n_kv_heads * stride * element_bytes;
 }
 
@@ -53,7 +54,8 @@ bool TokenBuffer::grow(CacheContext* context, std::uint64_t n_tokens, std::uint6
     return true;
 }
 
-void TokenBuffer::drop_front(CacheContext* context, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept {
+void TokenBuffer::drop_front(CacheContext* context, std::uint64_t n_dropped,
+                             std::uint64_t n_tokens) noexcept {
     const std::uint64_t token_bytes = token_stride_ * element_bytes_;
     const std::uint64_t n_left = n_tokens - n_dropped;
     const std::uint64_t base_tokens = context->config.spec.buffer_tokens;

@@ -16,7 +16,8 @@ Status check_range(const char* name, std::uint64_t found, std::uint64_t least, s
 
 Status check_dim(const char* name, std::uint32_t dim) {
     if (dim >= 8 && dim <= max_dim && dim % 8 == 0) return {};
-    return Status::error(Code::wrong_size, "%s is %u, expected a multiple of 8 in 8 to %u", name, dim, max_dim);
+    return Status::error(Code::wrong_size, "%s is %u, expected a multiple of 8 in 8 to %u", name, dim,
+                         max_dim);
 }
 
 void add_scaled(BlockBytes* total, const BlockBytes& block, std::uint64_t times) {
@@ -49,9 +50,10 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     if (Status status = check_config(config); !status.ok()) return status;
     if (n_tokens > config.max_tokens || prompt_tokens > n_tokens) {
-        return Status::error(Code::wrong_size, "%llu tokens with a prompt of %llu, expected prompt <= tokens <= %llu",
-                             static_cast<unsigned long long>(n_tokens), static_cast<unsigned long long>(prompt_tokens),
-                             static_cast<unsigned long long>(config.max_tokens));
+        return Status::error(
+            Code::wrong_size, "%llu tokens with a prompt of %llu, expected prompt <= tokens <= %llu",
+            static_cast<unsigned long long>(n_tokens), static_cast<unsigned long long>(prompt_tokens),
+            static_cast<unsigned long long>(config.max_tokens));
     }
     CacheBytes bytes;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
@@ -68,7 +70,8 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
             left -= unit;
         }
         const std::uint64_t n_decode = (n_tokens - prompt_tokens + left) / config.spec.buffer_tokens;
-        if (Status status = add_units(config.spec.buffer_tokens, false, n_decode); !status.ok()) return status;
+        if (Status status = add_units(config.spec.buffer_tokens, false, n_decode); !status.ok())
+            return status;
         bytes.buffer += config.n_layers * buffer_bytes(config, kind, config.spec.buffer_tokens);
     }
     bytes.bytes = bytes.keys.bytes + bytes.values.bytes + bytes.buffer;

@@ -14,9 +14,9 @@ struct Cache::Impl {
 
     CacheContext context;
     LayerStream* layers = nullptr;
-    KvRun* runs = nullptr;         // of the layer being attended
+    KvRun* runs = nullptr;  // of the layer being attended
     std::uint64_t max_runs = 0;
-    Scratch attend_scratch;        // [slot] of attend_scratch_bytes
+    Scratch attend_scratch;  // [slot] of attend_scratch_bytes
     std::uint64_t slot_bytes = 0;
 
     bool create() noexcept;
@@ -32,7 +32,8 @@ bool Cache::Impl::create() noexcept {
     const std::uint64_t layer_bytes = config.n_layers * sizeof(LayerStream);
     layers = static_cast<LayerStream*>(context.ledger.take(layer_bytes, Use::table));
     if (layers == nullptr) return false;
-    for (std::uint32_t i = 0; i < config.n_layers; ++i) new (layers + i) LayerStream;
+    for (std::uint32_t i = 0; i < config.n_layers; ++i)
+        new (layers + i) LayerStream;
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         if (!layers[i].create(&context, i)) return false;
     }
@@ -55,7 +56,8 @@ bool Cache::Impl::create() noexcept {
 void Cache::Impl::destroy() noexcept {
     MemoryLedger& ledger = context.ledger;
     if (layers != nullptr) {
-        for (std::uint32_t i = 0; i < context.config.n_layers; ++i) layers[i].destroy(&context);
+        for (std::uint32_t i = 0; i < context.config.n_layers; ++i)
+            layers[i].destroy(&context);
     }
     ledger.give_back(layers, context.config.n_layers * sizeof(LayerStream), Use::table);
     ledger.give_back(runs, max_runs * sizeof(KvRun), Use::table);
@@ -79,7 +81,8 @@ Status Cache::create(const CacheConfig& config, std::unique_ptr<Cache>* out) noe
         impl->destroy();
         impl->~Impl();
         allocator.release(allocator.context, place, sizeof(Impl));
-        return Status::error(Code::out_of_memory, "no memory for the buffers and tables of %u layers", config.n_layers);
+        return Status::error(Code::out_of_memory, "no memory for the buffers and tables of %u layers",
+                             config.n_layers);
     }
     out->reset(cache);
     return {};
@@ -94,7 +97,8 @@ Cache::~Cache() {
 
 Status Cache::Impl::check_layer(std::uint32_t layer) const noexcept {
     if (layer < context.config.n_layers) return {};
-    return Status::error(Code::invalid_argument, "layer %u, expected below %u", layer, context.config.n_layers);
+    return Status::error(Code::invalid_argument, "layer %u, expected below %u", layer,
+                         context.config.n_layers);
 }
 
 Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, std::uint32_t n_tokens,
@@ -108,8 +112,9 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     }
     if (n_tokens == 0) return Status::error(Code::wrong_size, "append of 0 tokens, expected at least 1");
     if (stream.n_tokens() + n_tokens > config.max_tokens) {
-        return Status::error(Code::capacity_exceeded, "layer %u holds %llu tokens and cannot take %u more, %llu are reserved",
-                             layer, static_cast<unsigned long long>(stream.n_tokens()), n_tokens,
+        return Status::error(Code::capacity_exceeded,
+                             "layer %u holds %llu tokens and cannot take %u more, %llu are reserved", layer,
+                             static_cast<unsigned long long>(stream.n_tokens()), n_tokens,
                              static_cast<unsigned long long>(config.max_tokens));
     }
     const BlockShape key_shape = {TensorKind::key, n_tokens, config.n_kv_heads, config.key_dim};
@@ -120,7 +125,8 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     if (status.ok()) status = stream.compress(&context, executor);
     if (!status.ok()) return status;
     if (!stream.reserve_append(&context, n_tokens)) {
-        return Status::error(Code::out_of_memory, "no memory to buffer %u tokens of layer %u", n_tokens, layer);
+        return Status::error(Code::out_of_memory, "no memory to buffer %u tokens of layer %u", n_tokens,
+                             layer);
     }
     stream.append(context, keys, values, n_tokens);
     return {};
@@ -141,7 +147,8 @@ Status Cache::Impl::check_queries(const Queries& queries, std::uint64_t n_tokens
     if (queries.n_queries == 0) return Status::error(Code::wrong_size, "0 queries, expected at least 1");
     if (n_tokens == 0) return Status::error(Code::wrong_size, "the layer holds no tokens to attend");
     if (queries.causal && queries.n_queries > n_tokens) {
-        return Status::error(Code::wrong_size, "%u causal queries over %llu tokens, expected no more queries than tokens",
+        return Status::error(Code::wrong_size,
+                             "%u causal queries over %llu tokens, expected no more queries than tokens",
                              queries.n_queries, static_cast<unsigned long long>(n_tokens));
     }
     if (!std::isfinite(queries.scale) || queries.scale == 0.0f) {
@@ -152,15 +159,16 @@ Status Cache::Impl::check_queries(const Queries& queries, std::uint64_t n_tokens
         for (std::size_t head = 0; head < queries.n_heads; ++head) {
             const float* row = queries.data + i * queries.query_stride + head * queries.head_stride;
             if (!std::isfinite(context.kernels->codec.max_abs(row, config.key_dim))) {
-                return Status::error(Code::non_finite, "query %zu, head %zu holds NaN or Inf, expected finite", i, head);
+                return Status::error(Code::non_finite,
+                                     "query %zu, head %zu holds NaN or Inf, expected finite", i, head);
             }
         }
     }
     return {};
 }
 
-void Cache::Impl::attend_heads(const Queries& queries, float* out, const LayerStream& layer, std::uint32_t n_splits,
-                               Executor& executor) noexcept {
+void Cache::Impl::attend_heads(const Queries& queries, float* out, const LayerStream& layer,
+                               std::uint32_t n_splits, Executor& executor) noexcept {
     const CacheConfig& config = context.config;
     const std::uint32_t n_shared = queries.n_heads / config.n_kv_heads;
     const std::uint64_t n_rows = std::uint64_t{queries.n_queries} * n_shared;
@@ -172,13 +180,15 @@ void Cache::Impl::attend_heads(const Queries& queries, float* out, const LayerSt
         const std::uint64_t split = task % n_splits;
         void* memory = static_cast<unsigned char*>(attend_scratch.data()) + task * slot_bytes;
         const AttendScratch scratch = place_attend_scratch(memory, config.key_dim, config.value_dim);
-        for (std::uint64_t group = split * n_groups / n_splits; group < (split + 1) * n_groups / n_splits; ++group) {
+        for (std::uint64_t group = split * n_groups / n_splits; group < (split + 1) * n_groups / n_splits;
+             ++group) {
             RowGroup rows = {};
             for (std::uint64_t row = group * max_rows; row < n_rows && rows.n_rows < max_rows; ++row) {
                 const std::uint64_t query = row / n_shared;
                 const std::uint64_t query_head = head * n_shared + row % n_shared;
                 const std::uint32_t i = rows.n_rows++;
-                rows.query[i] = queries.data + query * queries.query_stride + query_head * queries.head_stride;
+                rows.query[i] =
+                    queries.data + query * queries.query_stride + query_head * queries.head_stride;
                 rows.visible[i] = queries.causal ? n_tokens - (queries.n_queries - 1 - query) : n_tokens;
                 rows.out[i] = out + (query * queries.n_heads + query_head) * config.value_dim;
             }
@@ -194,11 +204,13 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Ex
     const LayerStream& stream = impl_->layers[layer];
     if (Status status = impl_->check_queries(queries, stream.n_tokens()); !status.ok()) return status;
     const CacheConfig& config = impl_->context.config;
-    const std::uint64_t n_groups = ceil_div(std::uint64_t{queries.n_queries} * queries.n_heads / config.n_kv_heads, max_rows);
+    const std::uint64_t n_groups =
+        ceil_div(std::uint64_t{queries.n_queries} * queries.n_heads / config.n_kv_heads, max_rows);
     // Row groups are the same whatever the split, so the split may follow the threads.
     const std::uint64_t wanted = ceil_div(2 * std::uint64_t{executor.n_threads()}, config.n_kv_heads);
     const auto n_splits = static_cast<std::uint32_t>(std::min(n_groups, wanted));
-    if (!impl_->attend_scratch.ensure(&impl_->context.ledger, impl_->slot_bytes * config.n_kv_heads * n_splits)) {
+    if (!impl_->attend_scratch.ensure(&impl_->context.ledger,
+                                      impl_->slot_bytes * config.n_kv_heads * n_splits)) {
         return Status::error(Code::out_of_memory, "no memory for the scratch of %u attention tasks",
                              config.n_kv_heads * n_splits);
     }
@@ -213,7 +225,8 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
     const LayerStream& stream = impl_->layers[layer];
     if (first > stream.n_tokens() || n_tokens > stream.n_tokens() - first) {
         return Status::error(Code::wrong_size, "%llu tokens from %llu, the layer holds %llu",
-                             static_cast<unsigned long long>(n_tokens), static_cast<unsigned long long>(first),
+                             static_cast<unsigned long long>(n_tokens),
+                             static_cast<unsigned long long>(first),
                              static_cast<unsigned long long>(stream.n_tokens()));
     }
     stream.read_range(impl_->context, first, n_tokens, keys, values);
@@ -221,7 +234,8 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
 }
 
 void Cache::reset() noexcept {
-    for (std::uint32_t i = 0; i < impl_->context.config.n_layers; ++i) impl_->layers[i].reset(&impl_->context);
+    for (std::uint32_t i = 0; i < impl_->context.config.n_layers; ++i)
+        impl_->layers[i].reset(&impl_->context);
 }
 
 std::uint64_t Cache::n_tokens(std::uint32_t layer) const noexcept {
@@ -257,7 +271,11 @@ CacheStats Cache::stats() const noexcept {
     return stats;
 }
 
-const CacheConfig& Cache::config() const noexcept { return impl_->context.config; }
-Level Cache::level() const noexcept { return impl_->context.kernels->level; }
+const CacheConfig& Cache::config() const noexcept {
+    return impl_->context.config;
+}
+Level Cache::level() const noexcept {
+    return impl_->context.kernels->level;
+}
 
 }  // namespace gearkv

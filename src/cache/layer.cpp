@@ -8,7 +8,9 @@ namespace gearkv {
 namespace {
 
 void add_bytes(BlockBytes* total, const BlockBytes& block, std::int64_t sign) {
-    const auto add = [sign](std::uint64_t* to, std::uint64_t n) { *to += static_cast<std::uint64_t>(sign) * n; };
+    const auto add = [sign](std::uint64_t* to, std::uint64_t n) {
+        *to += static_cast<std::uint64_t>(sign) * n;
+    };
     add(&total->bytes, block.bytes);
     add(&total->header, block.header);
     add(&total->codes, block.codes);
@@ -34,7 +36,9 @@ std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) n
     return static_cast<std::uint32_t>(std::min(n_buffered / step * step, most));
 }
 
-std::uint64_t max_blocks(const CacheConfig& config) noexcept { return config.max_tokens / config.spec.buffer_tokens; }
+std::uint64_t max_blocks(const CacheConfig& config) noexcept {
+    return config.max_tokens / config.spec.buffer_tokens;
+}
 
 bool LayerStream::create(CacheContext* context, std::uint32_t index) noexcept {
     index_ = index;
@@ -95,10 +99,12 @@ Status LayerStream::compress(CacheContext* context, Executor& executor) noexcept
 
 Status LayerStream::close_unit(CacheContext* context, std::uint32_t n_tokens, Executor& executor) noexcept {
     ClosedBlock block;
-    if (Status status = compress_tensor(context, TensorKind::key, n_tokens, executor, &block.key); !status.ok()) {
+    if (Status status = compress_tensor(context, TensorKind::key, n_tokens, executor, &block.key);
+        !status.ok()) {
         return status;
     }
-    if (Status status = compress_tensor(context, TensorKind::value, n_tokens, executor, &block.value); !status.ok()) {
+    if (Status status = compress_tensor(context, TensorKind::value, n_tokens, executor, &block.value);
+        !status.ok()) {
         free_block(context, block.key);
         return status;
     }
@@ -115,8 +121,10 @@ Status LayerStream::compress_tensor(CacheContext* context, TensorKind kind, std:
     CompressTask task;
     task.kernels = context->kernels;
     task.rows = (kind == TensorKind::key ? key_buffer_ : value_buffer_).source(0);
-    task.seed = context->config.seed + 0x100000001b3u * (n_closed_ * 8192 + index_ * 2 + static_cast<unsigned>(kind));
-    if (Status status = lay_out_unit(context->config, kind, n_tokens, prompt_, &task.header); !status.ok()) return status;
+    task.seed =
+        context->config.seed + 0x100000001b3u * (n_closed_ * 8192 + index_ * 2 + static_cast<unsigned>(kind));
+    if (Status status = lay_out_unit(context->config, kind, n_tokens, prompt_, &task.header); !status.ok())
+        return status;
 
     const std::uint64_t scratch_bytes = compress_scratch_bytes(task.header);
     const bool keep = n_tokens <= context->config.spec.buffer_tokens;
@@ -125,7 +133,8 @@ Status LayerStream::compress_tensor(CacheContext* context, TensorKind kind, std:
     void* block = context->ledger.take(task.header.n_bytes, Use::block);
     if (block == nullptr || !scratch->ensure(&context->ledger, scratch_bytes)) {
         context->ledger.give_back(block, task.header.n_bytes, Use::block);
-        return Status::error(Code::out_of_memory, "no memory to compress %u tokens of layer %u: %llu bytes and %llu of scratch",
+        return Status::error(Code::out_of_memory,
+                             "no memory to compress %u tokens of layer %u: %llu bytes and %llu of scratch",
                              n_tokens, index_, static_cast<unsigned long long>(task.header.n_bytes),
                              static_cast<unsigned long long>(scratch_bytes));
     }
@@ -162,7 +171,8 @@ void LayerStream::read_range(const CacheContext& context, std::uint64_t first, s
             const auto count = static_cast<std::uint32_t>(std::min(stop, end) - at);
             if (keys != nullptr) decompress_rows(key, from, count, keys + (at - first) * key_row);
             if (values != nullptr) {
-                decompress_rows(trusted_block(blocks_[i].value), from, count, values + (at - first) * value_row);
+                decompress_rows(trusted_block(blocks_[i].value), from, count,
+                                values + (at - first) * value_row);
             }
             at += count;
         }

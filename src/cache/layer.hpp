@@ -17,7 +17,7 @@ struct CacheContext {
     const Kernels* kernels = nullptr;
     MemoryLedger ledger;
     Scratch compress_scratch;
-    BlockBytes key_bytes;    // of all closed blocks
+    BlockBytes key_bytes;  // of all closed blocks
     BlockBytes value_bytes;
     std::uint64_t n_blocks = 0;
 
@@ -56,7 +56,8 @@ class TokenBuffer {
     bool grow(CacheContext* context, std::uint64_t n_tokens, std::uint64_t n_kept) noexcept;
     // Drops the first n_dropped of n_tokens and returns to the base room when the rest fits.
     void drop_front(CacheContext* context, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept;
-    void write(const CacheContext& context, std::uint64_t first, const Rows& rows, std::uint32_t n_tokens) noexcept;
+    void write(const CacheContext& context, std::uint64_t first, const Rows& rows,
+               std::uint32_t n_tokens) noexcept;
 
     RowSource source(std::uint64_t first) const noexcept;
     TensorRun run() const noexcept;
@@ -64,9 +65,9 @@ class TokenBuffer {
     std::uint64_t capacity() const noexcept { return capacity_; }
 
   private:
-    unsigned char* data_ = nullptr;    // base_ or a larger run while a prompt is fed
-    unsigned char* base_ = nullptr;    // buffer_tokens, always there
-    std::uint64_t capacity_ = 0;       // tokens
+    unsigned char* data_ = nullptr;  // base_ or a larger run while a prompt is fed
+    unsigned char* base_ = nullptr;  // buffer_tokens, always there
+    std::uint64_t capacity_ = 0;     // tokens
     std::size_t dim_ = 0, row_stride_ = 0, token_stride_ = 0, element_bytes_ = 0;
     std::uint32_t n_heads_ = 0;
     TensorKind kind_ = TensorKind::key;
@@ -82,7 +83,8 @@ class LayerStream {
     // Room for n_tokens more, in both buffers.
     bool reserve_append(CacheContext* context, std::uint32_t n_tokens) noexcept;
     // After reserve_append; the rows are checked.
-    void append(const CacheContext& context, const Rows& keys, const Rows& values, std::uint32_t n_tokens) noexcept;
+    void append(const CacheContext& context, const Rows& keys, const Rows& values,
+                std::uint32_t n_tokens) noexcept;
     // Closes every full unit. Errors: out_of_memory; the unit stays in the buffer.
     Status compress(CacheContext* context, Executor& executor) noexcept;
 

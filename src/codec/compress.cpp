@@ -100,20 +100,22 @@ void compress_parts(const BlockWork& work, Executor& executor) {
 
 }  // namespace
 
-Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& shape, bool any_float) noexcept {
+Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& shape,
+                  bool any_float) noexcept {
     const char* name = shape.kind == TensorKind::key ? "keys" : "values";
     for (std::size_t t = 0; t < shape.n_tokens; ++t) {
         for (std::size_t head = 0; head < shape.n_heads; ++head) {
             const float* row = rows.data + t * rows.token_stride + head * rows.head_stride;
             const float most = kernels.codec.max_abs(row, shape.dim);
             if (!std::isfinite(most)) {
-                return Status::error(Code::non_finite, "%s of token %zu, head %zu hold NaN or Inf, expected finite",
-                                     name, t, head);
+                return Status::error(Code::non_finite,
+                                     "%s of token %zu, head %zu hold NaN or Inf, expected finite", name, t,
+                                     head);
             }
             if (most > max_half && !any_float) {
                 return Status::error(Code::not_representable,
-                                     "%s of token %zu, head %zu reach %g, expected at most %g (fp16)", name, t, head,
-                                     static_cast<double>(most), static_cast<double>(max_half));
+                                     "%s of token %zu, head %zu reach %g, expected at most %g (fp16)", name,
+                                     t, head, static_cast<double>(most), static_cast<double>(max_half));
             }
         }
     }
@@ -151,20 +153,25 @@ Status block_bytes(const BlockShape& shape, const BlockOptions& options, BlockBy
     spec.value = options.spec;
     if (Status status = validate_spec(spec); !status.ok()) return status;
     BlockHeader header;
-    if (Status status = lay_out_block(shape, options.spec, options.rank, &header); !status.ok()) return status;
+    if (Status status = lay_out_block(shape, options.spec, options.rank, &header); !status.ok())
+        return status;
     *out = bytes_by_part(header);
     return {};
 }
 
 Status compress_block(void* block, std::size_t n_bytes, const Rows& rows, const BlockShape& shape,
                       const BlockOptions& options, Executor& executor, const Allocator& allocator) noexcept {
-    if (block == nullptr || rows.data == nullptr || allocator.allocate == nullptr || allocator.release == nullptr) {
+    if (block == nullptr || rows.data == nullptr || allocator.allocate == nullptr ||
+        allocator.release == nullptr) {
         return Status::error(Code::invalid_argument, "%s is null",
-                             block == nullptr ? "block" : rows.data == nullptr ? "rows.data" : "allocator");
+                             block == nullptr       ? "block"
+                             : rows.data == nullptr ? "rows.data"
+                                                    : "allocator");
     }
     if (reinterpret_cast<std::uintptr_t>(block) % block_alignment != 0) {
-        return Status::error(Code::invalid_argument, "block at %p, expected an address that is a multiple of %u",
-                             block, block_alignment);
+        return Status::error(Code::invalid_argument,
+                             "block at %p, expected an address that is a multiple of %u", block,
+                             block_alignment);
     }
     BlockBytes bytes;
     if (Status status = block_bytes(shape, options, &bytes); !status.ok()) return status;
@@ -178,8 +185,10 @@ Status compress_block(void* block, std::size_t n_bytes, const Rows& rows, const 
     task.kernels = find_kernels(level);
     task.rows = {rows.data, nullptr, rows.token_stride, rows.head_stride};
     task.seed = options.seed;
-    if (Status status = lay_out_block(shape, options.spec, options.rank, &task.header); !status.ok()) return status;
-    if (Status status = check_rows(*task.kernels, rows, shape, options.spec.bits == 32); !status.ok()) return status;
+    if (Status status = lay_out_block(shape, options.spec, options.rank, &task.header); !status.ok())
+        return status;
+    if (Status status = check_rows(*task.kernels, rows, shape, options.spec.bits == 32); !status.ok())
+        return status;
     const std::uint64_t scratch_bytes = compress_scratch_bytes(task.header);
     void* scratch = nullptr;
     if (scratch_bytes > 0) {

@@ -9,7 +9,7 @@ namespace gearkv {
 struct CompressTask {
     const Kernels* kernels = nullptr;
     RowSource rows;
-    BlockHeader header;        // from lay_out_block
+    BlockHeader header;  // from lay_out_block
     std::uint64_t seed = 0;
 };
 

@@ -1,5 +1,5 @@
-// From bytes back to rows, entry by entry as the format describes them: the plain reading that the fused kernels
-// are held against. Not a hot path.
+// From bytes back to rows, entry by entry as the format describes them: the plain reading that the fused
+// kernels are held against. Not a hot path.
 #include "codec/decompress.hpp"
 
 #include <algorithm>
@@ -72,7 +72,8 @@ void read_raw(float* row, const BlockView& view, std::uint32_t head, std::uint32
 
 }  // namespace
 
-void decompress_rows(const BlockView& view, std::uint32_t first, std::uint32_t n_tokens, float* out) noexcept {
+void decompress_rows(const BlockView& view, std::uint32_t first, std::uint32_t n_tokens,
+                     float* out) noexcept {
     const BlockHeader& header = *view.header;
     for (std::uint32_t head = 0; head < header.n_heads; ++head) {
         OutlierCursor outliers(view, head);

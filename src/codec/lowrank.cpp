@@ -21,8 +21,8 @@ std::uint64_t mix_bits(std::uint64_t x) {
     return x ^ (x >> 31);
 }
 
-// The start: rows of R with random signs, token t added to plane t mod rank. It lies in the row space of R already,
-// which saves about half a pass over a start that knows nothing of R.
+// The start: rows of R with random signs, token t added to plane t mod rank. It lies in the row space of R
+// already, which saves about half a pass over a start that knows nothing of R.
 void seed_start(float* p, const BlockWork& work, const float* residual, std::uint64_t seed) {
     const std::size_t rank = work.header->rank;
     std::fill_n(p, rank * work.stride, 0.0f);
@@ -31,7 +31,8 @@ void seed_start(float* p, const BlockWork& work, const float* residual, std::uin
         if (t % 64 == 0) signs = mix_bits(seed + t);
         const float sign = (signs & 1) != 0 ? 1.0f : -1.0f;
         float* plane = p + t % rank * work.stride;
-        for (std::size_t c = 0; c < work.dim(); ++c) plane[c] += sign * residual[t * work.stride + c];
+        for (std::size_t c = 0; c < work.dim(); ++c)
+            plane[c] += sign * residual[t * work.stride + c];
     }
 }
 
@@ -40,9 +41,11 @@ double dot(const float* x, const float* y, std::size_t n) {
     double sums[8] = {};
     std::size_t i = 0;
     for (; i + 8 <= n; i += 8) {
-        for (std::size_t k = 0; k < 8; ++k) sums[k] += static_cast<double>(x[i + k]) * y[i + k];
+        for (std::size_t k = 0; k < 8; ++k)
+            sums[k] += static_cast<double>(x[i + k]) * y[i + k];
     }
-    for (; i < n; ++i) sums[i % 8] += static_cast<double>(x[i]) * y[i];
+    for (; i < n; ++i)
+        sums[i % 8] += static_cast<double>(x[i]) * y[i];
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
@@ -54,29 +57,35 @@ void orthonormalize(float* a, std::size_t stride, std::size_t n, std::size_t ran
         for (int round = 0; round < 2; ++round) {
             for (std::size_t s = 0; s < r; ++s) {
                 const auto along = static_cast<float>(dot(plane, a + s * stride, n));
-                for (std::size_t i = 0; i < n; ++i) plane[i] -= along * a[s * stride + i];
+                for (std::size_t i = 0; i < n; ++i)
+                    plane[i] -= along * a[s * stride + i];
             }
         }
         const double norm = std::sqrt(dot(plane, plane, n));
         const float inverse = norm > 1e-6 * before && norm > 0 ? static_cast<float>(1.0 / norm) : 0.0f;
-        for (std::size_t i = 0; i < n; ++i) plane[i] *= inverse;
+        for (std::size_t i = 0; i < n; ++i)
+            plane[i] *= inverse;
     }
 }
 
 float largest(const float* x, std::size_t n) {
     float m = 0.0f;
-    for (std::size_t i = 0; i < n; ++i) m = std::max(m, std::fabs(x[i]));
+    for (std::size_t i = 0; i < n; ++i)
+        m = std::max(m, std::fabs(x[i]));
     return m;
 }
 
-// Moves a power of two from P to A when P alone would leave the normal range of fp16; the product is unchanged.
+// Moves a power of two from P to A when P alone would leave the normal range of fp16; the product is
+// unchanged.
 void balance(float* a, std::size_t n_a, float* p, std::size_t n_p) {
     const float in_p = largest(p, n_p);
     const float in_a = largest(a, n_a);
     if (in_p == 0.0f || in_a == 0.0f || (in_p < 32768.0f && in_p > 0.00390625f)) return;
     const float shift = std::exp2(std::round(std::log2(in_p / in_a) / 2));
-    for (std::size_t i = 0; i < n_a; ++i) a[i] *= shift;
-    for (std::size_t i = 0; i < n_p; ++i) p[i] /= shift;
+    for (std::size_t i = 0; i < n_a; ++i)
+        a[i] *= shift;
+    for (std::size_t i = 0; i < n_p; ++i)
+        p[i] /= shift;
 }
 
 }  // namespace

@@ -22,11 +22,13 @@ template <class Before>
 End find_end(float* scratch, std::size_t length, std::uint32_t per_end, const Before& before) {
     std::nth_element(scratch, scratch + (per_end - 1), scratch + length, before);
     const float bound = scratch[per_end - 1];
-    const auto n_beyond = std::count_if(scratch, scratch + per_end, [&](float v) { return before(v, bound); });
+    const auto n_beyond =
+        std::count_if(scratch, scratch + per_end, [&](float v) { return before(v, bound); });
     return {bound, per_end - static_cast<std::uint32_t>(n_beyond)};
 }
 
-// Calls mark(i) for the outliers of values[0, length). scratch holds the same numbers on entry and is reordered.
+// Calls mark(i) for the outliers of values[0, length). scratch holds the same numbers on entry and is
+// reordered.
 template <class Mark>
 void select_outliers(const float* values, float* scratch, std::size_t length, std::uint32_t per_end,
                      const Mark& mark) {

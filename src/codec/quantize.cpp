@@ -1,7 +1,7 @@
 // Q: the dense backbones (paper section 3.1; KIVI, KCVT, per-token).
 //
-// x' = code * scale + zero with zero = min and scale = (max - min) / (2^b - 1), both rounded to fp16 before the
-// codes are chosen, so that each code is the best one for what the decoder will see.
+// x' = code * scale + zero with zero = min and scale = (max - min) / (2^b - 1), both rounded to fp16 before
+// the codes are chosen, so that each code is the best one for what the decoder will see.
 #include <algorithm>
 
 #include "codec/work.hpp"
@@ -14,7 +14,8 @@ namespace {
 void round_scales(const BlockWork& work, float* lo, float* hi, std::size_t n, std::uint16_t* scales,
                   std::uint16_t* zeros) {
     const float max_code = work.max_code();
-    for (std::size_t i = 0; i < n; ++i) hi[i] = (hi[i] - lo[i]) / max_code;
+    for (std::size_t i = 0; i < n; ++i)
+        hi[i] = (hi[i] - lo[i]) / max_code;
     work.kernels->codec.to_half(zeros, lo, n);
     work.kernels->codec.to_half(scales, hi, n);
     work.kernels->codec.from_half(lo, zeros, n);
@@ -37,8 +38,8 @@ void quantize_channel_groups(const BlockWork& work, std::size_t head) {
         round_scales(work, lo, hi, dim, scales + group * dim, zeros + group * dim);
         std::fill(lo + dim, lo + work.stride, 0.0f);
         std::fill(hi + dim, hi + work.stride, 0.0f);
-        work.kernels->codec.quantize_columns(work.codes_head(head) + first * work.stride, x, work.stride, n, dim,
-                                             hi, lo, work.max_code());
+        work.kernels->codec.quantize_columns(work.codes_head(head) + first * work.stride, x, work.stride, n,
+                                             dim, hi, lo, work.max_code());
     }
 }
 
@@ -78,7 +79,8 @@ void choose_shared_scales(const BlockWork& work, std::size_t slice) noexcept {
         float lo = 0.0f, hi = 0.0f;
         for (std::size_t head = 0; head < work.n_heads(); ++head) {
             float head_lo, head_hi;
-            work.kernels->codec.row_range(&head_lo, &head_hi, work.x_head(head) + t * work.stride, work.dim());
+            work.kernels->codec.row_range(&head_lo, &head_hi, work.x_head(head) + t * work.stride,
+                                          work.dim());
             lo = head == 0 ? head_lo : std::min(lo, head_lo);
             hi = head == 0 ? head_hi : std::max(hi, head_hi);
         }

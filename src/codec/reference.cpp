@@ -14,7 +14,9 @@ using Vector = std::vector<std::size_t>;
 
 struct Shape {
     std::size_t n_tokens, n_heads, dim;
-    std::size_t index(std::size_t t, std::size_t h, std::size_t c) const { return (t * n_heads + h) * dim + c; }
+    std::size_t index(std::size_t t, std::size_t h, std::size_t c) const {
+        return (t * n_heads + h) * dim + c;
+    }
 };
 
 std::vector<Vector> channels_of_keys(const Shape& s, std::size_t first, std::size_t n) {
@@ -22,7 +24,8 @@ std::vector<Vector> channels_of_keys(const Shape& s, std::size_t first, std::siz
     for (std::size_t h = 0; h < s.n_heads; ++h) {
         for (std::size_t c = 0; c < s.dim; ++c) {
             Vector v;
-            for (std::size_t t = first; t < std::min(first + n, s.n_tokens); ++t) v.push_back(s.index(t, h, c));
+            for (std::size_t t = first; t < std::min(first + n, s.n_tokens); ++t)
+                v.push_back(s.index(t, h, c));
             vectors.push_back(v);
         }
     }
@@ -76,13 +79,16 @@ double to_half(double x) {
 }
 
 // Marks the k largest and k smallest entries of one vector, lowest index first among equals.
-void mark_outliers(const Vector& vector, const std::vector<double>& x, std::size_t k, std::vector<bool>* outlier) {
+void mark_outliers(const Vector& vector, const std::vector<double>& x, std::size_t k,
+                   std::vector<bool>* outlier) {
     Vector order = vector;
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return x[a] > x[b]; });
-    for (std::size_t i = 0; i < k; ++i) (*outlier)[order[i]] = true;
+    for (std::size_t i = 0; i < k; ++i)
+        (*outlier)[order[i]] = true;
     order = vector;
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return x[a] < x[b]; });
-    for (std::size_t i = 0; i < k; ++i) (*outlier)[order[i]] = true;
+    for (std::size_t i = 0; i < k; ++i)
+        (*outlier)[order[i]] = true;
 }
 
 // Quantises one group in place and writes its codes.
@@ -102,7 +108,8 @@ void quantize_group(const Vector& group, const Options& options, std::vector<dou
         zero = to_half(zero);
     }
     for (std::size_t i : group) {
-        const double code = scale == 0 ? 0 : std::clamp(std::nearbyint(((*x)[i] - zero) / scale), 0.0, max_code);
+        const double code =
+            scale == 0 ? 0 : std::clamp(std::nearbyint(((*x)[i] - zero) / scale), 0.0, max_code);
         (*codes)[i] = static_cast<std::uint8_t>(code);
         (*x)[i] = code * scale + zero;
     }
@@ -121,10 +128,12 @@ void orthonormalize(Matrix* columns) {
         for (std::size_t s = 0; s < 2 * r; ++s) {
             const auto& other = (*columns)[s % r];
             const double along = dot(column, other);
-            for (std::size_t i = 0; i < column.size(); ++i) column[i] -= along * other[i];
+            for (std::size_t i = 0; i < column.size(); ++i)
+                column[i] -= along * other[i];
         }
         const double norm = std::sqrt(dot(column, column));
-        for (double& v : column) v = norm > 1e-30 ? v / norm : 0.0;
+        for (double& v : column)
+            v = norm > 1e-30 ? v / norm : 0.0;
     }
 }
 
@@ -135,25 +144,29 @@ void add_low_rank(const Tensor& residual, std::size_t head, const Options& optio
     std::mt19937_64 random(options.seed + head);
     std::normal_distribution<double> normal;
     Matrix a(rank, std::vector<double>(n)), p(rank, std::vector<double>(dim));
-    for (auto& column : p) std::generate(column.begin(), column.end(), [&] { return normal(random); });
+    for (auto& column : p)
+        std::generate(column.begin(), column.end(), [&] { return normal(random); });
     for (int pass = 0; pass < options.n_passes; ++pass) {
         for (std::size_t r = 0; r < rank; ++r) {
             for (std::size_t t = 0; t < n; ++t) {
                 a[r][t] = 0;
-                for (std::size_t c = 0; c < dim; ++c) a[r][t] += residual.at(t, head, c) * p[r][c];
+                for (std::size_t c = 0; c < dim; ++c)
+                    a[r][t] += residual.at(t, head, c) * p[r][c];
             }
         }
         orthonormalize(&a);
         for (std::size_t r = 0; r < rank; ++r) {
             for (std::size_t c = 0; c < dim; ++c) {
                 p[r][c] = 0;
-                for (std::size_t t = 0; t < n; ++t) p[r][c] += residual.at(t, head, c) * a[r][t];
+                for (std::size_t t = 0; t < n; ++t)
+                    p[r][c] += residual.at(t, head, c) * a[r][t];
             }
         }
     }
     for (std::size_t r = 0; r < rank; ++r) {
         for (std::size_t t = 0; t < n; ++t) {
-            for (std::size_t c = 0; c < dim; ++c) out->at(t, head, c) += a[r][t] * p[r][c];
+            for (std::size_t c = 0; c < dim; ++c)
+                out->at(t, head, c) += a[r][t] * p[r][c];
         }
     }
 }
@@ -172,11 +185,14 @@ Result compress(const Tensor& x, TensorKind kind, const Options& options) {
         kind == TensorKind::key ? channels_of_keys(shape, 0, x.n_tokens) : tokens_of_all_heads(shape);
     for (const Vector& vector : vectors) {
         if (options.spec.sparsity <= 0) break;
-        const double share = static_cast<double>(options.spec.sparsity) / 2 * static_cast<double>(vector.size());
-        const auto k = std::min(std::max<std::size_t>(static_cast<std::size_t>(share + 1e-6), 1), vector.size() / 2);
+        const double share =
+            static_cast<double>(options.spec.sparsity) / 2 * static_cast<double>(vector.size());
+        const auto k =
+            std::min(std::max<std::size_t>(static_cast<std::size_t>(share + 1e-6), 1), vector.size() / 2);
         mark_outliers(vector, x.data, k, &result.outlier);
         double mean = 0;
-        for (std::size_t i : vector) mean += x.data[i] / static_cast<double>(vector.size());
+        for (std::size_t i : vector)
+            mean += x.data[i] / static_cast<double>(vector.size());
         for (std::size_t i : vector) {
             if (result.outlier[i]) dense[i] = mean;
         }
@@ -221,12 +237,15 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, double scale, b
             double most = -INFINITY, sum = 0;
             for (std::size_t t = 0; t < n_seen; ++t) {
                 weights[t] = 0;
-                for (std::size_t c = 0; c < k.dim; ++c) weights[t] += scale * q.at(i, h, c) * k.at(t, h / n_shared, c);
+                for (std::size_t c = 0; c < k.dim; ++c)
+                    weights[t] += scale * q.at(i, h, c) * k.at(t, h / n_shared, c);
                 most = std::max(most, weights[t]);
             }
-            for (std::size_t t = 0; t < n_seen; ++t) sum += weights[t] = std::exp(weights[t] - most);
+            for (std::size_t t = 0; t < n_seen; ++t)
+                sum += weights[t] = std::exp(weights[t] - most);
             for (std::size_t t = 0; t < n_seen; ++t) {
-                for (std::size_t c = 0; c < v.dim; ++c) out.at(i, h, c) += weights[t] / sum * v.at(t, h / n_shared, c);
+                for (std::size_t c = 0; c < v.dim; ++c)
+                    out.at(i, h, c) += weights[t] / sum * v.at(t, h / n_shared, c);
             }
         }
     }

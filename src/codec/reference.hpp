@@ -39,8 +39,8 @@ Result compress(const Tensor& x, TensorKind kind, const Options& options);
 // |x - y|_F / |x|_F
 double relative_error(const Tensor& x, const Tensor& y);
 
-// softmax(scale q K^T) V in double; q is [queries, q heads, dim], head h reads KV head h / (q heads / KV heads).
-// With causal, the last query sees all tokens, the one before all but the last.
+// softmax(scale q K^T) V in double; q is [queries, q heads, dim], head h reads KV head h / (q heads / KV
+// heads). With causal, the last query sees all tokens, the one before all but the last.
 Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, double scale, bool causal);
 
 }  // namespace gearkv::reference

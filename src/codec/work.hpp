@@ -22,13 +22,13 @@ struct RowSource {
 // dim padded to 16; the padding of x is 0.
 struct BlockWork {
     const Kernels* kernels = nullptr;
-    RowSource rows;                   // the input
-    BlockHeader* header = nullptr;    // of the block being written
-    BlockView view;                   // the same block
+    RowSource rows;                 // the input
+    BlockHeader* header = nullptr;  // of the block being written
+    BlockView view;                 // the same block
     std::uint64_t seed = 0;
 
     std::size_t stride = 0;
-    float* x = nullptr;               // [head][token][stride]; the input, then the dense part, then the residual
+    float* x = nullptr;  // [head][token][stride]; the input, then the dense part, then the residual
     std::uint8_t* codes = nullptr;    // [head][token][stride]
     std::uint8_t* outlier = nullptr;  // [head][token][stride] 1 where an entry is an outlier; null without
     float* lines = nullptr;           // [head][4][line_floats]
@@ -72,7 +72,8 @@ void count_outliers(const BlockWork& work) noexcept;
 void write_outliers(const BlockWork& work, std::size_t head) noexcept;
 
 // ---- quantize.cpp (the backbones) ----
-// Writes scales and zeros of kcvt values, which all heads share, for one slice of the tokens; before quantize_head.
+// Writes scales and zeros of kcvt values, which all heads share, for one slice of the tokens; before
+// quantize_head.
 void choose_shared_scales(const BlockWork& work, std::size_t slice) noexcept;
 // Chooses scales, writes scales, zeros and code words of one head; leaves the residual in x.
 void quantize_head(const BlockWork& work, std::size_t head) noexcept;

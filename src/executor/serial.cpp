@@ -9,7 +9,8 @@ namespace {
 class SerialExecutor final : public Executor {
   public:
     void parallel_for(std::size_t n_tasks, Task task, void* context) noexcept override {
-        for (std::size_t i = 0; i < n_tasks; ++i) task(context, i);
+        for (std::size_t i = 0; i < n_tasks; ++i)
+            task(context, i);
     }
     unsigned n_threads() const noexcept override { return 1; }
 };
@@ -31,8 +32,8 @@ Status create_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexc
 #else
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     if (n_threads > 1) {
-        return Status::error(Code::invalid_argument, "%u threads asked of a build without threads, expected 0 or 1",
-                             n_threads);
+        return Status::error(Code::invalid_argument,
+                             "%u threads asked of a build without threads, expected 0 or 1", n_threads);
     }
     auto* executor = new (std::nothrow) SerialExecutor;
     if (executor == nullptr) return Status::error(Code::out_of_memory, "no memory for an executor");

@@ -24,7 +24,8 @@ class TbbExecutor final : public Executor {
 
     void parallel_for(std::size_t n_tasks, Task task, void* context) noexcept override {
         if (n_tasks <= 1 || n_threads_ == 1) {
-            for (std::size_t i = 0; i < n_tasks; ++i) task(context, i);
+            for (std::size_t i = 0; i < n_tasks; ++i)
+                task(context, i);
             return;
         }
         arena_.execute([&] {
@@ -45,7 +46,8 @@ class TbbExecutor final : public Executor {
 Status create_tbb_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     if (n_threads > max_threads) {
-        return Status::error(Code::invalid_argument, "%u threads, expected at most %u", n_threads, max_threads);
+        return Status::error(Code::invalid_argument, "%u threads, expected at most %u", n_threads,
+                             max_threads);
     }
     // oneTBB runs no more workers than it has processors, and prints a warning when asked to.
     const unsigned most = static_cast<unsigned>(tbb::info::default_concurrency());
@@ -55,7 +57,8 @@ Status create_tbb_executor(unsigned n_threads, std::unique_ptr<Executor>* out) n
     } catch (const std::bad_alloc&) {
         return Status::error(Code::out_of_memory, "no memory for an arena of %u threads", n_threads);
     } catch (const std::exception& error) {
-        return Status::error(Code::thread_failure, "oneTBB refused an arena of %u threads: %s", n_threads, error.what());
+        return Status::error(Code::thread_failure, "oneTBB refused an arena of %u threads: %s", n_threads,
+                             error.what());
     }
     return {};
 }

@@ -22,7 +22,8 @@ class ThreadsExecutor final : public Executor {
     // Throws std::system_error or std::bad_alloc; threads already started are joined then.
     explicit ThreadsExecutor(unsigned n_threads) {
         try {
-            for (unsigned i = 1; i < n_threads; ++i) workers_.emplace_back([this] { work(); });
+            for (unsigned i = 1; i < n_threads; ++i)
+                workers_.emplace_back([this] { work(); });
         } catch (...) {
             stop();
             throw;
@@ -32,7 +33,8 @@ class ThreadsExecutor final : public Executor {
 
     void parallel_for(std::size_t n_tasks, Task task, void* context) noexcept override {
         if (n_tasks <= 1 || workers_.empty()) {
-            for (std::size_t i = 0; i < n_tasks; ++i) task(context, i);
+            for (std::size_t i = 0; i < n_tasks; ++i)
+                task(context, i);
             return;
         }
         {
@@ -55,7 +57,8 @@ class ThreadsExecutor final : public Executor {
   private:
     // Tasks are taken one by one, so a slow core takes fewer.
     void run_tasks() noexcept {
-        for (std::size_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n_tasks_;) task_(context_, i);
+        for (std::size_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n_tasks_;)
+            task_(context_, i);
     }
 
     void work() noexcept {
@@ -78,7 +81,8 @@ class ThreadsExecutor final : public Executor {
             stopping_ = true;
         }
         wake_.notify_all();
-        for (std::thread& worker : workers_) worker.join();
+        for (std::thread& worker : workers_)
+            worker.join();
     }
 
     std::mutex mutex_;
@@ -98,7 +102,8 @@ class ThreadsExecutor final : public Executor {
 Status create_threads_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     if (n_threads > max_threads) {
-        return Status::error(Code::invalid_argument, "%u threads, expected at most %u", n_threads, max_threads);
+        return Status::error(Code::invalid_argument, "%u threads, expected at most %u", n_threads,
+                             max_threads);
     }
     if (n_threads == 0) n_threads = std::max(std::thread::hardware_concurrency(), 1u);
     try {
@@ -106,7 +111,8 @@ Status create_threads_executor(unsigned n_threads, std::unique_ptr<Executor>* ou
     } catch (const std::bad_alloc&) {
         return Status::error(Code::out_of_memory, "no memory for %u threads", n_threads);
     } catch (const std::system_error& error) {
-        return Status::error(Code::thread_failure, "the system refused %u threads: %s", n_threads, error.what());
+        return Status::error(Code::thread_failure, "the system refused %u threads: %s", n_threads,
+                             error.what());
     }
     return {};
 }
@@ -118,7 +124,8 @@ Status create_threads_executor(unsigned n_threads, std::unique_ptr<Executor>* ou
 namespace gearkv {
 
 Status create_threads_executor(unsigned, std::unique_ptr<Executor>*) noexcept {
-    return Status::error(Code::invalid_argument, "this build has no threads, expected one with -Dthreads=std or tbb");
+    return Status::error(Code::invalid_argument,
+                         "this build has no threads, expected one with -Dthreads=std or tbb");
 }
 
 }  // namespace gearkv

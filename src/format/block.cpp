@@ -73,11 +73,12 @@ Status check_shape(const BlockShape& shape) noexcept {
                              max_block_tokens);
     }
     if (shape.n_heads < 1 || shape.n_heads > max_heads) {
-        return Status::error(Code::wrong_size, "block of %u heads, expected 1 to %u", shape.n_heads, max_heads);
+        return Status::error(Code::wrong_size, "block of %u heads, expected 1 to %u", shape.n_heads,
+                             max_heads);
     }
     if (shape.dim < 8 || shape.dim > max_dim || shape.dim % 8 != 0) {
-        return Status::error(Code::wrong_size, "head dimension %u, expected a multiple of 8 in 8 to %u", shape.dim,
-                             max_dim);
+        return Status::error(Code::wrong_size, "head dimension %u, expected a multiple of 8 in 8 to %u",
+                             shape.dim, max_dim);
     }
     return {};
 }
@@ -93,7 +94,8 @@ std::uint64_t count_outliers(const BlockHeader& header) noexcept {
 
 bool finite_halves(const std::uint16_t* x, std::uint64_t n) noexcept {
     std::uint32_t found = 0;
-    for (std::uint64_t i = 0; i < n; ++i) found |= (x[i] & 0x7c00u) == 0x7c00u;
+    for (std::uint64_t i = 0; i < n; ++i)
+        found |= (x[i] & 0x7c00u) == 0x7c00u;
     return found == 0;
 }
 
@@ -107,23 +109,25 @@ Status check_outliers(const BlockView& view) noexcept {
     }
     for (std::uint32_t head = 0; head < header.n_heads; ++head) {
         if (starts[head] > starts[head + 1] || starts[head + 1] > header.n_outliers) {
-            return Status::error(Code::bad_block, "outliers of head %u run from %u to %u of %u", head, starts[head],
-                                 starts[head + 1], header.n_outliers);
+            return Status::error(Code::bad_block, "outliers of head %u run from %u to %u of %u", head,
+                                 starts[head], starts[head + 1], header.n_outliers);
         }
         OutlierCursor cursor(view, head);
         std::uint64_t left = starts[head + 1] - starts[head];
         for (std::uint32_t t = 0; t < header.n_tokens; ++t) {
             const std::uint32_t count = cursor.next_token();
             if (count > left) {
-                return Status::error(Code::bad_block, "head %u token %u has %u outliers, %llu are left", head, t,
-                                     count, static_cast<unsigned long long>(left));
+                return Status::error(Code::bad_block, "head %u token %u has %u outliers, %llu are left", head,
+                                     t, count, static_cast<unsigned long long>(left));
             }
             left -= count;
             for (std::uint32_t i = 0; i < count; ++i) {
-                if (cursor.channel(i) >= header.dim || (i > 0 && cursor.channel(i) <= cursor.channel(i - 1))) {
-                    return Status::error(Code::bad_block,
-                                         "head %u token %u outlier %u at channel %u, expected ascending below %u",
-                                         head, t, i, cursor.channel(i), header.dim);
+                if (cursor.channel(i) >= header.dim ||
+                    (i > 0 && cursor.channel(i) <= cursor.channel(i - 1))) {
+                    return Status::error(
+                        Code::bad_block,
+                        "head %u token %u outlier %u at channel %u, expected ascending below %u", head, t, i,
+                        cursor.channel(i), header.dim);
                 }
             }
         }
@@ -167,11 +171,13 @@ Status check_values(const BlockView& view) noexcept {
 
 std::uint32_t outliers_per_end(float sparsity, std::uint64_t length) noexcept {
     if (sparsity <= 0.0f) return 0;
-    const auto wanted = static_cast<std::uint64_t>(std::floor(static_cast<double>(sparsity) / 2 * static_cast<double>(length) + 1e-6));
+    const auto wanted = static_cast<std::uint64_t>(
+        std::floor(static_cast<double>(sparsity) / 2 * static_cast<double>(length) + 1e-6));
     return static_cast<std::uint32_t>(std::min(std::max<std::uint64_t>(wanted, 1), length / 2));
 }
 
-Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank, BlockHeader* out) noexcept {
+Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank,
+                     BlockHeader* out) noexcept {
     if (Status status = check_shape(shape); !status.ok()) return status;
     BlockHeader header = {};
     header.magic = block_magic;
@@ -288,7 +294,8 @@ Status check_codec(const BlockHeader& header, TensorSpec* spec, BlockShape* shap
     if (header.version != block_version) {
         return Status::error(Code::bad_block, "block version %u, expected %u", header.version, block_version);
     }
-    if (header.kind > 1) return Status::error(Code::bad_block, "tensor kind %u, expected 0 or 1", header.kind);
+    if (header.kind > 1)
+        return Status::error(Code::bad_block, "tensor kind %u, expected 0 or 1", header.kind);
     if (header.backbone > static_cast<std::uint8_t>(Backbone::token)) {
         return Status::error(Code::bad_block, "backbone %u, expected 0 to 4", header.backbone);
     }
@@ -310,8 +317,8 @@ Status open_block(const void* bytes, std::uint64_t n_bytes, BlockView* out) noex
                              static_cast<unsigned long long>(header_bytes));
     }
     if (reinterpret_cast<std::uintptr_t>(bytes) % block_alignment != 0) {
-        return Status::error(Code::bad_block, "block at %p, expected an address that is a multiple of %u", bytes,
-                             block_alignment);
+        return Status::error(Code::bad_block, "block at %p, expected an address that is a multiple of %u",
+                             bytes, block_alignment);
     }
     const auto& header = *static_cast<const BlockHeader*>(bytes);
     TensorSpec spec;

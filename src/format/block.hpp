@@ -16,21 +16,24 @@
 //   | outlier values     |  [outlier] fp16: what the dense part misses, x - (code * scale + zero)
 //   +--------------------+
 // Every part starts at a multiple of 64 and is absent (offset 0) when the codec does not use it, so a kernel
-// streams each part once. Offsets make the block position-independent; it is attended where it lies, and tokens
-// at its end can be hidden by attending fewer.
+// streams each part once. Offsets make the block position-independent; it is attended where it lies, and
+// tokens at its end can be hidden by attending fewer.
 //
-// Code words. A word holds 32 / b codes of one lane; byte i (0 lowest), field p of the word holds the code with
-// depth index j * (32 / b) + 4 p + i, for word j of the lane:
+// Code words. A word holds 32 / b codes of one lane; byte i (0 lowest), field p of the word holds the code
+// with depth index j * (32 / b) + 4 p + i, for word j of the lane:
 //
 //   b = 4, word j:   byte 3 | byte 2 | byte 1 | byte 0          b = 2: four 2-bit fields a byte
 //   field 1 (high)   8j + 7 | 8j + 6 | 8j + 5 | 8j + 4          b = 8: one field a byte
-//   field 0 (low)    8j + 3 | 8j + 2 | 8j + 1 | 8j + 0          b = 3: a 2-bit plane (16 codes a word, low bits)
-//                                                                      and a 1-bit plane (32 codes a word, bit 2)
+//   field 0 (low)    8j + 3 | 8j + 2 | 8j + 1 | 8j + 0          b = 3: a 2-bit plane (16 codes a word, low
+//   bits)
+//                                                                      and a 1-bit plane (32 codes a word,
+//                                                                      bit 2)
 // so four neighbours along the depth lie in the four bytes of a 32-bit lane, as dot-product instructions want
 // them, after one shift and one mask.
 //   keys:    lane = token, depth = channel.  [tile of 16 tokens][word][16 lanes]; with b = 3 a tile holds all
 //            words of the low plane, then those of the high plane.
-//   values:  lane = channel, depth = token.  [word][channels padded to 16]; with b = 3 every 32 tokens hold two
+//   values:  lane = channel, depth = token.  [word][channels padded to 16]; with b = 3 every 32 tokens hold
+//   two
 //            words of the low plane, then one of the high plane.
 // Lanes and fields beyond the shape are 0.
 //
@@ -62,14 +65,20 @@ inline constexpr std::uint32_t max_rank = 64;
 constexpr std::uint64_t round_up(std::uint64_t n, std::uint64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
 }
-constexpr std::uint64_t ceil_div(std::uint64_t n, std::uint64_t divisor) { return (n + divisor - 1) / divisor; }
+constexpr std::uint64_t ceil_div(std::uint64_t n, std::uint64_t divisor) {
+    return (n + divisor - 1) / divisor;
+}
 
 // Code words along the depth of one lane. 3 bits: low plane and high plane are counted apart.
-constexpr std::uint32_t low_bits(std::uint32_t bits) { return bits == 3 ? 2 : bits; }
-constexpr std::uint32_t codes_per_word(std::uint32_t bits) { return 32 / low_bits(bits); }
+constexpr std::uint32_t low_bits(std::uint32_t bits) {
+    return bits == 3 ? 2 : bits;
+}
+constexpr std::uint32_t codes_per_word(std::uint32_t bits) {
+    return 32 / low_bits(bits);
+}
 
-// Words of one lane for `depth` codes. Keys pad channels to whole words; values pad tokens to whole words, and
-// with 3 bits to whole units of 32.
+// Words of one lane for `depth` codes. Keys pad channels to whole words; values pad tokens to whole words,
+// and with 3 bits to whole units of 32.
 constexpr std::uint32_t lane_words(std::uint32_t bits, std::uint32_t depth) {
     if (bits == 3) return static_cast<std::uint32_t>(3 * ceil_div(depth, 32));
     return static_cast<std::uint32_t>(ceil_div(depth, codes_per_word(bits)));
@@ -78,20 +87,20 @@ constexpr std::uint32_t lane_words(std::uint32_t bits, std::uint32_t depth) {
 struct BlockHeader {
     std::uint32_t magic;
     std::uint16_t version;
-    std::uint8_t kind;            // TensorKind
-    std::uint8_t backbone;        // Backbone
+    std::uint8_t kind;      // TensorKind
+    std::uint8_t backbone;  // Backbone
     std::uint8_t bits;
-    std::uint8_t index_bytes;     // of outlier counts and channels: 1, or 2 when dim > 255
+    std::uint8_t index_bytes;  // of outlier counts and channels: 1, or 2 when dim > 255
     std::uint16_t group;
     std::uint32_t n_tokens;
     std::uint32_t n_heads;
     std::uint32_t dim;
     std::uint32_t rank;
-    std::uint32_t n_outliers;     // all heads
-    float sparsity;               // as asked for
-    std::uint32_t reserved;       // 0
-    std::uint64_t n_bytes;        // of the whole block, a multiple of 64
-    std::uint64_t codes;          // offsets of the parts
+    std::uint32_t n_outliers;  // all heads
+    float sparsity;            // as asked for
+    std::uint32_t reserved;    // 0
+    std::uint64_t n_bytes;     // of the whole block, a multiple of 64
+    std::uint64_t codes;       // offsets of the parts
     std::uint64_t scales;
     std::uint64_t zeros;
     std::uint64_t factor_a;
@@ -106,17 +115,17 @@ inline constexpr std::uint64_t header_bytes = 128;
 
 // Sizes that follow from a header, in elements per head unless said otherwise.
 struct BlockSizes {
-    std::uint64_t code_words;     // 32-bit words; raw blocks: rows of raw_stride elements
-    std::uint64_t tile_words;     // keys: words of one tile of 16 tokens
-    std::uint64_t n_lanes;        // lanes padded to 16
-    std::uint64_t n_groups;       // token groups (kivi, kcvt keys) or channel groups
-    std::uint64_t n_scales;       // fp16 scales of one head; kcvt values: of the whole block
-    std::uint64_t a_stride;       // tokens padded to 16
-    std::uint64_t raw_stride;     // channels padded to 16
-    bool shared_scales;           // kcvt values
-    bool token_scales;            // one scale per token and channel group, not per channel and token group
-    std::uint32_t group_tokens;   // tokens of one group when scales are per channel
-    std::uint32_t group_channels; // channels of one group when scales are per token
+    std::uint64_t code_words;      // 32-bit words; raw blocks: rows of raw_stride elements
+    std::uint64_t tile_words;      // keys: words of one tile of 16 tokens
+    std::uint64_t n_lanes;         // lanes padded to 16
+    std::uint64_t n_groups;        // token groups (kivi, kcvt keys) or channel groups
+    std::uint64_t n_scales;        // fp16 scales of one head; kcvt values: of the whole block
+    std::uint64_t a_stride;        // tokens padded to 16
+    std::uint64_t raw_stride;      // channels padded to 16
+    bool shared_scales;            // kcvt values
+    bool token_scales;             // one scale per token and channel group, not per channel and token group
+    std::uint32_t group_tokens;    // tokens of one group when scales are per channel
+    std::uint32_t group_channels;  // channels of one group when scales are per token
 };
 
 // Where the scale and zero of an entry stand within those of its head.
@@ -128,7 +137,8 @@ constexpr std::uint64_t scale_index(const BlockHeader& header, const BlockSizes&
 
 // Lays out a block. Errors: wrong_size (shape out of its range, or a block of 2^40 bytes or more).
 // `spec` must be valid; rank is clamped to min(n_tokens, dim).
-Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank, BlockHeader* out) noexcept;
+Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank,
+                     BlockHeader* out) noexcept;
 BlockSizes block_sizes(const BlockHeader& header) noexcept;
 // The codec a header states; both ranks are the block's own.
 TensorSpec spec_of(const BlockHeader& header) noexcept;
@@ -169,7 +179,8 @@ class OutlierCursor {
   public:
     // A view without a block, or a block without outliers, gives a cursor that must not be moved.
     OutlierCursor(const BlockView& view, std::uint32_t head) noexcept;
-    // Outliers of the next token (of a block that has any); channel(i) and values()[i] belong to it for i < the count.
+    // Outliers of the next token (of a block that has any); channel(i) and values()[i] belong to it for i <
+    // the count.
     std::uint32_t next_token() noexcept;
     std::uint32_t channel(std::uint32_t i) const noexcept {
         return wide_ ? channels16_[first_ + i] : channels8_[first_ + i];
@@ -191,8 +202,8 @@ class OutlierCursor {
 // A block this process wrote itself: no checks.
 BlockView trusted_block(const void* bytes) noexcept;
 
-// A block from anywhere: header, every offset against n_bytes, counts, channel order and the finiteness of every
-// scale, factor and outlier. Errors: bad_block, with found and expected.
+// A block from anywhere: header, every offset against n_bytes, counts, channel order and the finiteness of
+// every scale, factor and outlier. Errors: bad_block, with found and expected.
 Status open_block(const void* bytes, std::uint64_t n_bytes, BlockView* out) noexcept;
 
 }  // namespace gearkv

@@ -62,7 +62,8 @@ class Parser {
         }
         if (at_ != text_.size()) return fail("the end");
         if (key.buffer_tokens != 0 && value.buffer_tokens != 0 && key.buffer_tokens != value.buffer_tokens) {
-            return Status::error(Code::bad_spec, "nb is %u for keys and %u for values, expected one buffer for both",
+            return Status::error(Code::bad_spec,
+                                 "nb is %u for keys and %u for values, expected one buffer for both",
                                  key.buffer_tokens, value.buffer_tokens);
         }
         KvSpec spec;
@@ -147,7 +148,8 @@ class Parser {
         }
         if (name == "s=") return parse_fraction(&spec.sparsity);
         std::uint32_t count = 0;
-        if (Status status = parse_count(0, name == "g=" ? max_group : max_spec_rank, &count); !status.ok()) return status;
+        if (Status status = parse_count(0, name == "g=" ? max_group : max_spec_rank, &count); !status.ok())
+            return status;
         std::uint16_t& field = name == "g=" ? spec.group : name == "r=" ? spec.rank_prompt : spec.rank_decode;
         field = static_cast<std::uint16_t>(count);
         // r alone speaks for generated blocks too where it asks for less.
@@ -171,7 +173,8 @@ class Parser {
     Status parse_fraction(float* out) noexcept {
         float fraction = 0.0f;
         const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), fraction);
-        if (error != std::errc() || !(fraction >= 0.0f && fraction < 1.0f)) return fail("a fraction from 0 to below 1");
+        if (error != std::errc() || !(fraction >= 0.0f && fraction < 1.0f))
+            return fail("a fraction from 0 to below 1");
         at_ = static_cast<std::size_t>(end - text_.data());
         *out = fraction;
         return {};
@@ -184,12 +187,16 @@ class Parser {
 Status validate_tensor(const TensorSpec& spec, const char* name) noexcept {
     if (spec.raw()) {
         const int bits = spec.backbone == Backbone::raw32 ? 32 : 16;
-        if (spec.bits == bits && spec.rank_prompt == 0 && spec.rank_decode == 0 && spec.sparsity == 0.0f) return {};
-        return Status::error(Code::bad_spec, "%s are uncompressed with %u bits, ranks %u and %u, sparsity %g, expected "
-                             "%d bits and nothing else", name, spec.bits, spec.rank_prompt, spec.rank_decode,
+        if (spec.bits == bits && spec.rank_prompt == 0 && spec.rank_decode == 0 && spec.sparsity == 0.0f)
+            return {};
+        return Status::error(Code::bad_spec,
+                             "%s are uncompressed with %u bits, ranks %u and %u, sparsity %g, expected "
+                             "%d bits and nothing else",
+                             name, spec.bits, spec.rank_prompt, spec.rank_decode,
                              static_cast<double>(spec.sparsity), bits);
     }
-    if (spec.backbone != Backbone::kivi && spec.backbone != Backbone::kcvt && spec.backbone != Backbone::token) {
+    if (spec.backbone != Backbone::kivi && spec.backbone != Backbone::kcvt &&
+        spec.backbone != Backbone::token) {
         return Status::error(Code::bad_spec, "backbone of %s is %u, expected 0 to 4", name,
                              static_cast<unsigned>(spec.backbone));
     }
@@ -197,12 +204,12 @@ Status validate_tensor(const TensorSpec& spec, const char* name) noexcept {
         return Status::error(Code::bad_spec, "%s have %u bits, expected 2, 3, 4 or 8", name, spec.bits);
     }
     if (spec.group < 32 || spec.group > max_group || spec.group % 32 != 0) {
-        return Status::error(Code::bad_spec, "group of %s is %u, expected a multiple of 32 from 32 to %u", name,
-                             spec.group, max_group);
+        return Status::error(Code::bad_spec, "group of %s is %u, expected a multiple of 32 from 32 to %u",
+                             name, spec.group, max_group);
     }
     if (spec.rank_prompt > max_spec_rank || spec.rank_decode > max_spec_rank) {
-        return Status::error(Code::bad_spec, "ranks of %s are %u and %u, expected at most %u", name, spec.rank_prompt,
-                             spec.rank_decode, max_spec_rank);
+        return Status::error(Code::bad_spec, "ranks of %s are %u and %u, expected at most %u", name,
+                             spec.rank_prompt, spec.rank_decode, max_spec_rank);
     }
     if (!(spec.sparsity >= 0.0f && spec.sparsity < 1.0f)) {
         return Status::error(Code::bad_spec, "sparsity of %s is %g, expected from 0 to below 1", name,
@@ -254,13 +261,16 @@ void write_tensor(const TensorSpec& spec, std::uint32_t buffer_tokens, Writer* o
         const bool low_rank = spec.rank_prompt != 0 || spec.rank_decode != 0;
         const bool outliers = low_rank && spec.sparsity != 0.0f;
         for (const Family& family : families) {
-            if (family.backbone != spec.backbone || family.low_rank != low_rank || family.outliers != outliers) continue;
+            if (family.backbone != spec.backbone || family.low_rank != low_rank ||
+                family.outliers != outliers)
+                continue;
             out->add(family.prefix);
         }
         out->add_number(static_cast<unsigned>(spec.bits));
         if (spec.group != TensorSpec().group) option("g=", spec.group);
         if (low_rank && spec.rank_prompt != default_rank_prompt) option("r=", spec.rank_prompt);
-        if (low_rank && spec.rank_decode != std::min(default_rank_decode, spec.rank_prompt)) option("rg=", spec.rank_decode);
+        if (low_rank && spec.rank_decode != std::min(default_rank_decode, spec.rank_prompt))
+            option("rg=", spec.rank_decode);
         if (spec.sparsity != (outliers ? default_sparsity : 0.0f)) option("s=", spec.sparsity);
     }
     if (buffer_tokens != default_buffer_tokens) option("nb=", buffer_tokens);
@@ -283,7 +293,8 @@ Status validate_spec(const KvSpec& spec) noexcept {
                              max_buffer_tokens);
     }
     if (spec.key.backbone == Backbone::kivi && spec.buffer_tokens % spec.key.group != 0) {
-        return Status::error(Code::bad_spec, "buffer of %u tokens, expected a multiple of the keys' group of %u",
+        return Status::error(Code::bad_spec,
+                             "buffer of %u tokens, expected a multiple of the keys' group of %u",
                              spec.buffer_tokens, spec.key.group);
     }
     return {};

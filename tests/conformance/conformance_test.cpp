@@ -42,7 +42,9 @@ struct Row {
                " s=" + std::to_string(spec.sparsity) + " r=" + std::to_string(rank);
     }
     double error(TensorKind kind) const { return recorded[kind == TensorKind::key ? "relK" : "relV"]; }
-    double bound(TensorKind kind) const { return recorded[kind == TensorKind::key ? "relK_svd" : "relV_svd"]; }
+    double bound(TensorKind kind) const {
+        return recorded[kind == TensorKind::key ? "relK_svd" : "relV_svd"];
+    }
     double most(TensorKind kind) const {
         const std::string name = kind == TensorKind::key ? "relK" : "relV";
         return recorded[name + "_mean"].get<double>() + 3 * recorded[name + "_std"].get<double>();
@@ -55,8 +57,8 @@ std::vector<Row> recorded_rows() {
     for (const auto& r : index["rows"]) {
         Row row = {r["data"], r["method"], r["n"], r["rank"], {}, r};
         const double sparsity = r["sparsity"];
-        // "reference" rows count outliers as the research script does, which gear.md section 6 tells apart; with
-        // short vectors our rule keeps at least one outlier where "intent" keeps none.
+        // "reference" rows count outliers as the research script does, which gear.md section 6 tells apart;
+        // with short vectors our rule keeps at least one outlier where "intent" keeps none.
         if (row.method.find("reference") != std::string::npos) continue;
         if (sparsity > 0 && row.n != 1024) continue;
         const Backbone backbone = row.method.find("KCVT") != std::string::npos      ? Backbone::kcvt
@@ -69,9 +71,13 @@ std::vector<Row> recorded_rows() {
 }
 
 constexpr TensorKind kinds[] = {TensorKind::key, TensorKind::value};
-const char* name_of(TensorKind kind) { return kind == TensorKind::key ? "_K" : "_V"; }
+const char* name_of(TensorKind kind) {
+    return kind == TensorKind::key ? "_K" : "_V";
+}
 
-Tensor tensor_of(const Row& row, TensorKind kind) { return first_tokens(input(row.data + name_of(kind)), row.n); }
+Tensor tensor_of(const Row& row, TensorKind kind) {
+    return first_tokens(input(row.data + name_of(kind)), row.n);
+}
 
 }  // namespace
 
@@ -85,9 +91,11 @@ TEST_CASE("reference reproduces the recorded errors of the method", "[conformanc
             options.spec = row.spec;
             options.rank = row.rank;
             double error = INFINITY;
-            // The records are a mean over random starts with their spread: the best of three starts is held to it, with room for spreads that are smaller than the luck of a start.
+            // The records are a mean over random starts with their spread: the best of three starts is held
+            // to it, with room for spreads that are smaller than the luck of a start.
             for (options.seed = 0; options.seed < (row.rank > 0 ? 3 : 1); ++options.seed) {
-                error = std::min(error, reference::relative_error(x, reference::compress(x, kind, options).reconstruction));
+                error = std::min(error, reference::relative_error(
+                                            x, reference::compress(x, kind, options).reconstruction));
             }
             INFO(row.label() << name_of(kind) << " error " << error << ", recorded " << row.recorded.dump());
             if (row.rank == 0) {
@@ -104,9 +112,11 @@ TEST_CASE("codec stays within the recorded errors of the method", "[conformance]
     for (const Row& row : recorded_rows()) {
         for (const TensorKind kind : kinds) {
             const Tensor x = tensor_of(row, kind);
-            const Block block = compress(x, kind, make_options(row.spec, static_cast<std::uint32_t>(row.rank)));
+            const Block block =
+                compress(x, kind, make_options(row.spec, static_cast<std::uint32_t>(row.rank)));
             REQUIRE(block.status.ok());
-            const double error = reference::relative_error(x, decompress(block, x.n_tokens, x.n_heads, x.dim));
+            const double error =
+                reference::relative_error(x, decompress(block, x.n_tokens, x.n_heads, x.dim));
             INFO(row.label() << name_of(kind) << " error " << error << ", recorded " << row.recorded.dump());
             if (row.rank == 0) {
                 // At 8 bits the rounding of an fp16 minimum is a visible part of a step.
@@ -133,15 +143,18 @@ TEST_CASE("reference and codec reproduce the golden reconstructions", "[conforma
             const auto count_far = [&](const Tensor& found, double tolerance) {
                 std::size_t n_far = 0;
                 for (std::size_t i = 0; i < x.data.size(); ++i) {
-                    n_far += std::abs(found.data[i] - expected.data[i]) > tolerance * (std::abs(expected.data[i]) + 1);
+                    n_far += std::abs(found.data[i] - expected.data[i]) >
+                             tolerance * (std::abs(expected.data[i]) + 1);
                 }
                 return n_far;
             };
             INFO(golden.name << name_of(kind));
             reference::Options options;
             options.spec = golden.spec;
-            CHECK(count_far(reference::compress(x, kind, options).reconstruction, 1e-5) <= x.data.size() / 1000);
-            // fp16 metadata moves every value by parts in a thousand, and an entry near a boundary to another code.
+            CHECK(count_far(reference::compress(x, kind, options).reconstruction, 1e-5) <=
+                  x.data.size() / 1000);
+            // fp16 metadata moves every value by parts in a thousand, and an entry near a boundary to another
+            // code.
             const Block block = compress(x, kind, make_options(golden.spec));
             REQUIRE(block.status.ok());
             CHECK(count_far(decompress(block, x.n_tokens, x.n_heads, x.dim), 4e-3) <= x.data.size() / 100);
@@ -167,8 +180,8 @@ TEST_CASE("codes equal those of the reference on 99.9 percent of entries", "[con
                         n_far += std::abs(found.data[i] - expected.reconstruction.data[i]) >
                                  1e-4 * (std::abs(expected.reconstruction.data[i]) + 1e-2);
                     }
-                    INFO(data << name_of(kind) << " backbone " << int(backbone) << " bits " << int(bits) << " apart "
-                              << n_far);
+                    INFO(data << name_of(kind) << " backbone " << int(backbone) << " bits " << int(bits)
+                              << " apart " << n_far);
                     CHECK(n_far <= x.data.size() / 1000);
                 }
             }

@@ -1,5 +1,5 @@
-// The entry point of every test executable. The level comes from GEARKV_LEVEL; one that this machine cannot run
-// ends the run with 77, which the build tool counts as skipped.
+// The entry point of every test executable. The level comes from GEARKV_LEVEL; one that this machine cannot
+// run ends the run with 77, which the build tool counts as skipped.
 #include <cstdio>
 
 #include "gearkv/cpu.hpp"

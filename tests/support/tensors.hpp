@@ -26,7 +26,8 @@ inline Tensor gaussian(std::size_t n_tokens, std::size_t n_heads, std::size_t di
     Tensor x = zeros(n_tokens, n_heads, dim);
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
-    for (double& v : x.data) v = normal(random);
+    for (double& v : x.data)
+        v = normal(random);
     return x;
 }
 
@@ -40,7 +41,8 @@ inline Tensor structured(std::size_t n_tokens, std::size_t n_heads, std::size_t 
         for (std::size_t h = 0; h < n_heads; ++h) {
             for (std::size_t c = 0; c < dim; ++c) {
                 double v = 0.3 * x.at(t, h, c);
-                for (std::size_t r = 0; r < 4; ++r) v += a.at(t, h, r) * p.at(c, h, r);
+                for (std::size_t r = 0; r < 4; ++r)
+                    v += a.at(t, h, r) * p.at(c, h, r);
                 if (c % 37 == 5) v *= 12;
                 if (random() % 200 == 0) v *= 8;
                 x.at(t, h, c) = static_cast<float>(v);
@@ -50,7 +52,9 @@ inline Tensor structured(std::size_t n_tokens, std::size_t n_heads, std::size_t 
     return x;
 }
 
-inline std::vector<float> to_floats(const Tensor& x) { return {x.data.begin(), x.data.end()}; }
+inline std::vector<float> to_floats(const Tensor& x) {
+    return {x.data.begin(), x.data.end()};
+}
 
 inline Tensor to_tensor(const float* data, std::size_t n_tokens, std::size_t n_heads, std::size_t dim) {
     return {n_tokens, n_heads, dim, std::vector<double>(data, data + n_tokens * n_heads * dim)};
@@ -81,14 +85,14 @@ struct Block {
 inline Block compress(const Tensor& x, TensorKind kind, const BlockOptions& options,
                       Executor& executor = serial_executor()) {
     Block block;
-    const BlockShape shape = {kind, static_cast<std::uint32_t>(x.n_tokens), static_cast<std::uint32_t>(x.n_heads),
-                              static_cast<std::uint32_t>(x.dim)};
+    const BlockShape shape = {kind, static_cast<std::uint32_t>(x.n_tokens),
+                              static_cast<std::uint32_t>(x.n_heads), static_cast<std::uint32_t>(x.dim)};
     block.status = block_bytes(shape, options, &block.parts);
     if (!block.status.ok()) return block;
     block.bytes = AlignedBytes(block.parts.bytes);
     const std::vector<float> floats = to_floats(x);
-    block.status = compress_block(block.bytes.bytes(), block.parts.bytes, rows_of(floats, x.n_heads, x.dim), shape,
-                                  options, executor);
+    block.status = compress_block(block.bytes.bytes(), block.parts.bytes, rows_of(floats, x.n_heads, x.dim),
+                                  shape, options, executor);
     return block;
 }
 
@@ -99,7 +103,8 @@ inline Tensor decompress(const Block& block, std::size_t n_tokens, std::size_t n
     return to_tensor(out.data(), n_tokens, n_heads, dim);
 }
 
-inline TensorSpec make_spec(Backbone backbone, std::uint8_t bits, float sparsity = 0.0f, std::uint16_t group = 64) {
+inline TensorSpec make_spec(Backbone backbone, std::uint8_t bits, float sparsity = 0.0f,
+                            std::uint16_t group = 64) {
     TensorSpec spec;
     spec.backbone = backbone;
     spec.bits = bits;

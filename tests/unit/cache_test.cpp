@@ -19,8 +19,9 @@ KvSpec spec_of(const char* text) {
     return spec;
 }
 
-CacheConfig make_config(const char* spec, std::uint32_t n_kv_heads, std::uint32_t key_dim, std::uint32_t value_dim,
-                        std::uint64_t max_tokens = 1024, std::uint32_t n_layers = 1) {
+CacheConfig make_config(const char* spec, std::uint32_t n_kv_heads, std::uint32_t key_dim,
+                        std::uint32_t value_dim, std::uint64_t max_tokens = 1024,
+                        std::uint32_t n_layers = 1) {
     CacheConfig config;
     config.n_layers = n_layers;
     config.n_kv_heads = n_kv_heads;
@@ -108,14 +109,33 @@ struct CountingMemory {
 
 }  // namespace
 
-TEST_CASE("attention on the compressed form equals attention on what it decompresses to", "[cache][attention]") {
-    const char* specs[] = {"f32", "f16", "q8", "kivi-2", "kivi-3", "kivi-4", "kcvt-4", "kcvt-2", "token-2", "token-3",
-                           "gearl-2", "gear-2", "gear-3", "gear-4", "gear-8", "gear-kcvt-4", "gear-token-3:g=32",
-                           "gear-2:g=32,s=0.2", "k=gear-2:g=32;v=kivi-4", "k=f16;v=gear-2", "k=token-4;v=f32"};
+TEST_CASE("attention on the compressed form equals attention on what it decompresses to",
+          "[cache][attention]") {
+    const char* specs[] = {"f32",
+                           "f16",
+                           "q8",
+                           "kivi-2",
+                           "kivi-3",
+                           "kivi-4",
+                           "kcvt-4",
+                           "kcvt-2",
+                           "token-2",
+                           "token-3",
+                           "gearl-2",
+                           "gear-2",
+                           "gear-3",
+                           "gear-4",
+                           "gear-8",
+                           "gear-kcvt-4",
+                           "gear-token-3:g=32",
+                           "gear-2:g=32,s=0.2",
+                           "k=gear-2:g=32;v=kivi-4",
+                           "k=f16;v=gear-2",
+                           "k=token-4;v=f32"};
     const struct {
         std::uint32_t n_kv_heads, n_heads, key_dim, value_dim;
-    } shapes[] = {{2, 4, 64, 64}, {1, 1, 80, 80}, {3, 3, 96, 96}, {1, 7, 112, 112}, {2, 8, 128, 128}, {1, 4, 192, 128},
-                  {1, 2, 256, 256}, {2, 6, 72, 40}};
+    } shapes[] = {{2, 4, 64, 64},   {1, 1, 80, 80},   {3, 3, 96, 96},   {1, 7, 112, 112},
+                  {2, 8, 128, 128}, {1, 4, 192, 128}, {1, 2, 256, 256}, {2, 6, 72, 40}};
     unsigned seed = 100;
     for (const char* spec : specs) {
         for (const auto& shape : shapes) {
@@ -123,8 +143,8 @@ TEST_CASE("attention on the compressed form equals attention on what it decompre
             const Tensor k = structured(300, shape.n_kv_heads, shape.key_dim, ++seed);
             const Tensor v = structured(300, shape.n_kv_heads, shape.value_dim, ++seed);
             const Tensor q = gaussian(11, shape.n_heads, shape.key_dim, ++seed);
-            INFO(spec << " heads " << shape.n_heads << "/" << shape.n_kv_heads << " dims " << shape.key_dim << "/"
-                      << shape.value_dim);
+            INFO(spec << " heads " << shape.n_heads << "/" << shape.n_kv_heads << " dims " << shape.key_dim
+                      << "/" << shape.value_dim);
             std::size_t fed = 0;
             for (const std::size_t n : {150u, 1u, 60u, 64u, 1u, 24u}) {
                 REQUIRE(append(cache.get(), k, v, fed, n).ok());
@@ -157,7 +177,8 @@ TEST_CASE("closed blocks never change and the buffer holds the rest", "[cache]")
     REQUIRE(cache->compress(0, serial_executor()).ok());
     CHECK(cache->stats().compressed_tokens == 128);
     const auto before = read_all(cache.get());
-    for (std::size_t t = 130; t < 400; ++t) REQUIRE(append(cache.get(), k, v, t, 1).ok());
+    for (std::size_t t = 130; t < 400; ++t)
+        REQUIRE(append(cache.get(), k, v, t, 1).ok());
     const auto after = read_all(cache.get());
     for (std::size_t i = 0; i < 128 * 2 * 64; ++i) {
         REQUIRE(before.first.data[i] == after.first.data[i]);
@@ -199,7 +220,8 @@ TEST_CASE("results do not depend on the executor", "[cache]") {
         REQUIRE(create_executor(n_threads, &executor).ok());
         auto cache = make_cache(make_config("gear-3", 3, 64, 64));
         REQUIRE(append(cache.get(), k, v, 0, 400, 0, *executor).ok());
-        for (std::size_t t = 400; t < 500; ++t) REQUIRE(append(cache.get(), k, v, t, 1, 0, *executor).ok());
+        for (std::size_t t = 400; t < 500; ++t)
+            REQUIRE(append(cache.get(), k, v, t, 1, 0, *executor).ok());
         const Tensor out = attend(cache.get(), q, 64, true, *executor);
         if (n_threads == 1) expected = out;
         CHECK(out.data == expected.data);
@@ -216,7 +238,8 @@ TEST_CASE("reported bytes equal allocated bytes", "[cache]") {
         auto cache = make_cache(config);
         for (std::uint32_t layer = 0; layer < 3; ++layer) {
             REQUIRE(append(cache.get(), k, v, 0, 600, layer).ok());
-            for (std::size_t t = 600; t < 700; ++t) REQUIRE(append(cache.get(), k, v, t, 1, layer).ok());
+            for (std::size_t t = 600; t < 700; ++t)
+                REQUIRE(append(cache.get(), k, v, t, 1, layer).ok());
             REQUIRE(cache->compress(layer, serial_executor()).ok());
         }
         attend(cache.get(), q, 64, true);
@@ -313,7 +336,9 @@ TEST_CASE("bad calls are refused and change nothing", "[cache]") {
     CHECK(cache->append(0, Rows{}, Rows{}, 1, serial_executor()).code() == Code::invalid_argument);
 
     std::vector<float> data = to_floats(q), out(2 * 4 * 64, 7.0f);
-    const auto code = [&](Queries queries) { return cache->attend(0, queries, out.data(), serial_executor()).code(); };
+    const auto code = [&](Queries queries) {
+        return cache->attend(0, queries, out.data(), serial_executor()).code();
+    };
     Queries queries = queries_of(data, q, true);
     queries.n_heads = 3;
     CHECK(code(queries) == Code::wrong_size);
@@ -329,13 +354,15 @@ TEST_CASE("bad calls are refused and change nothing", "[cache]") {
     queries = queries_of(data, q, true);
     data[3] = NAN;
     CHECK(code(queries) == Code::non_finite);
-    for (float x : out) REQUIRE(x == 7.0f);
+    for (float x : out)
+        REQUIRE(x == 7.0f);
     CHECK(cache->n_tokens(0) == 90);
     CHECK(attend(cache.get(), q, 64, true).data == expected.data);
 
     auto empty = make_cache(make_config("gear-2", 2, 64, 64));
     data = to_floats(q);
-    CHECK(empty->attend(0, queries_of(data, q, true), out.data(), serial_executor()).code() == Code::wrong_size);
+    CHECK(empty->attend(0, queries_of(data, q, true), out.data(), serial_executor()).code() ==
+          Code::wrong_size);
 }
 
 TEST_CASE("configurations that cannot be are refused with the field's name", "[cache]") {

@@ -41,7 +41,8 @@ Distance distance_to_reference(const Tensor& x, TensorKind kind, const TensorSpe
 
 Tensor constant(std::size_t n_tokens, std::size_t n_heads, std::size_t dim, double value) {
     Tensor x = zeros(n_tokens, n_heads, dim);
-    for (double& v : x.data) v = value;
+    for (double& v : x.data)
+        v = value;
     return x;
 }
 
@@ -50,8 +51,9 @@ Tensor constant(std::size_t n_tokens, std::size_t n_heads, std::size_t dim, doub
 TEST_CASE("codec equals the reference at every shape, backbone and width", "[codec]") {
     const struct {
         std::size_t n_tokens, n_heads, dim;
-    } shapes[] = {{1, 1, 8},   {2, 1, 64},  {15, 2, 64}, {16, 1, 80},   {17, 3, 96},  {31, 2, 112},
-                  {33, 1, 72}, {64, 2, 64}, {65, 1, 40}, {100, 2, 128}, {128, 1, 192}, {130, 1, 256}, {70, 2, 264}};
+    } shapes[] = {{1, 1, 8},     {2, 1, 64},    {15, 2, 64}, {16, 1, 80}, {17, 3, 96},
+                  {31, 2, 112},  {33, 1, 72},   {64, 2, 64}, {65, 1, 40}, {100, 2, 128},
+                  {128, 1, 192}, {130, 1, 256}, {70, 2, 264}};
     unsigned seed = 0;
     for (const auto& shape : shapes) {
         for (const TensorKind kind : kinds) {
@@ -59,11 +61,12 @@ TEST_CASE("codec equals the reference at every shape, backbone and width", "[cod
                 for (const std::uint8_t bits : {2, 3, 4, 8}) {
                     for (const float sparsity : {0.0f, 0.02f, 0.3f}) {
                         const Tensor x = gaussian(shape.n_tokens, shape.n_heads, shape.dim, ++seed);
-                        INFO("tokens " << shape.n_tokens << " heads " << shape.n_heads << " dim " << shape.dim << " kind "
-                                       << int(kind) << " backbone " << int(backbone) << " bits " << int(bits) << " s "
-                                       << sparsity << " seed " << seed);
+                        INFO("tokens " << shape.n_tokens << " heads " << shape.n_heads << " dim " << shape.dim
+                                       << " kind " << int(kind) << " backbone " << int(backbone) << " bits "
+                                       << int(bits) << " s " << sparsity << " seed " << seed);
                         // Float and double may fall on different sides of a tie: one code or one scale apart.
-                        const Distance d = distance_to_reference(x, kind, make_spec(backbone, bits, sparsity, 32));
+                        const Distance d =
+                            distance_to_reference(x, kind, make_spec(backbone, bits, sparsity, 32));
                         CHECK(d.whole < 1e-3);
                         CHECK(d.most < 1.1);
                     }
@@ -82,7 +85,8 @@ TEST_CASE("constant, zero and denormal groups decode to what they were", "[codec
                 REQUIRE(block.status.ok());
                 const Tensor found = decompress(block, 40, 2, 64);
                 INFO("kind " << int(kind) << " backbone " << int(backbone) << " value " << value);
-                for (double v : found.data) REQUIRE(std::abs(v - value) <= 3e-8);
+                for (double v : found.data)
+                    REQUIRE(std::abs(v - value) <= 3e-8);
             }
         }
     }
@@ -90,14 +94,16 @@ TEST_CASE("constant, zero and denormal groups decode to what they were", "[codec
 
 TEST_CASE("the full range of fp16 survives", "[codec]") {
     Tensor x = gaussian(64, 2, 64, 3);
-    for (std::size_t i = 0; i < x.data.size(); ++i) x.data[i] = i % 3 == 0 ? 65504.0 : -65504.0;
+    for (std::size_t i = 0; i < x.data.size(); ++i)
+        x.data[i] = i % 3 == 0 ? 65504.0 : -65504.0;
     for (const TensorKind kind : kinds) {
         for (const Backbone backbone : backbones) {
             for (const float sparsity : {0.0f, 0.02f}) {
                 const Block block = compress(x, kind, make_options(make_spec(backbone, 2, sparsity), 4));
                 REQUIRE(block.status.ok());
                 const Tensor found = decompress(block, 64, 2, 64);
-                for (double v : found.data) REQUIRE(std::isfinite(v));
+                for (double v : found.data)
+                    REQUIRE(std::isfinite(v));
                 // What an outlier misses may itself be beyond fp16 here, and is cut.
                 CHECK(reference::relative_error(x, found) < (sparsity > 0 ? 0.05 : 2e-3));
             }
@@ -110,7 +116,8 @@ TEST_CASE("rank is clamped and low rank data is recovered", "[codec]") {
     const Tensor a = gaussian(48, 2, 1, 1), p = gaussian(64, 2, 1, 2);
     for (std::size_t t = 0; t < 48; ++t) {
         for (std::size_t h = 0; h < 2; ++h) {
-            for (std::size_t c = 0; c < 64; ++c) x.at(t, h, c) = static_cast<float>(a.at(t, h, 0) * p.at(c, h, 0));
+            for (std::size_t c = 0; c < 64; ++c)
+                x.at(t, h, c) = static_cast<float>(a.at(t, h, 0) * p.at(c, h, 0));
         }
     }
     const auto error = [&](std::uint32_t rank) {
@@ -228,7 +235,8 @@ TEST_CASE("damaged blocks are refused or decode within bounds", "[codec][hostile
         std::memset(longer.bytes(), 0, block.parts.bytes + 64);
         std::memcpy(longer.bytes(), block.bytes.bytes(), block.parts.bytes);
         CHECK(decode(longer.bytes(), block.parts.bytes + 64).code() == Code::bad_block);
-        // Every bit of the header matters but those of the fraction asked for, which the counts bear out; bits beyond it change values or are refused, and never crash.
+        // Every bit of the header matters but those of the fraction asked for, which the counts bear out;
+        // bits beyond it change values or are refused, and never crash.
         for (std::size_t bit = 0; bit < block.parts.bytes * 8; ++bit) {
             longer.bytes()[bit / 8] ^= static_cast<unsigned char>(1u << bit % 8);
             const Status status = decode(longer.bytes(), block.parts.bytes);
@@ -254,12 +262,15 @@ TEST_CASE("two sequences together equal two sequences apart", "[codec]") {
     for (std::size_t h = 0; h < 2; ++h) {
         Tensor one = zeros(64, 1, 64);
         for (std::size_t t = 0; t < 64; ++t) {
-            for (std::size_t c = 0; c < 64; ++c) one.at(t, 0, c) = x.at(t, h, c);
+            for (std::size_t c = 0; c < 64; ++c)
+                one.at(t, 0, c) = x.at(t, h, c);
         }
-        const Block apart = compress(one, TensorKind::key, make_options(make_spec(Backbone::kivi, 2, 0.02f), 0));
+        const Block apart =
+            compress(one, TensorKind::key, make_options(make_spec(Backbone::kivi, 2, 0.02f), 0));
         const Tensor alone = decompress(apart, 64, 1, 64);
         for (std::size_t t = 0; t < 64; ++t) {
-            for (std::size_t c = 0; c < 64; ++c) REQUIRE(alone.at(t, 0, c) == together.at(t, h, c));
+            for (std::size_t c = 0; c < 64; ++c)
+                REQUIRE(alone.at(t, 0, c) == together.at(t, h, c));
         }
     }
 }

@@ -32,7 +32,8 @@ TEST_CASE("every task runs exactly once", "[executor][thread]") {
             for (const std::size_t n_tasks : {0u, 1u, 2u, 7u, 64u, 1000u}) {
                 std::vector<std::atomic<int>> runs(n_tasks);
                 parallel_for(*executor, n_tasks, [&](std::size_t i) { runs[i].fetch_add(1); });
-                for (auto& n : runs) REQUIRE(n == 1);
+                for (auto& n : runs)
+                    REQUIRE(n == 1);
             }
         }
     }
@@ -46,7 +47,8 @@ TEST_CASE("what tasks wrote is seen by the caller, call after call", "[executor]
         for (std::size_t round = 1; round <= 3000; ++round) {
             parallel_for(*executor, values.size(), [&](std::size_t i) { values[i] += i * round; });
         }
-        for (std::size_t i = 0; i < values.size(); ++i) CHECK(values[i] == i * 3000 * 3001 / 2);
+        for (std::size_t i = 0; i < values.size(); ++i)
+            CHECK(values[i] == i * 3000 * 3001 / 2);
     }
 }
 

@@ -41,11 +41,16 @@ TEST_CASE("names stand for backbones, bits and parts", "[spec]") {
         Backbone backbone;
         int bits, rank;
         float sparsity;
-    } names[] = {{"f32", Backbone::raw32, 32, 0, 0},          {"f16", Backbone::raw16, 16, 0, 0},
-                 {"q8", Backbone::token, 8, 0, 0},            {"kivi-2", Backbone::kivi, 2, 0, 0},
-                 {"kcvt-4", Backbone::kcvt, 4, 0, 0},         {"token-3", Backbone::token, 3, 0, 0},
-                 {"gearl-2", Backbone::kivi, 2, 4, 0},        {"gear-8", Backbone::kivi, 8, 4, 0.02f},
-                 {"gear-kcvt-4", Backbone::kcvt, 4, 4, 0.02f}, {"gearl-token-3", Backbone::token, 3, 4, 0}};
+    } names[] = {{"f32", Backbone::raw32, 32, 0, 0},
+                 {"f16", Backbone::raw16, 16, 0, 0},
+                 {"q8", Backbone::token, 8, 0, 0},
+                 {"kivi-2", Backbone::kivi, 2, 0, 0},
+                 {"kcvt-4", Backbone::kcvt, 4, 0, 0},
+                 {"token-3", Backbone::token, 3, 0, 0},
+                 {"gearl-2", Backbone::kivi, 2, 4, 0},
+                 {"gear-8", Backbone::kivi, 8, 4, 0.02f},
+                 {"gear-kcvt-4", Backbone::kcvt, 4, 4, 0.02f},
+                 {"gearl-token-3", Backbone::token, 3, 4, 0}};
     for (const auto& name : names) {
         const KvSpec spec = parsed(name.text);
         INFO(name.text);
@@ -169,7 +174,9 @@ TEST_CASE("random bytes never do worse than a refusal", "[spec][fuzz]") {
     const std::string alphabet = "kv=gear-l;:,2348gsrnb=0.1f6it";
     for (int i = 0; i < 50000; ++i) {
         std::string text(random() % 24, ' ');
-        for (char& c : text) c = random() % 8 == 0 ? static_cast<char>(1 + random() % 255) : alphabet[random() % alphabet.size()];
+        for (char& c : text)
+            c = random() % 8 == 0 ? static_cast<char>(1 + random() % 255)
+                                  : alphabet[random() % alphabet.size()];
         KvSpec spec;
         if (parse_spec(text.c_str(), &spec).ok()) CHECK(validate_spec(spec).ok());
     }
