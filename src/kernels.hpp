@@ -1,8 +1,8 @@
 // One struct of typed function pointers per kernel family, filled once per level by the files of arch/.
 //
-// Kernels take raw pointers and sizes, allocate nothing and check nothing. They never read or write outside the
-// arrays as described; all float arrays they are given may be unaligned unless said otherwise. "padded to N"
-// means that the array is ours, has round_up(n, N) entries, and that the surplus may be read and written.
+// Kernels take raw pointers and sizes, allocate nothing and check nothing. They never read or write outside
+// the arrays as described; all float arrays they are given may be unaligned unless said otherwise. "padded to
+// N" means that the array is ours, has round_up(n, N) entries, and that the surplus may be read and written.
 // Each slot has a reference in arch/scalar and is compared with it at every level in tests/kernels.
 #pragma once
 
@@ -13,45 +13,53 @@
 
 namespace gearkv {
 
-inline constexpr std::uint32_t lane_tile = 16;   // lanes of one tile of code words
-inline constexpr std::uint32_t max_rows = 8;     // query rows that share one unpack
-inline constexpr std::uint32_t tile_tokens = 64; // tokens attended between two softmax updates
+inline constexpr std::uint32_t lane_tile = 16;    // lanes of one tile of code words
+inline constexpr std::uint32_t max_rows = 8;      // query rows that share one unpack
+inline constexpr std::uint32_t tile_tokens = 64;  // tokens attended between two softmax updates
 
 // Index of a code width in the kernel tables: 2, 3, 4, 8 bits -> 0, 1, 2, 3.
-constexpr std::uint32_t bits_slot(std::uint32_t bits) { return bits == 8 ? 3 : bits - 2; }
+constexpr std::uint32_t bits_slot(std::uint32_t bits) {
+    return bits == 8 ? 3 : bits - 2;
+}
 
-// ---- codec ---------------------------------------------------------------------------------------------------
+// ---- codec ----
 // Rows are [n_rows, row_stride] floats with n_cols used, n_cols padded to 16 (stride >= padded n_cols).
 struct CodecKernels {
     // Largest |x| of n floats as a finite number, or +Inf when any is NaN or Inf.
     float (*max_abs)(const float* x, std::size_t n);
 
-    // Per column: smallest and largest of n_rows >= 1 rows. lo and hi are padded to 16.
+    // Per column: smallest and largest of n_rows >= 1 rows, a zero without its sign. lo and hi are padded to
+    // 16.
     void (*column_range)(float* lo, float* hi, const float* x, std::size_t row_stride, std::size_t n_rows,
                          std::size_t n_cols);
-    // Smallest and largest of n >= 1 floats.
+    // Smallest and largest of n >= 1 floats, a zero without its sign.
     void (*row_range)(float* lo, float* hi, const float* x, std::size_t n);
 
-    // Per column: codes[r][c] = clamp(round_half_even((x[r][c] - zero[c]) / scale[c]), 0, max_code), or 0 where
-    // scale[c] == 0; then x[r][c] -= codes[r][c] * scale[c] + zero[c] (product and sum rounded apart).
-    // scale and zero are padded to 16; codes have the row stride of x, in bytes.
+    // Per column: codes[r][c] = clamp(round_half_even((x[r][c] - zero[c]) / scale[c]), 0, max_code), or 0
+    // where scale[c] == 0; then x[r][c] -= codes[r][c] * scale[c] + zero[c] (product and sum rounded apart).
+    // scale and zero are padded to 16; codes have the row stride of x, in bytes, and are padded as x is.
     void (*quantize_columns)(std::uint8_t* codes, float* x, std::size_t row_stride, std::size_t n_rows,
                              std::size_t n_cols, const float* scale, const float* zero, float max_code);
     // The same with one scale and zero for n consecutive floats of a row.
-    void (*quantize_row)(std::uint8_t* codes, float* x, std::size_t n, float scale, float zero, float max_code);
+    void (*quantize_row)(std::uint8_t* codes, float* x, std::size_t n, float scale, float zero,
+                         float max_code);
 
     // Code words of src/format/block.hpp from byte codes [n_tokens][code_stride]; slot by bits_slot.
-    // Keys: words[tile of 16 tokens][word][16], channels run along the words. Padding is written as 0.
+    // Codes are below 2^bits; those from channel dim on are not read. Padding is written as 0.
+    //
+    // Keys: words[tile of 16 tokens][word][16], channels run along the words.
     void (*pack_key[4])(std::uint32_t* words, const std::uint8_t* codes, std::size_t code_stride,
                         std::size_t n_tokens, std::size_t dim);
-    // Values: words[word][channel padded to 16], tokens run along the words. Padding is written as 0.
+    // Values: words[word][channel padded to 16], tokens run along the words.
     void (*pack_value[4])(std::uint32_t* words, const std::uint8_t* codes, std::size_t code_stride,
                           std::size_t n_tokens, std::size_t dim);
 
-    // Tall-skinny products of the subspace iteration, rank in [1, 64], planes of stride n padded to 16:
-    // a[r][t] = sum_c x[t][c] p[r][c]          a: [rank][a_stride], p: [rank][p_stride]
-    void (*project)(float* a, std::size_t a_stride, const float* x, std::size_t row_stride, std::size_t n_rows,
-                    std::size_t n_cols, const float* p, std::size_t p_stride, std::size_t rank);
+    // Tall-skinny products of the subspace iteration, rank in [1, 64], planes of stride n padded to 16.
+    // The surplus columns of x and p must be finite and one of the two 0: they enter the sums.
+    // a[r][t] = sum_c x[t][c] p[r][c] for t < n_rows          a: [rank][a_stride], p: [rank][p_stride]
+    void (*project)(float* a, std::size_t a_stride, const float* x, std::size_t row_stride,
+                    std::size_t n_rows, std::size_t n_cols, const float* p, std::size_t p_stride,
+                    std::size_t rank);
     // p[r][c] = sum_t x[t][c] a[r][t]; columns up to padded n_cols are written.
     void (*project_back)(float* p, std::size_t p_stride, const float* x, std::size_t row_stride,
                          std::size_t n_rows, std::size_t n_cols, const float* a, std::size_t a_stride,
@@ -62,17 +70,20 @@ struct CodecKernels {
     void (*from_half)(float* out, const std::uint16_t* x, std::size_t n);
 };
 
-// ---- attention -----------------------------------------------------------------------------------------------
+// ---- attention ----
 // Scores are [n_rows][score_stride] floats over the tokens of a tile, accumulated into (+=).
 // Queries are [n_rows][query_stride] floats, padded with zeros to 32 channels. n_rows in [1, max_rows].
+
+// scores[row][t] += sum_c query[row][c] * code(t, first_channel + c). Whole words enter, those of channels
+// [0, n_channels) and no others: what a word holds beyond them must meet zeros in the query.
 struct ScoreCodes {
-    const std::uint32_t* words;  // first word row of the first tile of 16 tokens
-    std::size_t tile_words;      // words from one tile of 16 tokens to the next
-    std::uint32_t n_tiles;       // tiles of 16 tokens; scores has room for 16 * n_tiles
-    std::uint32_t first_channel; // channels [first_channel, first_channel + n_channels) enter, a multiple of 32
-    std::uint32_t n_channels;    // padded to a multiple of 32, or up to the block's padded channels
-    std::uint32_t dim;           // channels of the block, to find the 1-bit plane of 3-bit codes
-    const float* query;          // channel first_channel of the first row
+    const std::uint32_t* words;   // channel 0 of the first tile of 16 tokens
+    std::size_t tile_words;       // words from one tile of 16 tokens to the next
+    std::uint32_t n_tiles;        // tiles of 16 tokens; scores has room for 16 * n_tiles
+    std::uint32_t first_channel;  // a multiple of 32
+    std::uint32_t n_channels;     // first_channel + n_channels is at most dim
+    std::uint32_t dim;            // channels of the block, to find the 1-bit plane of 3-bit codes
+    const float* query;           // channel first_channel of the first row
     std::size_t query_stride;
     float* scores;
     std::size_t score_stride;
@@ -80,27 +91,28 @@ struct ScoreCodes {
 };
 
 // out[row][channel] += sum_t weight[row][t] * code(t, channel) over channels [first, first + n) of 16-padded
-// lanes. Weights are padded with zeros to 32 tokens; token 0 of the weights is the first of `words`, which must
-// be a multiple of 32 within the block.
+// lanes. Weights are padded with zeros to 32 tokens; token 0 of the weights is the first of `words`, which
+// must be a multiple of 32 within the block. Whole words enter, as above.
 struct MixCodes {
     const std::uint32_t* words;  // of the first token unit, channel 0
     std::uint32_t n_tokens;
-    std::uint32_t n_lanes;       // channels of the block padded to 16
-    std::uint32_t first_channel; // a multiple of 16
-    std::uint32_t n_channels;    // padded to 16 inside
+    std::uint32_t n_lanes;        // channels of the block padded to 16
+    std::uint32_t first_channel;  // a multiple of 16
+    std::uint32_t n_channels;     // padded to 16 inside
     const float* weight;
     std::size_t weight_stride;
-    float* out;                  // channel 0 of the first row
+    float* out;  // channel 0 of the first row, padded to 16
     std::size_t out_stride;
     std::uint32_t n_rows;
 };
 
-// Rows of the buffer and of raw blocks: [n_tokens][row_stride] of half or float, channels padded to 16 with zeros.
+// Rows of the buffer and of raw blocks: [n_tokens][row_stride] of half or float, channels padded to 16 with
+// zeros.
 struct RawRows {
-    const void* rows;            // 32-byte aligned, row_stride a multiple of 16 elements
+    const void* rows;  // row_stride is a multiple of 16 elements
     std::size_t row_stride;
-    std::uint32_t n_tokens;      // at most tile_tokens
-    std::uint32_t n_channels;    // padded to 16 inside
+    std::uint32_t n_tokens;    // at most tile_tokens
+    std::uint32_t n_channels;  // padded to 16 inside
 };
 
 struct AttentionKernels {
@@ -112,7 +124,7 @@ struct AttentionKernels {
                        std::size_t query_stride, std::uint32_t n_rows);
     void (*score_float)(float* scores, std::size_t score_stride, const RawRows& x, const float* query,
                         std::size_t query_stride, std::uint32_t n_rows);
-    // out[row][c] += sum_t weight[row][t] x[t][c]
+    // out[row][c] += sum_t weight[row][t] x[t][c], up to padded n_channels
     void (*mix_half)(float* out, std::size_t out_stride, const RawRows& x, const float* weight,
                      std::size_t weight_stride, std::uint32_t n_rows);
     void (*mix_float)(float* out, std::size_t out_stride, const RawRows& x, const float* weight,
@@ -121,13 +133,14 @@ struct AttentionKernels {
     // y[t] += alpha * x[t], and sum_t y[t] x[t], with x in half: one plane of a low-rank factor, or scales.
     void (*add_half)(float* y, const std::uint16_t* x, float alpha, std::size_t n);
     float (*dot_half)(const float* y, const std::uint16_t* x, std::size_t n);
-    // out[i] = x[i] * y[i] with y in half: scales folded into queries or weights.
+    // out[i] = x[i] * y[i] with y in half: scales folded into queries or weights. out may be x.
     void (*scale_half)(float* out, const float* x, const std::uint16_t* y, std::size_t n);
 
-    // Online softmax of one row over n scores (-Inf for what is masked): weight[t] = exp(score[t] - max') where
-    // max' is the larger of *max and all scores; *max becomes max', and *sum becomes
-    // *sum * exp(max - max') + sum_t weight[t]. Returns exp(max - max'), by which earlier outputs are scaled;
-    // 1 when every score so far is -Inf (weights are 0 then). weight is padded to 16 with zeros.
+    // Online softmax of one row over n scores (-Inf for what is masked, else finite):
+    //   max' = the larger of *max and all scores    weight[t] = exp(score[t] - max')
+    //   *max = max'                                 *sum = *sum * exp(max - max') + sum_t weight[t]
+    // Returns exp(max - max'), by which earlier outputs are scaled; exactly 1 when max' is max, and when
+    // every score so far is -Inf (weights are 0 then). weight is padded to 16 with zeros.
     float (*softmax_tile)(float* weight, const float* score, std::size_t n, float* max, float* sum);
     // x[i] *= alpha
     void (*scale)(float* x, float alpha, std::size_t n);

@@ -149,7 +149,7 @@ void scale(float* x, float alpha, size_t n) {
 
 }  // namespace
 
-extern const AttentionKernels attention_scalar = {
+constinit const AttentionKernels attention_scalar = {
     {score_codes<2>, score_codes<3>, score_codes<4>, score_codes<8>},
     {mix_codes<2>, mix_codes<3>, mix_codes<4>, mix_codes<8>},
     score_rows<uint16_t>,

@@ -168,7 +168,7 @@ void from_half(float* out, const uint16_t* x, size_t n) {
 
 }  // namespace
 
-extern const CodecKernels codec_scalar = {
+constinit const CodecKernels codec_scalar = {
     max_abs,
     column_range,
     row_range,

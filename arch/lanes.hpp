@@ -1,0 +1,122 @@
+// What all vector levels share: the vocabulary that kernels in src/**/*.inl.hpp are written in.
+//
+// A level has an architecture of its own that inherits everything from xsimd's and lives in an anonymous
+// namespace. So every xsimd function a level instantiates is local to its object: neither another level nor a
+// program that uses xsimd with other flags can pick it up.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <xsimd/xsimd.hpp>
+
+// Declares `arch`, which must be in an anonymous namespace and inherit from `base`, as an architecture of
+// xsimd.
+#define GEARKV_DECLARE_ARCH(arch, base)                                          \
+    namespace xsimd {                                                            \
+    namespace types {                                                            \
+    XSIMD_DECLARE_SIMD_REGISTER_ALIAS(arch, base);                               \
+    template <class T>                                                           \
+    struct get_bool_simd_register<T, arch> : get_bool_simd_register<T, base> {}; \
+    }                                                                            \
+    }
+
+namespace gearkv {
+namespace {
+
+// Float lanes and the 32-bit words beside them. `Self` is the level's struct and adds
+//   n_registers                            of the architecture
+//   Float fma(a, b, c)                     a * b + c, rounded once
+//   Float round(a)                         to the nearest integer, half to even, whatever the rounding mode
+//   Float to_float(Words a)                of words below 2^31
+//   Words to_words(Float a)                of integers in [0, 2^31)
+//   Words bits(Float a), Float from_bits(Words a)
+//   Float load_half(const uint16_t*)       width halves
+//   void store_half(uint16_t*, Float a)    round to nearest even
+//   Words load_bytes(const uint8_t*)       width bytes, widened
+//   void store_bytes(uint8_t*, Float a)    integers in [0, 255]
+//   float sum(Float a)
+//   void sum_each(float out[4], a, b, c, d)
+// No function needs an alignment. Those named *_first touch only the first n < width entries.
+template <class Self, class Arch>
+struct BasicLanes {
+    using Float = xsimd::batch<float, Arch>;
+    using Words = xsimd::batch<std::uint32_t, Arch>;
+    static constexpr std::size_t width = Float::size;
+
+    static Float load(const float* x) { return Float::load_unaligned(x); }
+    static void store(float* x, Float a) { a.store_unaligned(x); }
+    static Words load_words(const std::uint32_t* x) { return Words::load_unaligned(x); }
+    static void store_words(std::uint32_t* x, Words a) { a.store_unaligned(x); }
+
+    static Float broadcast(float x) { return Float(x); }
+    static Words broadcast_word(std::uint32_t x) { return Words(x); }
+    template <std::uint32_t n>
+    static Words shift_left(Words a) {
+        return a << n;
+    }
+    template <std::uint32_t n>
+    static Words shift_right(Words a) {
+        return a >> n;
+    }
+
+    static Float load_first(const float* x, std::size_t n, float fill = 0.0f) {
+        float lanes[width];
+        for (std::size_t i = 0; i < width; ++i)
+            lanes[i] = i < n ? x[i] : fill;
+        return load(lanes);
+    }
+    static void store_first(float* x, Float a, std::size_t n) {
+        float lanes[width];
+        store(lanes, a);
+        for (std::size_t i = 0; i < n; ++i)
+            x[i] = lanes[i];
+    }
+    static Float load_half_first(const std::uint16_t* x, std::size_t n) {
+        std::uint16_t lanes[width];
+        for (std::size_t i = 0; i < width; ++i)
+            lanes[i] = i < n ? x[i] : 0;
+        return Self::load_half(lanes);
+    }
+    static void store_half_first(std::uint16_t* x, Float a, std::size_t n) {
+        std::uint16_t lanes[width];
+        Self::store_half(lanes, a);
+        for (std::size_t i = 0; i < n; ++i)
+            x[i] = lanes[i];
+    }
+    static void store_bytes_first(std::uint8_t* x, Float a, std::size_t n) {
+        std::uint8_t lanes[width];
+        Self::store_bytes(lanes, a);
+        for (std::size_t i = 0; i < n; ++i)
+            x[i] = lanes[i];
+    }
+
+    // The field of `bits` bits that starts at bit `first`.
+    template <std::uint32_t bits, std::uint32_t first>
+    static Float field(Words a) {
+        if constexpr (first > 0) a = Self::template shift_right<first>(a);
+        if constexpr (first + bits < 32) a = a & Self::broadcast_word((1u << bits) - 1);
+        return Self::to_float(a);
+    }
+    // Two bits of `low` from bit `first_low` below one of `high`, bit `first_high`.
+    template <std::uint32_t first_low, std::uint32_t first_high>
+    static Float split_field(Words low, Words high) {
+        if constexpr (first_low > 0) low = Self::template shift_right<first_low>(low);
+        high = place_bit<first_high>(high);
+        return Self::to_float((low & Self::broadcast_word(3)) | (high & Self::broadcast_word(4)));
+    }
+    // Brings bit `from` to bit 2.
+    template <std::uint32_t from>
+    static Words place_bit(Words a) {
+        if constexpr (from < 2) {
+            return Self::template shift_left<2 - from>(a);
+        } else if constexpr (from > 2) {
+            return Self::template shift_right<from - 2>(a);
+        } else {
+            return a;
+        }
+    }
+};
+
+}  // namespace
+}  // namespace gearkv

@@ -1,0 +1,57 @@
+// AVX2 + FMA + F16C: 8 floats.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../../lanes.hpp"
+
+namespace gearkv {
+namespace {
+
+struct Avx2 : xsimd::fma3<xsimd::avx2> {};
+
+}  // namespace
+}  // namespace gearkv
+
+GEARKV_DECLARE_ARCH(gearkv::Avx2, fma3<avx2>)
+
+namespace gearkv {
+namespace {
+
+struct Lanes : BasicLanes<Lanes, Avx2> {
+    static constexpr std::size_t n_registers = 16;
+
+    static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+    static Float round(Float a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    static Float to_float(Words a) { return _mm256_cvtepi32_ps(a); }
+    static Words to_words(Float a) { return _mm256_cvttps_epi32(a); }
+    static Words bits(Float a) { return _mm256_castps_si256(a); }
+    static Float from_bits(Words a) { return _mm256_castsi256_ps(a); }
+    static Float load_half(const std::uint16_t* x) {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+    }
+    static void store_half(std::uint16_t* x, Float a) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(x), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    }
+    static Words load_bytes(const std::uint8_t* x) {
+        return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x)));
+    }
+    static void store_bytes(std::uint8_t* x, Float a) {
+        const __m256i words = _mm256_cvttps_epi32(a);
+        const __m128i shorts =
+            _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(x), _mm_packus_epi16(shorts, shorts));
+    }
+    static float sum(Float a) {
+        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+    static void sum_each(float* out, Float a, Float b, Float c, Float d) {
+        const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+    }
+};
+
+}  // namespace
+}  // namespace gearkv

@@ -1,0 +1,80 @@
+// AVX-512 F, CD, BW, DQ, VL: 16 floats.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../../lanes.hpp"
+
+namespace gearkv {
+namespace {
+
+struct Avx512 : xsimd::avx512bw {};
+
+}  // namespace
+}  // namespace gearkv
+
+GEARKV_DECLARE_ARCH(gearkv::Avx512, avx512bw)
+
+namespace gearkv {
+namespace {
+
+struct Lanes : BasicLanes<Lanes, Avx512> {
+    static constexpr std::size_t n_registers = 32;
+
+    // xsimd before 9 rounds the product apart.
+    static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+    static Float round(Float a) {
+        return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    static Float to_float(Words a) { return _mm512_cvtepi32_ps(a); }
+    static Words to_words(Float a) { return _mm512_cvttps_epi32(a); }
+    static Words bits(Float a) { return _mm512_castps_si512(a); }
+    static Float from_bits(Words a) { return _mm512_castsi512_ps(a); }
+    static Float load_half(const std::uint16_t* x) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+    }
+    static void store_half(std::uint16_t* x, Float a) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    }
+    static Words load_bytes(const std::uint8_t* x) {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+    }
+    static void store_bytes(std::uint8_t* x, Float a) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(x), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(a)));
+    }
+    static float sum(Float a) {
+        const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+    static void sum_each(float* out, Float a, Float b, Float c, Float d) {
+        const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        const __m512 quarters =
+            _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+        const __m256 halves =
+            _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps(quarters, 1));
+        _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+    }
+
+    static Float load_first(const float* x, std::size_t n, float fill = 0.0f) {
+        return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(n), x);
+    }
+    static void store_first(float* x, Float a, std::size_t n) { _mm512_mask_storeu_ps(x, first_lanes(n), a); }
+    static Float load_half_first(const std::uint16_t* x, std::size_t n) {
+        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), x));
+    }
+    static void store_half_first(std::uint16_t* x, Float a, std::size_t n) {
+        _mm256_mask_storeu_epi16(x, first_lanes(n), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    }
+    static void store_bytes_first(std::uint8_t* x, Float a, std::size_t n) {
+        _mm512_mask_cvtepi32_storeu_epi8(x, first_lanes(n), _mm512_cvttps_epi32(a));
+    }
+
+  private:
+    static __mmask16 first_lanes(std::size_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+};
+
+}  // namespace
+}  // namespace gearkv

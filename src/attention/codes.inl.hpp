@@ -1,0 +1,149 @@
+// The product of code words with a few vectors, which scoring keys and mixing values share: lanes run along
+// one dimension (tokens of keys, channels of values), the words of a lane along the other, the depth.
+//
+//   out[row][lane] += sum_d factor[row][d] * code(lane, d)
+//
+// A word is unpacked once for all rows: each of its fields becomes a vector of floats that is multiplied with
+// the factor of that depth, broadcast. Sums stay in registers over all words of a strip.
+#pragma once
+
+#include "kernels.hpp"
+#include "unroll.inl.hpp"
+
+namespace gearkv {
+namespace {
+
+// Codes between two steps along the words: those of a word, with 3 bits those of a word of the high plane.
+template <std::uint32_t bits>
+constexpr std::size_t unit_codes = bits == 3 ? 32 : 32 / bits;
+
+// The words of 16 lanes.
+struct CodeStrip {
+    const std::uint32_t* low;  // first word of the first lane; the only plane unless the codes have 3 bits
+    std::size_t low_step;      // words from one unit to the next
+    std::size_t half_step;     // 3 bits: words from the first to the second word of a unit
+    const std::uint32_t* high;
+    std::size_t high_step;
+    std::size_t n_units;
+};
+
+// Factors of one or more rows, and where the sums of each row go.
+struct CodeRows {
+    const float* factor;  // readable for whole units
+    std::size_t factor_stride;
+    float* out;  // 16 lanes of each row
+    std::size_t out_stride;
+};
+
+// Sums of n_rows rows and n_vectors vectors of lanes. With few rows every sum is split in parts, for enough
+// of them to hide the latency of a multiply-add.
+template <class L, std::size_t n_rows_, std::size_t n_vectors_>
+struct CodeSums {
+    using Float = typename L::Float;
+    static constexpr std::size_t n_rows = n_rows_;
+    static constexpr std::size_t n_vectors = n_vectors_;
+    static constexpr std::size_t n_parts = n_rows * n_vectors >= 8 ? 1 : 8 / (n_rows * n_vectors);
+    Float sums[n_parts][n_rows][n_vectors];
+
+    [[gnu::always_inline]] void clear() {
+        unroll<n_parts>([&](auto part) GEARKV_INLINE {
+            unroll<n_rows>([&](auto r) GEARKV_INLINE {
+                unroll<n_vectors>([&](auto v) GEARKV_INLINE { sums[part][r][v] = L::broadcast(0.0f); });
+            });
+        });
+    }
+    // Adds one code of every lane; `depth` counts within a word.
+    template <std::size_t depth>
+    [[gnu::always_inline]] void add(const Float (&codes)[n_vectors], const float* factor,
+                                    std::size_t stride) {
+        unroll<n_rows>([&](auto r) GEARKV_INLINE {
+            const Float weight = L::broadcast(factor[r * stride + depth]);
+            unroll<n_vectors>([&](auto v) GEARKV_INLINE {
+                Float& sum = sums[depth % n_parts][r][v];
+                sum = L::fma(codes[v], weight, sum);
+            });
+        });
+    }
+    [[gnu::always_inline]] void add_to(float* out, std::size_t stride) {
+        unroll<n_rows>([&](auto r) GEARKV_INLINE {
+            unroll<n_vectors>([&](auto v) GEARKV_INLINE {
+                Float sum = sums[0][r][v];
+                unroll<n_parts - 1>([&](auto part) GEARKV_INLINE { sum = sum + sums[part + 1][r][v]; });
+                float* at = out + r * stride + v * L::width;
+                L::store(at, L::load(at) + sum);
+            });
+        });
+    }
+};
+
+// All codes of one word of each lane; byte i, field p is at depth 4 p + i.
+template <class L, std::uint32_t bits, class Sums>
+[[gnu::always_inline]] inline void add_word(Sums& sums, const std::uint32_t* low, const CodeRows& rows,
+                                            const float* factor) {
+    typename L::Words words[Sums::n_vectors];
+    unroll<Sums::n_vectors>([&](auto v) GEARKV_INLINE { words[v] = L::load_words(low + v * L::width); });
+    unroll<32 / bits>([&](auto depth) GEARKV_INLINE {
+        constexpr std::uint32_t first = 8 * (depth.value % 4) + bits * (depth.value / 4);
+        typename L::Float codes[Sums::n_vectors];
+        unroll<Sums::n_vectors>([&](auto v)
+                                    GEARKV_INLINE { codes[v] = L::template field<bits, first>(words[v]); });
+        sums.template add<depth.value>(codes, factor, rows.factor_stride);
+    });
+}
+
+// 3 bits: one word of the low plane with fields `half` * 4 and up of the word of the high plane.
+template <class L, std::uint32_t half, class Sums>
+[[gnu::always_inline]] inline void add_split_word(Sums& sums, const std::uint32_t* low,
+                                                  const std::uint32_t* high, const CodeRows& rows,
+                                                  const float* factor) {
+    typename L::Words low_words[Sums::n_vectors], high_words[Sums::n_vectors];
+    unroll<Sums::n_vectors>([&](auto v) GEARKV_INLINE {
+        low_words[v] = L::load_words(low + v * L::width);
+        high_words[v] = L::load_words(high + v * L::width);
+    });
+    unroll<16>([&](auto depth) GEARKV_INLINE {
+        constexpr std::uint32_t byte = 8 * (depth.value % 4), field = depth.value / 4;
+        typename L::Float codes[Sums::n_vectors];
+        unroll<Sums::n_vectors>([&](auto v) GEARKV_INLINE {
+            codes[v] = L::template split_field<byte + 2 * field, byte + 4 * half + field>(low_words[v],
+                                                                                          high_words[v]);
+        });
+        sums.template add<depth.value>(codes, factor, rows.factor_stride);
+    });
+}
+
+template <class L, std::uint32_t bits, std::size_t n_rows, std::size_t n_vectors>
+void add_strip_part(const CodeStrip& strip, const CodeRows& rows, std::size_t row, std::size_t lane) {
+    CodeSums<L, n_rows, n_vectors> sums;
+    sums.clear();
+    const float* factor = rows.factor + row * rows.factor_stride;
+    const std::uint32_t* low = strip.low + lane;
+    const std::uint32_t* high = strip.high + lane;
+    for (std::size_t unit = 0; unit < strip.n_units; ++unit) {
+        if constexpr (bits == 3) {
+            add_split_word<L, 0>(sums, low, high, rows, factor);
+            add_split_word<L, 1>(sums, low + strip.half_step, high, rows, factor + 16);
+            high += strip.high_step;
+        } else {
+            add_word<L, bits>(sums, low, rows, factor);
+        }
+        low += strip.low_step;
+        factor += unit_codes<bits>;
+    }
+    sums.add_to(rows.out + row * rows.out_stride + lane, rows.out_stride);
+}
+
+// Sums take half of the registers.
+template <class L, std::uint32_t bits>
+void add_strip(const CodeStrip& strip, const CodeRows& rows, std::size_t n_rows) {
+    for_rows<max_rows>(n_rows, [&](std::size_t row, auto n) {
+        constexpr std::size_t most = L::n_registers / 2 / n.value;
+        constexpr std::size_t n_vectors = most < lane_tile / L::width ? most : lane_tile / L::width;
+        for (std::size_t lane = 0; lane < lane_tile; lane += n_vectors * L::width) {
+            add_strip_part<L, bits, n.value, n_vectors>(strip, rows, row, lane);
+        }
+    });
+}
+
+}  // namespace
+}  // namespace gearkv

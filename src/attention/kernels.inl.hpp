@@ -1,0 +1,215 @@
+// The attention kernels of kernels.hpp for one vector level, whose vocabulary L is (arch/lanes.hpp).
+#pragma once
+
+#include <xsimd/xsimd.hpp>
+
+#include "attention/codes.inl.hpp"
+#include "products.inl.hpp"
+
+namespace gearkv {
+namespace {
+
+// ---- codes ----
+
+template <class L, std::uint32_t bits>
+void score_codes(const ScoreCodes& args) {
+    constexpr std::size_t unit = unit_codes<bits>;
+    constexpr std::size_t unit_words = bits == 3 ? 2 : 1;  // of the low plane
+    const std::size_t first_unit = args.first_channel / unit;
+    CodeStrip strip = {};
+    strip.low = args.words + first_unit * unit_words * lane_tile;
+    strip.low_step = unit_words * lane_tile;
+    strip.half_step = lane_tile;
+    strip.high = args.words;
+    if constexpr (bits == 3) strip.high += ((args.dim + 31) / 32 * 2 + first_unit) * lane_tile;
+    strip.high_step = lane_tile;
+    strip.n_units = (args.n_channels + unit - 1) / unit;
+    CodeRows rows = {args.query, args.query_stride, args.scores, args.score_stride};
+    for (std::uint32_t tile = 0; tile < args.n_tiles; ++tile) {
+        add_strip<L, bits>(strip, rows, args.n_rows);
+        strip.low += args.tile_words;
+        strip.high += args.tile_words;
+        rows.out += lane_tile;
+    }
+}
+
+template <class L, std::uint32_t bits>
+void mix_codes(const MixCodes& args) {
+    constexpr std::size_t unit = unit_codes<bits>;
+    const std::size_t n_lanes = args.n_lanes;
+    CodeStrip strip = {};
+    strip.low = args.words + args.first_channel;
+    strip.low_step = (bits == 3 ? 3 : 1) * n_lanes;
+    strip.half_step = n_lanes;
+    strip.high = strip.low;
+    if constexpr (bits == 3) strip.high += 2 * n_lanes;
+    strip.high_step = strip.low_step;
+    strip.n_units = (args.n_tokens + unit - 1) / unit;
+    CodeRows rows = {args.weight, args.weight_stride, args.out + args.first_channel, args.out_stride};
+    for (std::uint32_t c = 0; c < args.n_channels; c += lane_tile) {
+        add_strip<L, bits>(strip, rows, args.n_rows);
+        strip.low += lane_tile;
+        strip.high += lane_tile;
+        rows.out += lane_tile;
+    }
+}
+
+// ---- rows ----
+
+template <class X>
+Matrix<X> matrix_of(const RawRows& rows) {
+    const std::size_t n_cols = (rows.n_channels + lane_tile - 1) / lane_tile * lane_tile;
+    return {static_cast<const X*>(rows.rows), rows.row_stride, rows.n_tokens, n_cols};
+}
+
+template <class L, class X>
+void score_rows(float* scores, std::size_t score_stride, const RawRows& x, const float* query,
+                std::size_t query_stride, std::uint32_t n_rows) {
+    multiply_rows<L, true>(matrix_of<X>(x), {query, query_stride, scores, score_stride, n_rows});
+}
+
+template <class L, class X>
+void mix_rows(float* out, std::size_t out_stride, const RawRows& x, const float* weight,
+              std::size_t weight_stride, std::uint32_t n_rows) {
+    sum_rows<L, true>(matrix_of<X>(x), {weight, weight_stride, out, out_stride, n_rows});
+}
+
+// ---- one vector of halves ----
+
+template <class L>
+void add_half(float* y, const std::uint16_t* x, float alpha, std::size_t n) {
+    const auto factor = L::broadcast(alpha);
+    std::size_t t = 0;
+    for (; t + L::width <= n; t += L::width)
+        L::store(y + t, L::fma(L::load_half(x + t), factor, L::load(y + t)));
+    if (t == n) return;
+    L::store_first(y + t, L::fma(L::load_half_first(x + t, n - t), factor, L::load_first(y + t, n - t)),
+                   n - t);
+}
+
+template <class L>
+float dot_half(const float* y, const std::uint16_t* x, std::size_t n) {
+    using Float = typename L::Float;
+    Float sum = L::broadcast(0.0f), other = sum;
+    std::size_t t = 0;
+    for (; t + 2 * L::width <= n; t += 2 * L::width) {
+        sum = L::fma(L::load(y + t), L::load_half(x + t), sum);
+        other = L::fma(L::load(y + t + L::width), L::load_half(x + t + L::width), other);
+    }
+    if (t + L::width <= n) {
+        sum = L::fma(L::load(y + t), L::load_half(x + t), sum);
+        t += L::width;
+    }
+    if (t < n) other = L::fma(L::load_first(y + t, n - t), L::load_half_first(x + t, n - t), other);
+    return L::sum(sum + other);
+}
+
+template <class L>
+void scale_half(float* out, const float* x, const std::uint16_t* y, std::size_t n) {
+    std::size_t i = 0;
+    for (; i + L::width <= n; i += L::width)
+        L::store(out + i, L::load(x + i) * L::load_half(y + i));
+    if (i < n) L::store_first(out + i, L::load_first(x + i, n - i) * L::load_half_first(y + i, n - i), n - i);
+}
+
+// ---- softmax ----
+
+// exp(x) for x <= 0, to about an ulp; 0 where the result is not a normal float, and for -Inf.
+//   x = k ln 2 + r,  |r| <= ln 2 / 2,  exp(x) = 2^k (1 + r + r^2 q(r))
+// with q the interpolant of degree 4 at Chebyshev nodes: relative error 1.1e-8 before rounding.
+template <class L>
+[[gnu::always_inline]] inline typename L::Float exponential(typename L::Float x) {
+    using Float = typename L::Float;
+    constexpr float log2_e = 0x1.715476p+0f;
+    constexpr float ln2 = 0x1.62e430p-1f, ln2_rest = -0x1.05c610p-29f;
+    constexpr float smallest = -87.33654f;  // exp of it is the smallest normal float
+    const Float in_range = xsimd::max(x, L::broadcast(smallest));
+    const Float k = L::round(in_range * L::broadcast(log2_e));
+    const Float r = L::fma(k, L::broadcast(-ln2_rest), L::fma(k, L::broadcast(-ln2), in_range));
+    Float q = L::broadcast(0x1.6d117cp-10f);
+    q = L::fma(q, r, L::broadcast(0x1.120be2p-7f));
+    q = L::fma(q, r, L::broadcast(0x1.555518p-5f));
+    q = L::fma(q, r, L::broadcast(0x1.5554dcp-3f));
+    q = L::fma(q, r, L::broadcast(0.5f));
+    const Float y = L::fma(q, r * r, r) + L::broadcast(1.0f);
+    const auto power = L::template shift_left<23>(L::to_words(k + L::broadcast(127.0f)));
+    return xsimd::select(x < L::broadcast(smallest), L::broadcast(0.0f), y * L::from_bits(power));
+}
+
+template <class L>
+float largest(const float* score, std::size_t n, float at_least) {
+    using Float = typename L::Float;
+    Float most = L::broadcast(at_least);
+    for (std::size_t t = 0; t < n; t += L::width) {
+        const Float lanes = n - t < L::width ? L::load_first(score + t, n - t, at_least) : L::load(score + t);
+        most = xsimd::max(most, lanes);
+    }
+    float lanes[L::width];
+    L::store(lanes, most);
+    for (std::size_t lane = 1; lane < L::width; ++lane)
+        lanes[0] = lanes[lane] > lanes[0] ? lanes[lane] : lanes[0];
+    return lanes[0];
+}
+
+template <class L>
+float softmax_tile(float* weight, const float* score, std::size_t n, float* max, float* sum) {
+    using Float = typename L::Float;
+    const float most = largest<L>(score, n, *max);
+    const std::size_t n_padded = (n + lane_tile - 1) / lane_tile * lane_tile;
+    const Float zero = L::broadcast(0.0f);
+    if (most == -__builtin_inff()) {
+        for (std::size_t t = 0; t < n_padded; t += L::width)
+            L::store(weight + t, zero);
+        return 1.0f;
+    }
+    Float total = zero;
+    for (std::size_t t = 0; t < n_padded; t += L::width) {
+        Float lanes = L::broadcast(-__builtin_inff());
+        if (t + L::width <= n) {
+            lanes = L::load(score + t);
+        } else if (t < n) {
+            lanes = L::load_first(score + t, n - t, -__builtin_inff());
+        }
+        const Float weights = exponential<L>(lanes - L::broadcast(most));
+        L::store(weight + t, weights);
+        total = total + weights;
+    }
+    float alpha = 1.0f;
+    if (*max != most) {
+        float lanes[L::width];
+        L::store(lanes, exponential<L>(L::broadcast(*max - most)));
+        alpha = lanes[0];
+    }
+    *sum = *sum * alpha + L::sum(total);
+    *max = most;
+    return alpha;
+}
+
+template <class L>
+void scale(float* x, float alpha, std::size_t n) {
+    const auto factor = L::broadcast(alpha);
+    std::size_t i = 0;
+    for (; i + L::width <= n; i += L::width)
+        L::store(x + i, L::load(x + i) * factor);
+    if (i < n) L::store_first(x + i, L::load_first(x + i, n - i) * factor, n - i);
+}
+
+template <class L>
+constexpr AttentionKernels make_attention_kernels() {
+    return {
+        {score_codes<L, 2>, score_codes<L, 3>, score_codes<L, 4>, score_codes<L, 8>},
+        {mix_codes<L, 2>, mix_codes<L, 3>, mix_codes<L, 4>, mix_codes<L, 8>},
+        score_rows<L, std::uint16_t>,
+        score_rows<L, float>,
+        mix_rows<L, std::uint16_t>,
+        mix_rows<L, float>,
+        add_half<L>,
+        dot_half<L>,
+        scale_half<L>,
+        softmax_tile<L>,
+        scale<L>,
+    };
+}
+
+}  // namespace
+}  // namespace gearkv
