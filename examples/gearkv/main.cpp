@@ -1,0 +1,108 @@
+// gearkv: try, measure and plan compressed KV caches from the command line.
+//
+// Results go to stdout, progress and errors to stderr. Exit codes: 0, 1 for a failure, 2 for a wrong command
+// line, 130 after Ctrl-C.
+#include <algorithm>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "command.hpp"
+#include "failure.hpp"
+
+namespace gearkv::tool {
+namespace {
+
+// Single-character edits that turn one word into the other.
+std::size_t edit_distance(const std::string& a, const std::string& b) {
+    std::vector<std::size_t> row(b.size() + 1);
+    for (std::size_t j = 0; j <= b.size(); ++j)
+        row[j] = j;
+    for (std::size_t i = 1; i <= a.size(); ++i) {
+        std::size_t diagonal = row[0];
+        row[0] = i;
+        for (std::size_t j = 1; j <= b.size(); ++j) {
+            const std::size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
+        }
+    }
+    return row.back();
+}
+
+// Commands, and options of the command in use.
+std::vector<std::string> known_words(const CLI::App& app) {
+    std::vector<std::string> words;
+    for (const CLI::App* command : app.get_subcommands({})) {
+        words.push_back(command->get_name());
+        if (!command->parsed()) continue;
+        for (const CLI::Option* option : command->get_options()) {
+            for (const std::string& name : option->get_lnames())
+                words.push_back("--" + name);
+        }
+    }
+    return words;
+}
+
+// "; --thread is unknown, did you mean --threads?" for the first word that is close to a known one, else nothing.
+std::string suggestion(const CLI::App& app) {
+    const std::vector<std::string> words = known_words(app);
+    for (const std::string& argument : app.remaining(true)) {
+        const std::string unknown = argument.substr(0, argument.find('='));
+        const auto closer = [&](const std::string& a, const std::string& b) {
+            return edit_distance(unknown, a) < edit_distance(unknown, b);
+        };
+        const auto best = std::min_element(words.begin(), words.end(), closer);
+        if (best != words.end() && edit_distance(unknown, *best) <= 2) return "; " + unknown + " is unknown, did you mean " + *best + "?";
+    }
+    return "";
+}
+
+std::vector<std::unique_ptr<Command>> add_commands(CLI::App& app) {
+    std::vector<std::unique_ptr<Command>> commands;
+    for (const auto add : {add_generate, add_perplexity, add_recall, add_inspect, add_codec, add_plan}) {
+        commands.push_back(add(app));
+    }
+    return commands;
+}
+
+int report_error(const std::string& message, int code) {
+    std::cout << std::flush;
+    std::cerr << "gearkv: " << message << '\n';
+    return code;
+}
+
+int run(int argc, char** argv) {
+    CLI::App app("Compressed KV caches on CPUs: try, measure and plan", "gearkv");
+    app.set_version_flag("--version", version_text, "Version, levels and executors of this build");
+    app.require_subcommand(1);
+    app.get_formatter()->column_width(34);
+    const auto commands = add_commands(app);
+    try {
+        app.parse(argc, argv);
+        for (const auto& command : commands) {
+            if (command->chosen()) command->run();
+        }
+    } catch (const CLI::Success& request) {
+        return app.exit(request);
+    } catch (const CLI::ParseError& error) {
+        return report_error(error.what() + suggestion(app) + "\nRun with --help for more information.",
+                            exit_usage);
+    } catch (const UsageError& error) {
+        return report_error(error.what(), exit_usage);
+    } catch (const Interrupted&) {
+        return report_error("interrupted", exit_interrupted);
+    } catch (const std::exception& error) {
+        return report_error(error.what(), exit_failure);
+    }
+    if (!std::cout.flush()) return report_error("the output cannot be written", exit_failure);
+    return exit_ok;
+}
+
+}  // namespace
+}  // namespace gearkv::tool
+
+int main(int argc, char** argv) {
+    gearkv::tool::catch_interrupts();
+    return gearkv::tool::run(argc, argv);
+}

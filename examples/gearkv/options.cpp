@@ -1,0 +1,105 @@
+#include "options.hpp"
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "failure.hpp"
+
+namespace gearkv::tool {
+
+void add_model_option(CLI::App& app, Options& options) {
+    app.add_option("MODEL", options.model, "GGUF file of a llama-architecture model")->required();
+}
+
+void add_kv_option(CLI::App& app, Options& options, bool several) {
+    const std::string help =
+        "What the cache stores, f16, q8, kivi-4, gear-4:r=2,s=0.01, k=gear-4;v=kivi-4, ...";
+    CLI::Option* option = app.add_option("--kv", options.kv, several ? help + "; several make a table" : help)
+                              ->type_name("SPEC");
+    option->expected(1, several ? CLI::detail::expected_max_vector_size : 1)->capture_default_str();
+}
+
+void add_context_options(CLI::App& app, Options& options) {
+    app.add_option("--ctx", options.n_ctx, "Tokens of context; 0: as the model was trained")
+        ->capture_default_str();
+    app.add_option("--chunk", options.chunk, "Prompt tokens fed at once; a chunk attends itself uncompressed")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+}
+
+void add_machine_options(CLI::App& app, Options& options) {
+    app.add_option("--threads", options.n_threads, "Threads; 0: one per processor")->capture_default_str();
+    app.add_option("--level", options.level,
+                   "Instruction set level; automatic: GEARKV_LEVEL, else the best here")
+        ->type_name("LEVEL")
+        ->capture_default_str();
+    app.add_option("--seed", options.seed, "Start of every random choice")->capture_default_str();
+}
+
+void add_json_option(CLI::App& app, Options& options) {
+    app.add_flag("--json", options.json, "Print one JSON object instead of text");
+}
+
+void add_progress_option(CLI::App& app, Options& options) {
+    app.add_flag("--progress", options.progress, "Show progress on stderr even when it is not a terminal");
+}
+
+NamedSpec read_spec(const std::string& text) {
+    NamedSpec named;
+    named.text = text;
+    check_usage(parse_spec(text.c_str(), &named.spec));
+    char canonical[128];
+    check(format_spec(named.spec, canonical, sizeof(canonical)));
+    named.canonical = canonical;
+    return named;
+}
+
+std::vector<NamedSpec> read_specs(const Options& options) {
+    std::vector<NamedSpec> specs;
+    for (const std::string& text : options.kv)
+        specs.push_back(read_spec(text));
+    return specs;
+}
+
+Machine open_machine(const Options& options) {
+    Machine machine;
+    Level wanted = Level::automatic;
+    if (options.level != level_name(Level::automatic))
+        check_usage(parse_level(options.level.c_str(), &wanted));
+    check(resolve_level(wanted, &machine.level));
+    check(create_executor(options.n_threads, &machine.executor));
+    return machine;
+}
+
+std::shared_ptr<const Model> load_model(const Options& options) {
+    std::shared_ptr<const Model> model;
+    check(Model::load(options.model.c_str(), &model));
+    return model;
+}
+
+std::unique_ptr<Session> open_session(const std::shared_ptr<const Model>& model, const Options& options,
+                                      const KvSpec& spec, Machine& machine) {
+    SessionConfig config;
+    config.spec = spec;
+    config.n_ctx = options.n_ctx;
+    config.chunk = options.chunk;
+    config.seed = options.seed;
+    config.level = machine.level;
+    std::unique_ptr<Session> session;
+    check(Session::create(model, config, *machine.executor, &session));
+    return session;
+}
+
+std::string read_text(const std::string& path) {
+    std::error_code error;
+    if (std::filesystem::is_directory(path, error)) throw Failure(path + ": a directory, expected a file");
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw Failure(path + ": cannot be opened");
+    std::ostringstream text;
+    text << file.rdbuf();
+    if (file.bad()) throw Failure(path + ": cannot be read");
+    return text.str();
+}
+
+}  // namespace gearkv::tool

@@ -1,0 +1,221 @@
+// gearkv perplexity: what a compressed cache does to the prediction of a text.
+//
+// The text is cut into windows of ctx tokens, each starting with BOS and overlapping the one before by half,
+// so that every token is scored once, with at least half a window before it. Tokens are fed in small chunks:
+// a chunk attends itself uncompressed and everything before it as the cache holds it, so nearly all of what a
+// scored token sees is compressed. All caches are fed in lockstep with one in f16, which is the base of the
+// divergence.
+#include <algorithm>
+#include <cmath>
+#include <iostream>
+
+#include "command.hpp"
+#include "failure.hpp"
+#include "report.hpp"
+
+namespace gearkv::tool {
+namespace {
+
+// Natural logarithms of the softmax of n logits.
+void log_softmax(const float* logits, std::size_t n, std::vector<double>* out) {
+    out->assign(logits, logits + n);
+    const double largest = *std::max_element(out->begin(), out->end());
+    double sum = 0;
+    for (const double x : *out)
+        sum += std::exp(x - largest);
+    const double shift = largest + std::log(sum);
+    for (double& x : *out)
+        x -= shift;
+}
+
+// Sums over scored tokens, of one cache.
+struct Score {
+    double loss = 0;        // -ln of the probability of what came
+    double divergence = 0;  // KL(f16 || this)
+    std::uint64_t n_agree = 0;
+    double bits = 0;    // bits per element times tokens, at window ends
+    double weight = 0;  // tokens at window ends
+
+    void add(const std::vector<double>& base, const std::vector<double>& own, Token next) {
+        loss -= own[static_cast<std::size_t>(next)];
+        for (std::size_t i = 0; i < base.size(); ++i)
+            divergence += std::exp(base[i]) * (base[i] - own[i]);
+        n_agree += std::max_element(base.begin(), base.end()) - base.begin() ==
+                   std::max_element(own.begin(), own.end()) - own.begin();
+    }
+    void add_cache(const CacheStats& stats) {
+        bits += stats.bits_per_element * static_cast<double>(stats.n_tokens);
+        weight += static_cast<double>(stats.n_tokens);
+    }
+};
+
+// One cache under test.
+struct Subject {
+    NamedSpec spec;
+    std::unique_ptr<Session> session;
+    std::vector<float> logits;  // [chunk, n_vocab]
+    Score score;
+};
+
+class Perplexity final : public Command {
+  public:
+    explicit Perplexity(CLI::App& parent)
+        : Command(
+              parent.add_subcommand("perplexity", "Perplexity of a text, and divergence from an f16 cache")) {
+        options_.kv = {"gear-4"};
+        options_.n_ctx = 1024;
+        options_.chunk = 64;
+        add_model_option(*app_, options_);
+        app_->add_option("--file", file_, "The text")->required();
+        app_->add_option("--max-tokens", n_max_, "Score no more tokens than this; 0: all")
+            ->capture_default_str();
+        add_kv_option(*app_, options_, true);
+        add_context_options(*app_, options_);
+        add_machine_options(*app_, options_);
+        add_json_option(*app_, options_);
+        add_progress_option(*app_, options_);
+    }
+
+    void run() override {
+        const std::vector<NamedSpec> specs = read_specs(options_);
+        Machine machine = open_machine(options_);
+        model_ = load_model(options_);
+        if (options_.n_ctx == 0) options_.n_ctx = model_->params().n_ctx;
+        if (options_.n_ctx < 4)
+            throw UsageError("--ctx " + std::to_string(options_.n_ctx) + ", expected at least 4");
+        read_tokens();
+        base_ = make_subject({"f16", "f16", {}}, machine);
+        for (const NamedSpec& spec : specs)
+            subjects_.push_back(make_subject(spec, machine));
+        score_text();
+        options_.json ? print_as_json(machine) : print_as_text(machine);
+    }
+
+  private:
+    void read_tokens() {
+        check(model_->tokenizer().encode(read_text(file_), false, &tokens_));
+        if (n_max_ != 0 && tokens_.size() > n_max_) tokens_.resize(n_max_);
+        if (tokens_.empty()) throw Failure(file_ + ": no tokens to score");
+        if (model_->tokenizer().bos() < 0) throw Failure("the model has no BOS token to start a window with");
+        std::string bytes;
+        for (const Token token : tokens_)
+            check(model_->tokenizer().decode(token, &bytes));
+        n_text_bytes_ = bytes.size();
+    }
+
+    Subject make_subject(const NamedSpec& spec, Machine& machine) const {
+        Subject subject;
+        subject.spec = spec;
+        subject.session = open_session(model_, options_, spec.spec, machine);
+        subject.logits.resize(std::size_t{options_.chunk} * model_->params().n_vocab);
+        return subject;
+    }
+
+    // Token i of the text is scored from the logits at its predecessor, BOS for the first of a window.
+    void score_text() {
+        const std::size_t n_window = options_.n_ctx - 1;
+        Progress progress(options_, "tokens scored", tokens_.size());
+        std::size_t n_scored = 0;
+        for (std::size_t start = 0; n_scored < tokens_.size(); start += options_.n_ctx / 2) {
+            const std::size_t end = std::min(start + n_window, tokens_.size());
+            score_window(start, end, n_scored, &progress);
+            n_scored = end;
+        }
+    }
+
+    // Feeds BOS and tokens [start, end), and scores [first_scored, end).
+    void score_window(std::size_t start, std::size_t end, std::size_t first_scored, Progress* progress) {
+        std::vector<Token> window = {model_->tokenizer().bos()};
+        window.insert(window.end(), tokens_.begin() + static_cast<std::ptrdiff_t>(start),
+                      tokens_.begin() + static_cast<std::ptrdiff_t>(end));
+        base_.session->reset();
+        for (Subject& subject : subjects_)
+            subject.session->reset();
+        for (std::size_t at = 0; at < window.size(); at += options_.chunk) {
+            const std::size_t n = std::min<std::size_t>(options_.chunk, window.size() - at);
+            feed(&base_, window.data() + at, n);
+            for (Subject& subject : subjects_)
+                feed(&subject, window.data() + at, n);
+            // The logits of window[i] predict window[i + 1], token start + i of the text.
+            const std::size_t first = std::max(at, first_scored - start);
+            const std::size_t last = std::min(at + n, window.size() - 1);
+            for (std::size_t i = first; i < last; ++i)
+                score_token(i - at, window[i + 1]);
+            progress->step(last > first ? last - first : 0);
+        }
+        for (Subject& subject : subjects_)
+            subject.score.add_cache(subject.session->cache().stats());
+    }
+
+    static void feed(Subject* subject, const Token* tokens, std::size_t n) {
+        check(subject->session->prefill(tokens, n, subject->logits.data()));
+    }
+
+    void score_token(std::size_t row, Token next) {
+        const std::size_t n_vocab = model_->params().n_vocab;
+        log_softmax(base_.logits.data() + row * n_vocab, n_vocab, &base_probabilities_);
+        for (Subject& subject : subjects_) {
+            log_softmax(subject.logits.data() + row * n_vocab, n_vocab, &own_probabilities_);
+            subject.score.add(base_probabilities_, own_probabilities_, next);
+        }
+    }
+
+    double n_scored() const { return static_cast<double>(tokens_.size()); }
+    double perplexity(const Score& score) const { return std::exp(score.loss / n_scored()); }
+    double bits_per_byte(const Score& score) const {
+        return score.loss / std::log(2.0) / static_cast<double>(n_text_bytes_);
+    }
+    double agreement(const Score& score) const { return static_cast<double>(score.n_agree) / n_scored(); }
+
+    void print_as_json(const Machine& machine) const {
+        Json json = start_json("perplexity", &machine);
+        json["model"] = options_.model;
+        json["file"] = file_;
+        json["ctx"] = options_.n_ctx;
+        json["chunk"] = options_.chunk;
+        json["tokens"] = tokens_.size();
+        json["bytes"] = n_text_bytes_;
+        for (const Subject& subject : subjects_) {
+            const Score& score = subject.score;
+            json["results"].push_back({{"kv", subject.spec.canonical},
+                                       {"perplexity", perplexity(score)},
+                                       {"bits_per_byte", bits_per_byte(score)},
+                                       {"kl_divergence", score.divergence / n_scored()},
+                                       {"top1_agreement", agreement(score)},
+                                       {"bits_per_element", score.bits / score.weight}});
+        }
+        print_json(json);
+    }
+
+    void print_as_text(const Machine& machine) const {
+        std::cout << file_ << ": " << grouped(tokens_.size()) << " tokens, " << grouped(n_text_bytes_)
+                  << " bytes, ctx " << options_.n_ctx << ", chunk " << options_.chunk << ", level "
+                  << level_name(machine.level) << ", threads " << machine.executor->n_threads() << "\n\n";
+        Table table({"kv", "perplexity", "bits/byte", "KL from f16", "top-1 same", "bits/element"});
+        for (const Subject& subject : subjects_) {
+            const Score& score = subject.score;
+            table.add({subject.spec.text, fixed(perplexity(score), 3), fixed(bits_per_byte(score), 4),
+                       fixed(score.divergence / n_scored(), 5), fixed(100 * agreement(score), 2) + " %",
+                       fixed(score.bits / score.weight, 2)});
+        }
+        table.print(std::cout);
+    }
+
+    Options options_;
+    std::string file_;
+    std::size_t n_max_ = 0;
+    std::shared_ptr<const Model> model_;
+    std::vector<Token> tokens_;
+    std::size_t n_text_bytes_ = 0;
+    Subject base_;
+    std::vector<Subject> subjects_;
+    std::vector<double> base_probabilities_, own_probabilities_;  // natural logarithms
+};
+
+}  // namespace
+
+std::unique_ptr<Command> add_perplexity(CLI::App& app) {
+    return std::make_unique<Perplexity>(app);
+}
+
+}  // namespace gearkv::tool
