@@ -1,0 +1,10 @@
+#include "decoder/linear.inl.hpp"
+
+#include "../linear_lanes.hpp"
+#include "level.hpp"
+
+namespace gearkv {
+
+constinit const LinearKernels linear_dotprod = make_linear_kernels<LinearLanes<Lanes>>(Level::dotprod);
+
+}  // namespace gearkv
