@@ -6,16 +6,31 @@
 #include <limits>
 #include <new>
 
+#include <malloc.h>
+
 namespace {
 
 std::atomic<long> n_allocations{0};
 std::atomic<long> limit{std::numeric_limits<long>::max()};
+std::atomic<long> n_bytes_used{0};
+std::atomic<long> n_bytes_peak{0};
 
 void* allocate(std::size_t n_bytes, std::size_t alignment) noexcept {
     if (n_allocations.fetch_add(1) >= limit.load()) return nullptr;
     if (alignment < alignof(std::max_align_t)) alignment = alignof(std::max_align_t);
     if (n_bytes > std::numeric_limits<std::size_t>::max() - alignment) return nullptr;
-    return std::aligned_alloc(alignment, (n_bytes + alignment) / alignment * alignment);
+    void* pointer = std::aligned_alloc(alignment, (n_bytes + alignment) / alignment * alignment);
+    if (pointer == nullptr) return nullptr;
+    const auto usable = static_cast<long>(malloc_usable_size(pointer));
+    const long used = n_bytes_used.fetch_add(usable) + usable;
+    for (long peak = n_bytes_peak.load(); peak < used && !n_bytes_peak.compare_exchange_weak(peak, used);) {
+    }
+    return pointer;
+}
+
+void release(void* pointer) noexcept {
+    if (pointer != nullptr) n_bytes_used -= static_cast<long>(malloc_usable_size(pointer));
+    std::free(pointer);
 }
 
 void* allocate_or_throw(std::size_t n_bytes, std::size_t alignment) {
@@ -30,6 +45,18 @@ namespace gearkv::test {
 
 long count_allocations() {
     return n_allocations.load();
+}
+
+long count_bytes() {
+    return n_bytes_used.load();
+}
+
+long peak_bytes() {
+    return n_bytes_peak.load();
+}
+
+void reset_peak() {
+    n_bytes_peak = n_bytes_used.load();
 }
 
 void refuse_after(long n) {
@@ -63,38 +90,38 @@ void* operator new[](std::size_t n, std::align_val_t a, const std::nothrow_t&) n
     return allocate(n, static_cast<std::size_t>(a));
 }
 void operator delete(void* p) noexcept {
-    std::free(p);
+    release(p);
 }
 void operator delete[](void* p) noexcept {
-    std::free(p);
+    release(p);
 }
 void operator delete(void* p, std::size_t) noexcept {
-    std::free(p);
+    release(p);
 }
 void operator delete[](void* p, std::size_t) noexcept {
-    std::free(p);
+    release(p);
 }
 void operator delete(void* p, std::align_val_t) noexcept {
-    std::free(p);
+    release(p);
 }
 void operator delete[](void* p, std::align_val_t) noexcept {
-    std::free(p);
+    release(p);
 }
 void operator delete(void* p, std::size_t, std::align_val_t) noexcept {
-    std::free(p);
+    release(p);
 }
 void operator delete[](void* p, std::size_t, std::align_val_t) noexcept {
-    std::free(p);
+    release(p);
 }
 void operator delete(void* p, const std::nothrow_t&) noexcept {
-    std::free(p);
+    release(p);
 }
 void operator delete[](void* p, const std::nothrow_t&) noexcept {
-    std::free(p);
+    release(p);
 }
 void operator delete(void* p, std::align_val_t, const std::nothrow_t&) noexcept {
-    std::free(p);
+    release(p);
 }
 void operator delete[](void* p, std::align_val_t, const std::nothrow_t&) noexcept {
-    std::free(p);
+    release(p);
 }

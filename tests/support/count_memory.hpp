@@ -7,6 +7,11 @@ namespace gearkv::test {
 // Allocations so far, refused ones included.
 long count_allocations();
 
+// Bytes in use now, and the most that were in use since the last call of reset_peak.
+long count_bytes();
+long peak_bytes();
+void reset_peak();
+
 // Refuses the allocation after `n` further ones and all that follow; -1 grants all again.
 void refuse_after(long n);
 

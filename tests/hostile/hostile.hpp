@@ -1,0 +1,53 @@
+// Loading what a malicious or broken file may hold: a named error, in bounded time and memory.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include "decoder/model.hpp"
+#include "support/catch.hpp"
+#include "support/count_memory.hpp"
+#include "support/model_maker.hpp"
+
+namespace gearkv::test {
+
+struct Bounds {
+    double seconds = 20.0;   // far more than is needed, far less than a quadratic search takes
+    long bytes = 16L << 20;  // of heap beside the file itself
+};
+
+// A copy that ends exactly where the file does, so that a sanitizer sees every byte read too far.
+inline Status load_status(const Bytes& file, const Bounds& bounds = {}) {
+    const std::unique_ptr<std::uint8_t[]> exact(new std::uint8_t[file.size()]);
+    std::copy(file.begin(), file.end(), exact.get());
+    const long before = count_bytes();
+    reset_peak();
+    const auto start = std::chrono::steady_clock::now();
+    std::shared_ptr<const LlamaModel> model;
+    const Status status = LlamaModel::load_bytes(exact.get(), file.size(), &model);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    INFO(status.message());
+    REQUIRE(status.ok() == (model != nullptr));
+    REQUIRE((status.ok() || status.message()[0] != '\0'));
+    REQUIRE(seconds.count() < bounds.seconds);
+    REQUIRE(peak_bytes() - before < bounds.bytes);
+    return status;
+}
+
+inline std::string code_of(const Bytes& file, const Bounds& bounds = {}) {
+    const Status status = load_status(file, bounds);
+    UNSCOPED_INFO(status.message());
+    return code_name(status.code());
+}
+
+inline std::string code_of(const GgufWriter& file, const Bounds& bounds = {}) {
+    return code_of(file.write(), bounds);
+}
+
+// A sound small model to break.
+inline GgufWriter sound() {
+    return ModelMaker({}).file;
+}
+
+}  // namespace gearkv::test

@@ -1,0 +1,106 @@
+// Every shorter length and many single-byte changes of sound files.
+#include <fstream>
+#include <iterator>
+#include <random>
+
+#include "gearkv/decoder.hpp"
+#include "hostile/hostile.hpp"
+
+using namespace gearkv;
+using namespace gearkv::test;
+
+namespace {
+
+Bytes bundled_model() {
+    std::ifstream file(GEARKV_MODEL_DIR "/tiny-q8_0.gguf", std::ios::binary);
+    const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+    REQUIRE(text.size() == 3654464);
+    return Bytes(text.begin(), text.end());
+}
+
+constexpr std::size_t bundled_header_bytes = 24384;
+
+// A mapping-like view: the model is loaded from the first n bytes, with nothing readable assumed behind them.
+Status load_prefix(const Bytes& bytes, std::size_t n) {
+    std::shared_ptr<const LlamaModel> model;
+    const Status status = LlamaModel::load_bytes(bytes.data(), n, &model);
+    REQUIRE(status.ok() == (model != nullptr));
+    return status;
+}
+
+bool is_file_error(Code code) {
+    return code == Code::not_a_model || code == Code::truncated || code == Code::bad_version ||
+           code == Code::corrupt_model || code == Code::bad_metadata || code == Code::missing_key ||
+           code == Code::unsupported_model || code == Code::missing_tensor || code == Code::shape_mismatch ||
+           code == Code::bad_tokenizer;
+}
+
+}  // namespace
+
+TEST_CASE("the bundled model is refused at every shorter length of its header") {
+    const Bytes whole = bundled_model();
+    for (std::size_t n = 0; n <= bundled_header_bytes; n++) {
+        const Status status = load_prefix(whole, n);
+        CAPTURE(n, status.message());
+        REQUIRE((status.code() == Code::truncated || (n < 4 && status.code() == Code::not_a_model)));
+    }
+    for (std::size_t n = bundled_header_bytes; n < whole.size(); n += 9973) {
+        REQUIRE(load_prefix(whole, n).code() == Code::truncated);
+    }
+    CHECK(load_prefix(whole, whole.size() - 1).code() == Code::truncated);
+    CHECK(load_prefix(whole, whole.size()).ok());
+}
+
+TEST_CASE("a small model in memory of its exact size is refused at every shorter length") {
+    const Bytes whole = sound().write();
+    for (std::size_t n = 0; n < whole.size(); n += n < 12000 ? 7 : 101) {
+        const Status status =
+            load_status(Bytes(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(n)));
+        REQUIRE(is_file_error(status.code()));
+    }
+}
+
+TEST_CASE("a changed byte gives a named error or a model that runs without harm") {
+    ModelMaker maker({});
+    std::size_t header_bytes = 0;
+    const Bytes whole = maker.file.write(&header_bytes);
+    std::mt19937 random(1);
+    int n_loaded = 0;
+    constexpr int n_rounds = 6000;
+    for (int round = 0; round < n_rounds; round++) {
+        Bytes changed = whole;
+        const std::size_t n_changes = 1 + random() % 3;
+        for (std::size_t i = 0; i < n_changes; i++) {
+            const std::size_t at = random() % (round % 8 == 0 ? whole.size() : header_bytes);
+            const std::uint8_t values[] = {0,
+                                           1,
+                                           0x7f,
+                                           0x80,
+                                           0xff,
+                                           static_cast<std::uint8_t>(random()),
+                                           static_cast<std::uint8_t>(changed[at] ^ 1u << random() % 8)};
+            changed[at] = values[random() % std::size(values)];
+        }
+        const std::unique_ptr<std::uint8_t[]> exact(new std::uint8_t[changed.size()]);
+        std::copy(changed.begin(), changed.end(), exact.get());
+        const long before = count_bytes();
+        reset_peak();
+        std::shared_ptr<const LlamaModel> model;
+        const Status status = LlamaModel::load_bytes(exact.get(), changed.size(), &model);
+        CAPTURE(round, status.message());
+        REQUIRE(peak_bytes() - before < 4L << 20);
+        REQUIRE((status.ok() || is_file_error(status.code())));
+        if (!status.ok()) continue;
+        n_loaded++;
+        if (n_loaded % 16 != 0) continue;
+        SessionConfig config;
+        config.n_ctx = 8;
+        std::unique_ptr<Session> session;
+        if (!Session::create(model, config, serial_executor(), &session).ok()) continue;
+        const Token tokens[] = {1, 260, 3};
+        const Status fed = session->prefill(tokens, 3);
+        REQUIRE((fed.ok() || fed.code() == Code::non_finite || fed.code() == Code::not_representable));
+    }
+    CHECK(n_loaded > n_rounds / 10);
+    CHECK(n_loaded < n_rounds * 9 / 10);
+}

@@ -1,0 +1,207 @@
+// Vocabularies, and texts made to hurt the tokenizer.
+#include <cmath>
+
+#include "gearkv/decoder.hpp"
+#include "hostile/hostile.hpp"
+
+using namespace gearkv;
+using namespace gearkv::test;
+
+namespace {
+
+// A model whose vocabulary has one changed entry; tokens 259 and up are normal ones.
+struct Change {
+    std::size_t token;
+    std::string text;
+    std::int32_t type;
+};
+
+std::string code_with(const Change& change) {
+    std::vector<std::string> texts = test_vocabulary();
+    std::vector<std::int32_t> types(texts.size(), 1);
+    texts[change.token] = change.text;
+    types[change.token] = change.type;
+    GgufWriter file = sound();
+    file.set_array("tokenizer.ggml.tokens", texts);
+    file.set_array("tokenizer.ggml.token_type", types);
+    return code_of(file);
+}
+
+// Loads nothing but a vocabulary, which is then refused for want of tensors when it is sound.
+GgufWriter only_vocabulary(const std::vector<std::string>& texts) {
+    GgufWriter file = sound();
+    file.set_array("tokenizer.ggml.tokens", texts);
+    file.set_array("tokenizer.ggml.scores", std::vector<float>(texts.size()));
+    file.set_array("tokenizer.ggml.token_type", std::vector<std::int32_t>(texts.size(), 1));
+    return file;
+}
+
+// The bundled embedding is made for test_vocabulary(): another size is a mismatch, and a sound vocabulary.
+const char* const sound_vocabulary = "shape_mismatch";
+
+// A model with this vocabulary and tensors to match.
+std::shared_ptr<const Model> load_with(const std::vector<std::string>& texts, Bytes& bytes) {
+    GgufWriter file = only_vocabulary(texts);
+    GgufWriter::Tensor& embedding = file.tensor("token_embd.weight");
+    embedding.dims = {32, texts.size()};
+    embedding.data.resize(texts.size() * 32 * 4);
+    file.erase("tokenizer.ggml.bos_token_id");
+    file.erase("tokenizer.ggml.eos_token_id");
+    bytes = file.write();
+    std::shared_ptr<const LlamaModel> model;
+    const Status status = LlamaModel::load_bytes(bytes.data(), bytes.size(), &model);
+    INFO(status.message());
+    REQUIRE(status.ok());
+    return model;
+}
+
+double encode_seconds(const Tokenizer& tokenizer, const std::string& text) {
+    std::vector<Token> tokens;
+    const auto start = std::chrono::steady_clock::now();
+    const Status status = tokenizer.encode(text, true, &tokens);
+    INFO(status.message());
+    REQUIRE(status.ok());
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+TEST_CASE("a vocabulary that is absent, empty or of another kind is refused") {
+    for (const char* key : {"tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.scores",
+                            "tokenizer.ggml.token_type"}) {
+        GgufWriter file = sound();
+        file.erase(key);
+        CHECK(code_of(file) == "missing_key");
+        file.set(key, 5u);
+        CHECK((code_of(file) == "bad_tokenizer" || code_of(file) == "bad_metadata"));
+        file.set_array(key, std::vector<std::uint8_t>(292));
+        CHECK((code_of(file) == "bad_tokenizer" || code_of(file) == "bad_metadata"));
+    }
+    GgufWriter file = sound();
+    file.set("tokenizer.ggml.model", "gpt2");
+    CHECK(code_of(file) == "unsupported_model");
+    CHECK(code_of(only_vocabulary({})) == "bad_tokenizer");
+    GgufWriter one = only_vocabulary({"a"});
+    CHECK(code_of(one) == "bad_tokenizer");  // BOS is token 1
+    one.erase("tokenizer.ggml.bos_token_id");
+    one.erase("tokenizer.ggml.eos_token_id");
+    CHECK(code_of(one) == sound_vocabulary);
+}
+
+TEST_CASE("scores and types are as many as tokens, of their own type, and finite") {
+    const std::size_t n = test_vocabulary().size();
+    for (const std::size_t other : {std::size_t{0}, std::size_t{1}, n - 1, n + 1}) {
+        GgufWriter file = sound();
+        file.set_array("tokenizer.ggml.scores", std::vector<float>(other));
+        CHECK(code_of(file) == "bad_tokenizer");
+        file = sound();
+        file.set_array("tokenizer.ggml.token_type", std::vector<std::int32_t>(other, 1));
+        CHECK(code_of(file) == "bad_tokenizer");
+    }
+    GgufWriter file = sound();
+    file.set_array("tokenizer.ggml.scores", std::vector<std::uint8_t>(n));
+    CHECK(code_of(file) == "bad_tokenizer");
+    file = sound();
+    file.set_array("tokenizer.ggml.token_type", std::vector<std::uint8_t>(n, 1));
+    CHECK(code_of(file) == "bad_tokenizer");
+    for (const float score : {NAN, INFINITY, -INFINITY}) {
+        file = sound();
+        std::vector<float> scores(n);
+        scores[n / 2] = score;
+        file.set_array("tokenizer.ggml.scores", scores);
+        CHECK(code_of(file) == "bad_tokenizer");
+    }
+}
+
+TEST_CASE("special tokens are within the vocabulary") {
+    const auto n = static_cast<std::uint32_t>(test_vocabulary().size());
+    for (const char* key : {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
+                            "tokenizer.ggml.unknown_token_id", "tokenizer.ggml.padding_token_id"}) {
+        for (const std::uint32_t id : {n, 0x7fffffffu, 0x80000000u, 0xffffffffu}) {
+            GgufWriter file = sound();
+            file.set(key, id);
+            CHECK(code_of(file) == "bad_tokenizer");
+        }
+        GgufWriter file = sound();
+        file.set(key, std::int32_t{-1});
+        CHECK(code_of(file) == "bad_tokenizer");
+        file.set(key, "0");
+        CHECK(code_of(file) == "bad_tokenizer");
+        file.set(key, n - 1);
+        CHECK(code_of(file) == "ok");
+    }
+}
+
+TEST_CASE("byte tokens have their form and types are known") {
+    for (const char* text : {"<0x-1>", "<0xZZ>", "<0x", "<0x100>", "<0x1>", "", "<0x0G>", "<0X00>", "0x00",
+                             "<0x00", "<0x 1>", "<0x+1>"}) {
+        CAPTURE(text);
+        CHECK(code_with({20, text, 6}) == "bad_tokenizer");
+        CHECK(code_with({20, text, 1}) == "ok");
+    }
+    CHECK(code_with({20, "<0xaB>", 6}) == "ok");
+    for (const std::int32_t type : {0, 7, -1, INT32_MAX, INT32_MIN}) {
+        CHECK(code_with({20, "a", type}) == "bad_tokenizer");
+    }
+}
+
+TEST_CASE("token texts may be empty, equal or no UTF-8, but not endless") {
+    CHECK(code_with({270, "", 1}) == "ok");
+    CHECK(code_with({270, "a", 1}) == "ok");
+    CHECK(code_with({270, "\xff\xfe\x80", 1}) == "ok");
+    CHECK(code_with({270, std::string("a\0b", 3), 1}) == "ok");
+    CHECK(code_with({270, std::string(4096, 'a'), 1}) == "ok");
+    CHECK(code_with({270, std::string(4097, 'a'), 1}) == "bad_tokenizer");
+    CHECK(code_with({270, std::string(1 << 20, 'a'), 1}) == "bad_tokenizer");
+}
+
+TEST_CASE("more tokens than rows of the embedding are refused") {
+    std::vector<std::string> texts = test_vocabulary();
+    texts.push_back("zz");
+    CHECK(code_of(only_vocabulary(texts)) == sound_vocabulary);
+    texts.resize(texts.size() - 2);
+    CHECK(code_of(only_vocabulary(texts)) == sound_vocabulary);
+    CHECK(code_of(only_vocabulary(std::vector<std::string>((1u << 20) + 1)), {20.0, 64L << 20}) ==
+          "bad_tokenizer");
+}
+
+TEST_CASE("vocabularies made to be slow load in bounded time") {
+    // All prefixes of one text: every token has as many cuts as characters.
+    std::vector<std::string> prefixes;
+    for (std::size_t n = 1; n <= 4096; n++) {
+        prefixes.emplace_back(n, 'a');
+    }
+    Bytes bytes;
+    {
+        const auto start = std::chrono::steady_clock::now();
+        const auto model = load_with(prefixes, bytes);
+        CHECK(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < 60.0);
+        // Each merge makes the longest token it can; the text is far longer than any.
+        CHECK(encode_seconds(model->tokenizer(), std::string(200000, 'a')) < 60.0);
+    }
+    // Many texts of one long common beginning.
+    std::vector<std::string> similar(22000, std::string(800, 'b'));
+    for (std::size_t i = 0; i < similar.size(); i++) {
+        similar[i] += std::to_string(i);
+    }
+    CHECK(code_of(only_vocabulary(similar), {60.0, 256L << 20}) == "bad_tokenizer");  // 16 MiB are enough
+    similar.resize(10000);
+    CHECK(code_of(only_vocabulary(similar), {60.0, 256L << 20}) == sound_vocabulary);
+    const auto start = std::chrono::steady_clock::now();
+    load_with(similar, bytes);
+    CHECK(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < 60.0);
+}
+
+TEST_CASE("texts made for a quadratic merge are encoded in n log n") {
+    Bytes bytes;
+    const auto model =
+        load_with({"a", "b", "aa", "aaaa", "aaaaaaaa", "ab", "ba", "\xe2\x96\x81", "<"}, bytes);
+    for (const std::string pattern : {"a", "ab", "aab", " "}) {
+        std::string text;
+        while (text.size() < 1000000) {
+            text += pattern;
+        }
+        CAPTURE(pattern);
+        CHECK(encode_seconds(model->tokenizer(), text) < 60.0);
+    }
+}
