@@ -81,8 +81,9 @@ std::string scalar_text(const GgufValue& value) {
     bool negative = false;
     std::uint64_t magnitude = 0;
     if (load_integer(value, &negative, &magnitude)) {
-        std::string text = std::to_string(magnitude);
-        return negative ? "-" + text : text;
+        std::string text(negative ? "-" : "");
+        text += std::to_string(magnitude);
+        return text;
     }
     if (value.element == ValueType::boolean) return value.data[0] != 0 ? "true" : "false";
     char text[40];  // shortest text that reads back to the same number, whatever the locale
