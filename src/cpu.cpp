@@ -85,7 +85,7 @@ const Kernels* kernels_dotprod() {
 }
 
 const Kernels* find_kernels(Level level) noexcept {
-    Level resolved;
+    Level resolved = Level::scalar;
     if (!resolve_level(level, &resolved).ok()) return nullptr;
     return compiled_kernels(resolved);
 }
