@@ -26,11 +26,13 @@ class Executor {
 // Runs every task on the calling thread. Stateless, always there; may be shared by any number of threads.
 Executor& serial_executor() noexcept;
 
-// A pool of n_threads - 1 sleeping threads beside the caller's own. 0 asks for one per processor.
+// A pool of n_threads - 1 sleeping threads beside the caller's own. 0 asks for one per processor. A call that
+// finds the pool busy (from inside a task, or from a second thread) runs its tasks on the calling thread.
 // Errors: invalid_argument (null out, more than 1024 threads), out_of_memory, thread_failure.
 Status create_threads_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexcept;
 
-// The same through a oneTBB arena, of no more threads than oneTBB finds processors. Errors: as above, and invalid_argument in a build without oneTBB.
+// The same through a oneTBB arena, of no more threads than oneTBB finds processors; calls from inside a task
+// share the arena. Errors: as above, and invalid_argument in a build without oneTBB.
 Status create_tbb_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexcept;
 
 // The executor this build prefers: oneTBB, then std threads, then serial.

@@ -8,6 +8,7 @@
 #include <oneapi/tbb/task_arena.h>
 
 #include <algorithm>
+#include <atomic>
 #include <exception>
 #include <new>
 
@@ -23,15 +24,24 @@ class TbbExecutor final : public Executor {
     }
 
     void parallel_for(std::size_t n_tasks, Task task, void* context) noexcept override {
-        if (n_tasks <= 1 || n_threads_ == 1) {
-            for (std::size_t i = 0; i < n_tasks; ++i)
+        std::atomic<std::size_t> next{0};
+        const auto run_tasks = [&] {
+            for (std::size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n_tasks;)
                 task(context, i);
-            return;
+        };
+        const std::size_t n_runners = std::min<std::size_t>(n_tasks, n_threads_);
+        try {
+            if (n_runners > 1) {
+                arena_.execute([&] {
+                    tbb::parallel_for(
+                        std::size_t{0}, n_runners, [&](std::size_t) { run_tasks(); },
+                        tbb::simple_partitioner());
+                });
+            }
+        } catch (...) {
+            // No memory for oneTBB's own bookkeeping: runners that started have returned.
         }
-        arena_.execute([&] {
-            tbb::parallel_for(
-                std::size_t{0}, n_tasks, [&](std::size_t i) { task(context, i); }, tbb::simple_partitioner());
-        });
+        run_tasks();  // what nobody took
     }
 
     unsigned n_threads() const noexcept override { return n_threads_; }
@@ -49,16 +59,18 @@ Status create_tbb_executor(unsigned n_threads, std::unique_ptr<Executor>* out) n
         return Status::error(Code::invalid_argument, "%u threads, expected at most %u", n_threads,
                              max_threads);
     }
-    // oneTBB runs no more workers than it has processors, and prints a warning when asked to.
-    const unsigned most = static_cast<unsigned>(tbb::info::default_concurrency());
-    n_threads = n_threads == 0 ? most : std::min(n_threads, most);
     try {
+        // oneTBB runs no more workers than it has processors, and prints a warning when asked to.
+        const unsigned most = static_cast<unsigned>(tbb::info::default_concurrency());
+        n_threads = n_threads == 0 ? most : std::min(n_threads, most);
         *out = std::make_unique<TbbExecutor>(n_threads);
     } catch (const std::bad_alloc&) {
         return Status::error(Code::out_of_memory, "no memory for an arena of %u threads", n_threads);
     } catch (const std::exception& error) {
         return Status::error(Code::thread_failure, "oneTBB refused an arena of %u threads: %s", n_threads,
                              error.what());
+    } catch (...) {
+        return Status::error(Code::thread_failure, "oneTBB refused an arena of %u threads", n_threads);
     }
     return {};
 }

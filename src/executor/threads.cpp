@@ -22,6 +22,7 @@ class ThreadsExecutor final : public Executor {
     // Throws std::system_error or std::bad_alloc; threads already started are joined then.
     explicit ThreadsExecutor(unsigned n_threads) {
         try {
+            workers_.reserve(n_threads - 1);
             for (unsigned i = 1; i < n_threads; ++i)
                 workers_.emplace_back([this] { work(); });
         } catch (...) {
@@ -32,7 +33,8 @@ class ThreadsExecutor final : public Executor {
     ~ThreadsExecutor() override { stop(); }
 
     void parallel_for(std::size_t n_tasks, Task task, void* context) noexcept override {
-        if (n_tasks <= 1 || workers_.empty()) {
+        // A call from inside a task, or from a second thread, finds the pool busy and does without it.
+        if (n_tasks <= 1 || workers_.empty() || busy_.exchange(true, std::memory_order_acquire)) {
             for (std::size_t i = 0; i < n_tasks; ++i)
                 task(context, i);
             return;
@@ -43,34 +45,38 @@ class ThreadsExecutor final : public Executor {
             context_ = context;
             n_tasks_ = n_tasks;
             next_.store(0, std::memory_order_relaxed);
-            n_working_ = workers_.size();
-            ++generation_;
+            open_ = true;
         }
-        wake_.notify_all();
+        for (std::size_t i = std::min(n_tasks - 1, workers_.size()); i > 0; --i)
+            wake_.notify_one();
         run_tasks();
-        std::unique_lock lock(mutex_);
-        done_.wait(lock, [this] { return n_working_ == 0; });
+        {
+            std::unique_lock lock(mutex_);
+            open_ = false;
+            done_.wait(lock, [this] { return n_working_ == 0; });
+        }
+        busy_.store(false, std::memory_order_release);
     }
 
     unsigned n_threads() const noexcept override { return static_cast<unsigned>(workers_.size()) + 1; }
 
   private:
-    // Tasks are taken one by one, so a slow core takes fewer.
+    // Tasks are taken one by one, so a slow core takes fewer. Returns when all are taken.
     void run_tasks() noexcept {
         for (std::size_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n_tasks_;)
             task_(context_, i);
     }
 
     void work() noexcept {
-        unsigned seen = 0;
         std::unique_lock lock(mutex_);
         while (true) {
-            wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+            wake_.wait(lock, [this] { return stopping_ || open_; });
             if (stopping_) return;
-            seen = generation_;
+            ++n_working_;
             lock.unlock();
             run_tasks();
             lock.lock();
+            open_ = false;
             if (--n_working_ == 0) done_.notify_one();
         }
     }
@@ -85,15 +91,20 @@ class ThreadsExecutor final : public Executor {
             worker.join();
     }
 
-    std::mutex mutex_;
-    std::condition_variable wake_, done_;
     std::vector<std::thread> workers_;
+    std::atomic<bool> busy_{false};  // a parallel_for is running
+
+    // What runs now. Written under the mutex while no worker is at it; the caller waits only for workers that
+    // took part, so one that the system wakes late holds up nobody.
     Task task_ = nullptr;
     void* context_ = nullptr;
     std::size_t n_tasks_ = 0;
     std::atomic<std::size_t> next_{0};
+
+    std::mutex mutex_;  // of all below
+    std::condition_variable wake_, done_;
     std::size_t n_working_ = 0;
-    unsigned generation_ = 0;
+    bool open_ = false;  // tasks may be left
     bool stopping_ = false;
 };
 
