@@ -39,10 +39,18 @@ constexpr Family families[] = {
     {"gear-", Backbone::kivi, true, true},
 };
 
-// What was read of one tensor's SPEC; buffer_tokens is 0 when it was not given.
+enum class Option { group, rank_prompt, rank_decode, sparsity, buffer_tokens };
+constexpr std::size_t n_options = 5;
+constexpr std::string_view option_names[n_options] = {"g=", "r=", "rg=", "s=", "nb="};
+
+// What was read of one tensor's SPEC, and where in the text the value of each option stands; 0 when the
+// option was not given.
 struct Parsed {
     TensorSpec spec;
-    std::uint32_t buffer_tokens = 0;
+    std::uint32_t buffer_tokens = default_buffer_tokens;
+    std::size_t value_at[n_options] = {};
+
+    std::size_t& at(Option option) noexcept { return value_at[static_cast<std::size_t>(option)]; }
 };
 
 class Parser {
@@ -61,17 +69,8 @@ class Parser {
             value = key;
         }
         if (at_ != text_.size()) return fail("the end");
-        if (key.buffer_tokens != 0 && value.buffer_tokens != 0 && key.buffer_tokens != value.buffer_tokens) {
-            return Status::error(Code::bad_spec,
-                                 "nb is %u for keys and %u for values, expected one buffer for both",
-                                 key.buffer_tokens, value.buffer_tokens);
-        }
-        KvSpec spec;
-        spec.key = key.spec;
-        spec.value = value.spec;
-        spec.buffer_tokens = key.buffer_tokens != 0     ? key.buffer_tokens
-                             : value.buffer_tokens != 0 ? value.buffer_tokens
-                                                        : default_buffer_tokens;
+        KvSpec spec = {key.spec, value.spec, key.buffer_tokens};
+        if (Status status = agree_on_buffer(key, value, &spec.buffer_tokens); !status.ok()) return status;
         if (Status status = validate_spec(spec); !status.ok()) return status;
         *out = spec;
         return {};
@@ -93,12 +92,40 @@ class Parser {
                              text_.data() + first, after, text_.data() + at_, at_ + 1, expected);
     }
 
+    Status fail_at(std::size_t at, const char* expected) noexcept {
+        at_ = at;
+        return fail(expected);
+    }
+
+    // One buffer serves both tensors; whole groups of keys must come out of it.
+    Status agree_on_buffer(Parsed& key, Parsed& value, std::uint32_t* buffer_tokens) noexcept {
+        const std::size_t key_at = key.at(Option::buffer_tokens), value_at = value.at(Option::buffer_tokens);
+        char expected[80];
+        if (key_at != 0 && value_at != 0 && key.buffer_tokens != value.buffer_tokens) {
+            std::snprintf(expected, sizeof(expected), "%u, one buffer for keys and values",
+                          key.buffer_tokens);
+            return fail_at(value_at, expected);
+        }
+        *buffer_tokens = key_at != 0 ? key.buffer_tokens : value.buffer_tokens;
+        if (key.spec.backbone != Backbone::kivi || *buffer_tokens % key.spec.group == 0) return {};
+        if (key_at == 0 && value_at == 0) {
+            std::snprintf(expected, sizeof(expected),
+                          "nb=TOKENS too, or a group that divides the buffer of %u", *buffer_tokens);
+            return fail_at(key.at(Option::group), expected);
+        }
+        std::snprintf(expected, sizeof(expected), "a multiple of the keys' group of %u", key.spec.group);
+        return fail_at(key_at != 0 ? key_at : value_at, expected);
+    }
+
     Status parse_tensor(Parsed* out) noexcept {
         if (Status status = parse_name(&out->spec); !status.ok()) return status;
         if (!accept(":")) return {};
         do {
             if (Status status = parse_option(out); !status.ok()) return status;
         } while (accept(","));
+        // r alone speaks for blocks of generated tokens too where it asks for less than their default.
+        if (out->at(Option::rank_prompt) != 0 && out->at(Option::rank_decode) == 0)
+            out->spec.rank_decode = std::min(out->spec.rank_decode, out->spec.rank_prompt);
         return {};
     }
 
@@ -135,38 +162,61 @@ class Parser {
         return fail("\":\" and options, \";\" or the end");
     }
 
-    Status parse_option(Parsed* out) noexcept {
-        const std::size_t start = at_;
-        const bool known = accept("g=") || accept("rg=") || accept("r=") || accept("s=") || accept("nb=");
-        if (!known) return fail(known_options);
-        const std::string_view name = text_.substr(start, at_ - start);
-        TensorSpec& spec = out->spec;
-        if (name == "nb=") return parse_count(1, max_buffer_tokens, &out->buffer_tokens);
-        if (spec.raw()) {
-            at_ = start;
-            return fail("nb=TOKENS, the only option of an uncompressed tensor");
+    // Finds the option that stands here, and moves to its value.
+    Status parse_option_name(Parsed* out, Option* option) noexcept {
+        for (std::size_t i = 0; i < n_options; ++i) {
+            const std::size_t start = at_;
+            if (!accept(option_names[i])) continue;
+            *option = static_cast<Option>(i);
+            if (out->spec.raw() && *option != Option::buffer_tokens)
+                return fail_at(start, "nb=TOKENS, the only option of an uncompressed tensor");
+            if (out->at(*option) != 0) return fail_at(start, "every option once");
+            out->at(*option) = at_;
+            return {};
         }
-        if (name == "s=") return parse_fraction(&spec.sparsity);
-        std::uint32_t count = 0;
-        if (Status status = parse_count(0, name == "g=" ? max_group : max_spec_rank, &count); !status.ok())
-            return status;
-        std::uint16_t& field = name == "g=" ? spec.group : name == "r=" ? spec.rank_prompt : spec.rank_decode;
-        field = static_cast<std::uint16_t>(count);
-        // r alone speaks for generated blocks too where it asks for less.
-        if (name == "r=" && spec.rank_decode > spec.rank_prompt) spec.rank_decode = spec.rank_prompt;
+        return fail(known_options);
+    }
+
+    Status parse_option(Parsed* out) noexcept {
+        Option option = Option::group;
+        if (Status status = parse_option_name(out, &option); !status.ok()) return status;
+        TensorSpec& spec = out->spec;
+        switch (option) {
+            case Option::group:
+                return parse_count({32, max_group, 32}, &spec.group);
+            case Option::rank_prompt:
+                return parse_count({0, max_spec_rank, 1}, &spec.rank_prompt);
+            case Option::rank_decode:
+                return parse_count({0, max_spec_rank, 1}, &spec.rank_decode);
+            case Option::sparsity:
+                return parse_fraction(&spec.sparsity);
+            case Option::buffer_tokens:
+                return parse_count({1, max_buffer_tokens, 1}, &out->buffer_tokens);
+        }
         return {};
     }
 
-    Status parse_count(std::uint32_t least, std::uint32_t most, std::uint32_t* out) noexcept {
+    struct Range {
+        std::uint32_t least, most, step;
+    };
+
+    template <class Count>
+    Status parse_count(Range range, Count* out) noexcept {
         std::uint32_t count = 0;
         const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), count);
-        if (error != std::errc() || count < least || count > most) {
-            char expected[48];
-            std::snprintf(expected, sizeof(expected), "a whole number from %u to %u", least, most);
+        if (error != std::errc() || count < range.least || count > range.most || count % range.step != 0) {
+            char expected[64];
+            if (range.step == 1) {
+                std::snprintf(expected, sizeof(expected), "a whole number from %u to %u", range.least,
+                              range.most);
+            } else {
+                std::snprintf(expected, sizeof(expected), "a multiple of %u from %u to %u", range.step,
+                              range.least, range.most);
+            }
             return fail(expected);
         }
         at_ = static_cast<std::size_t>(end - text_.data());
-        *out = count;
+        *out = static_cast<Count>(count);
         return {};
     }
 
@@ -310,7 +360,7 @@ Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept
         writer.add("k=");
         write_tensor(spec.key, spec.buffer_tokens, &writer);
         writer.add(";v=");
-        write_tensor(spec.value, spec.buffer_tokens, &writer);
+        write_tensor(spec.value, default_buffer_tokens, &writer);  // once is enough
     }
     if (writer.finish()) return {};
     return Status::error(Code::wrong_size, "room for %zu characters, expected %zu", n_chars, writer.n() + 1);

@@ -1,4 +1,6 @@
+#include <clocale>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <string>
 
@@ -79,6 +81,11 @@ TEST_CASE("options set what they name", "[spec]") {
     CHECK(spec.buffer_tokens == 192);
     CHECK(parsed("gear-2:r=1").key.rank_decode == 1);
     CHECK(parsed("gear-2:r=0").key.rank_decode == 0);
+    CHECK(parsed("gear-2:r=1,rg=3") == parsed("gear-2:rg=3,r=1"));
+    CHECK(parsed("gear-2:r=1,rg=3").key.rank_decode == 3);
+    CHECK(parsed("k=gear-2:nb=128;v=kivi-4") == parsed("k=gear-2;v=kivi-4:nb=128"));
+    CHECK(parsed("k=f16;v=gear-2").key == parsed("f16").key);
+    CHECK(parsed("k=token-2;v=kivi-2:nb=20").buffer_tokens == 20);
     CHECK(parsed("kivi-2:s=1e-2").key.sparsity == 0.01f);
     CHECK(parsed("kcvt-4:nb=20").buffer_tokens == 20);
 }
@@ -93,14 +100,25 @@ TEST_CASE("a bad SPEC is refused with its place and what is known there", "[spec
                  {"gear-22", "character 7:", "options"},
                  {"gear-2:x=1", "character 8:", "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS"},
                  {"gear-2:", "character 8:", "g=GROUP"},
-                 {"gear-2:g=", "character 10:", "whole number"},
-                 {"gear-2:g=-1", "character 10:", "whole number"},
+                 {"gear-2:g=", "character 10:", "multiple of 32"},
+                 {"gear-2:g=-1", "character 10:", "multiple of 32"},
                  {"gear-2:r=65", "character 10:", "from 0 to 64"},
                  {"gear-2:r=99999999999", "character 10:", "from 0 to 64"},
                  {"gear-2:s=1", "character 10:", "fraction"},
                  {"gear-2:s=nan", "character 10:", "fraction"},
                  {"gear-2:s=-0.1", "character 10:", "fraction"},
                  {"gear-2:g=64;", "character 12:", "the end"},
+                 {"gear-2:g=48", "character 10:", "a multiple of 32 from 32 to 4096"},
+                 {"gear-2:g=8192", "character 10:", "a multiple of 32 from 32 to 4096"},
+                 {"gear-2:g=0", "character 10:", "a multiple of 32 from 32 to 4096"},
+                 {"gear-2:nb=0", "character 11:", "from 1 to 4096"},
+                 {"gear-2:nb=4097", "character 11:", "from 1 to 4096"},
+                 {"gear-2:r=4,r=4", "character 12:", "every option once"},
+                 {"gear-2:nb=96", "character 11:", "a multiple of the keys' group of 64"},
+                 {"k=gear-2:g=128;v=kivi-2:nb=64", "character 28:", "a multiple of the keys' group of 128"},
+                 {"gear-2:r=4,g=128", "character 14:", "a group that divides the buffer of 64"},
+                 {"k=gear-2:nb=64;v=gear-2:nb=128", "character 28:", "64, one buffer for keys and values"},
+                 {"k=k=gear-2;v=f16", "character 3:", "gear-B"},
                  {"f16:g=64", "character 5:", "nb=TOKENS"},
                  {"k=gear-2", "character 9:", "v=SPEC"},
                  {"k=gear-2;gear-2", "character 10:", "v=SPEC"},
@@ -114,16 +132,115 @@ TEST_CASE("a bad SPEC is refused with its place and what is known there", "[spec
     }
 }
 
-TEST_CASE("values that contradict each other are refused", "[spec]") {
-    CHECK(refusal("gear-2:g=48").find("multiple of 32") != std::string::npos);
-    CHECK(refusal("gear-2:g=0").find("multiple of 32") != std::string::npos);
-    CHECK(refusal("gear-2:nb=0").find("from 1 to 4096") != std::string::npos);
-    CHECK(refusal("gear-2:nb=96").find("multiple of the keys' group of 64") != std::string::npos);
-    CHECK(refusal("k=gear-2:nb=64;v=gear-2:nb=128").find("one buffer") != std::string::npos);
+TEST_CASE("a refused SPEC of any length is quoted around the place", "[spec]") {
+    CHECK(refusal("k=gear-2;v=kivi-4:g=40,nb=64").find("\"k=gear-2;v=kivi-4:g=[^]40,nb=64\"") !=
+          std::string::npos);
     CHECK(refusal(std::string(10000, 'k')).find("character 1:") != std::string::npos);
+    CHECK(refusal("gear-2:" + std::string(10000, 'k')).find("nb=TOKENS") != std::string::npos);
+}
+
+TEST_CASE("null arguments are refused", "[spec]") {
     KvSpec spec;
     CHECK(parse_spec(nullptr, &spec).code() == Code::invalid_argument);
     CHECK(parse_spec("f16", nullptr).code() == Code::invalid_argument);
+    CHECK(format_spec(spec, nullptr, 128).code() == Code::invalid_argument);
+}
+
+TEST_CASE("a field out of its range is named", "[spec]") {
+    const struct {
+        const char *text, *named;
+        void (*spoil)(KvSpec&);
+    } cases[] = {
+        {"gear-2", "keys have 5 bits", [](KvSpec& s) { s.key.bits = 5; }},
+        {"gear-2", "values have 16 bits", [](KvSpec& s) { s.value.bits = 16; }},
+        {"gear-2", "group of keys is 0", [](KvSpec& s) { s.key.group = 0; }},
+        {"gear-2", "group of values is 4128", [](KvSpec& s) { s.value.group = 4128; }},
+        {"gear-2", "group of values is 33", [](KvSpec& s) { s.value.group = 33; }},
+        {"gear-2", "ranks of keys are 65 and 2", [](KvSpec& s) { s.key.rank_prompt = 65; }},
+        {"gear-2", "ranks of values are 4 and 65", [](KvSpec& s) { s.value.rank_decode = 65; }},
+        {"gear-2", "sparsity of keys is 1", [](KvSpec& s) { s.key.sparsity = 1.0f; }},
+        {"gear-2", "sparsity of keys is -0.5", [](KvSpec& s) { s.key.sparsity = -0.5f; }},
+        {"gear-2", "sparsity of values is nan",
+         [](KvSpec& s) { s.value.sparsity = std::numeric_limits<float>::quiet_NaN(); }},
+        {"gear-2", "sparsity of values is inf",
+         [](KvSpec& s) { s.value.sparsity = std::numeric_limits<float>::infinity(); }},
+        {"gear-2", "buffer of 0 tokens", [](KvSpec& s) { s.buffer_tokens = 0; }},
+        {"gear-2", "buffer of 4160 tokens", [](KvSpec& s) { s.buffer_tokens = 4160; }},
+        {"gear-2", "buffer of 65 tokens", [](KvSpec& s) { s.buffer_tokens = 65; }},
+        {"gear-2", "backbone of values is 5", [](KvSpec& s) { s.value.backbone = static_cast<Backbone>(5); }},
+        {"f16", "keys are uncompressed with 32 bits", [](KvSpec& s) { s.key.bits = 32; }},
+        {"f32", "ranks 1 and 0", [](KvSpec& s) { s.value.rank_prompt = 1; }},
+        {"f16", "ranks 0 and 1", [](KvSpec& s) { s.key.rank_decode = 1; }},
+        {"f16", "sparsity 0.5", [](KvSpec& s) { s.key.sparsity = 0.5f; }},
+    };
+    for (const auto& c : cases) {
+        KvSpec spec = parsed(c.text);
+        REQUIRE(validate_spec(spec).ok());
+        c.spoil(spec);
+        const Status status = validate_spec(spec);
+        INFO(c.named << " in: " << status.message());
+        CHECK(status.code() == Code::bad_spec);
+        CHECK(std::string(status.message()).find(c.named) != std::string::npos);
+        char text[128];
+        CHECK(format_spec(spec, text, sizeof(text)).code() == Code::bad_spec);
+    }
+}
+
+TEST_CASE("every name with every single option parses back from its canonical form", "[spec]") {
+    int n_specs = 0;
+    for (const char* name :
+         {"kivi", "kcvt", "token", "gearl", "gear", "gearl-kcvt", "gear-kcvt", "gearl-token", "gear-token"}) {
+        for (const char* bits : {"2", "3", "4", "8"}) {
+            for (const char* options : {"", ":g=32", ":g=64", ":r=0", ":r=1", ":r=2", ":r=4", ":r=64",
+                                        ":rg=0", ":rg=2", ":rg=64", ":s=0", ":s=0.02", ":s=0.1", ":nb=64",
+                                        ":nb=4096", ":r=0,rg=0", ":r=0,rg=1,s=0", ":r=0,s=0.5"}) {
+                const std::string text = std::string(name) + "-" + bits + options;
+                INFO(text << " -> " << formatted(parsed(text)));
+                CHECK(parsed(formatted(parsed(text))) == parsed(text));
+                CHECK(formatted(parsed(formatted(parsed(text)))) == formatted(parsed(text)));
+                ++n_specs;
+            }
+        }
+    }
+    CHECK(n_specs == 9 * 4 * 19);
+}
+
+TEST_CASE("a sparsity comes back to the last bit", "[spec]") {
+    std::mt19937 random(3);
+    int n_fractions = 0;
+    while (n_fractions < 100000) {
+        const std::uint32_t bits = static_cast<std::uint32_t>(random()) & 0x3fffffff;
+        KvSpec spec = parsed("kcvt-2");
+        std::memcpy(&spec.value.sparsity, &bits, sizeof(bits));
+        if (!(spec.value.sparsity < 1.0f)) continue;
+        ++n_fractions;
+        char text[128];
+        KvSpec back;
+        if (!format_spec(spec, text, sizeof(text)).ok() || !parse_spec(text, &back).ok() || !(back == spec)) {
+            FAIL("sparsity with bits " << bits << " became " << text);
+        }
+    }
+}
+
+TEST_CASE("the longest SPEC fits in 128 characters", "[spec]") {
+    KvSpec spec;
+    spec.key = {Backbone::token, 2, 4096, 64, 63, 1.17549435e-38f};
+    spec.value = spec.key;
+    spec.value.bits = 3;
+    spec.buffer_tokens = 4095;
+    const std::string text = formatted(spec);
+    INFO(text);
+    CHECK(text.size() > 90);
+    CHECK(parsed(text) == spec);
+}
+
+TEST_CASE("the decimal point is a point in every locale", "[spec]") {
+    // Where the system has no such locale the "C" locale is tested again.
+    for (const char* name : {"de_DE.UTF-8", "C"}) {
+        std::setlocale(LC_ALL, name);
+        CHECK(parsed("gear-2:s=0.25").key.sparsity == 0.25f);
+        CHECK(formatted(parsed("gear-2:s=0.25")) == "gear-2:s=0.25");
+    }
 }
 
 TEST_CASE("what is formatted parses back to the same", "[spec]") {
