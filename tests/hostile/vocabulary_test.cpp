@@ -168,7 +168,7 @@ TEST_CASE("more tokens than rows of the embedding are refused") {
 TEST_CASE("vocabularies made to be slow load in bounded time") {
     // All prefixes of one text: every token has as many cuts as characters.
     std::vector<std::string> prefixes;
-    for (std::size_t n = 1; n <= 4096; n++) {
+    for (std::size_t n = 1; n <= 2000; n++) {
         prefixes.emplace_back(n, 'a');
     }
     Bytes bytes;
@@ -177,7 +177,7 @@ TEST_CASE("vocabularies made to be slow load in bounded time") {
         const auto model = load_with(prefixes, bytes);
         CHECK(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < 60.0);
         // Each merge makes the longest token it can; the text is far longer than any.
-        CHECK(encode_seconds(model->tokenizer(), std::string(200000, 'a')) < 60.0);
+        CHECK(encode_seconds(model->tokenizer(), std::string(300000, 'a')) < 60.0);
     }
     // Many texts of one long common beginning.
     std::vector<std::string> similar(22000, std::string(800, 'b'));
