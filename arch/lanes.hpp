@@ -50,6 +50,8 @@ struct BasicLanes {
     static void store_words(std::uint32_t* x, Words a) { a.store_unaligned(x); }
 
     static Float broadcast(float x) { return Float(x); }
+    // The IEEE quotient.
+    static Float divide(Float a, Float b) { return a / b; }
     static Words broadcast_word(std::uint32_t x) { return Words(x); }
     template <std::uint32_t n>
     static Words shift_left(Words a) {

@@ -26,6 +26,8 @@ struct NeonLanes : BasicLanes<Self, Arch> {
     static Words shift_right(Words a) {
         return vshrq_n_u32(a, n);
     }
+    // xsimd 8 divides by an approximate reciprocal.
+    static Float divide(Float a, Float b) { return vdivq_f32(a, b); }
     static Float fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
     static Float round(Float a) { return vrndnq_f32(a); }
     static Float to_float(Words a) { return vcvtq_f32_u32(a); }

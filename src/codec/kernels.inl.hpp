@@ -108,7 +108,7 @@ struct Quantizer {
           max_code(L::broadcast(max_code_)) {}
 
     [[gnu::always_inline]] Float code(Float x) const {
-        const Float steps = (x - zero) / divisor;
+        const Float steps = L::divide(x - zero, divisor);
         return L::round(xsimd::min(xsimd::max(steps, L::broadcast(0.0f)), max_code));
     }
     [[gnu::always_inline]] Float residual(Float x, Float code) const { return x - (code * scale + zero); }
