@@ -1,0 +1,485 @@
+#!/usr/bin/env python3
+"""Tests of the gearkv tool, run as a user runs it. Usage: tool_test.py TOOL MODEL DATA_DIR [UNITTEST_OPTION...]"""
+import array
+import json
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+TOOL, MODEL, DATA = sys.argv[1:4]
+CONFORMANCE = os.path.join(DATA, "conformance")
+RECALL = os.path.join(DATA, "recall_sample.jsonl")
+COMMANDS = ["generate", "perplexity", "recall", "inspect", "codec", "plan"]
+PROMPT = "The old captain looked at the sea and said"
+TEXT = (
+    "The old captain looked at the sea and said nothing for a long time. Then he turned to the boy, and asked him "
+    "what the ship was called, and where she came from, and how many men were on board.\n"
+)
+
+
+def run(*arguments, env=None, stdin=None):
+    return subprocess.run([TOOL, *map(str, arguments)], capture_output=True, env=env, stdin=stdin, timeout=600)
+
+
+def conformance(name):
+    return os.path.join(CONFORMANCE, name + ".npy")
+
+
+def read_bytes(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def read_npy(path):
+    """Shape and values of a version 1 float32 file."""
+    content = read_bytes(path)
+    n_header = struct.unpack("<H", content[8:10])[0]
+    header = eval(content[10 : 10 + n_header].decode(), {})  # a dictionary this test or the tool wrote
+    assert header["descr"] == "<f4", header
+    values = array.array("f")
+    values.frombytes(content[10 + n_header :])
+    return header["shape"], values
+
+
+def write_npy(path, shape, values, descr="<f4"):
+    header = repr({"descr": descr, "fortran_order": False, "shape": tuple(shape)}).encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    code = {"<f4": "f", "<f2": "e", "<i4": "i"}[descr]
+    with open(path, "wb") as file:
+        file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+        file.write(struct.pack("<%d%s" % (len(values), code), *values))
+
+
+def relative_error(found, expected):
+    return math.sqrt(sum((f - e) ** 2 for f, e in zip(found, expected)) / sum(e * e for e in expected))
+
+
+def attend(queries, keys, values, n_heads, n_kv_heads, dim):
+    """Non-causal softmax attention of queries [n, n_heads, dim] over [n_tokens, n_kv_heads, dim]."""
+    n_tokens = len(keys) // (n_kv_heads * dim)
+    out = []
+    for row in range(len(queries) // dim):
+        query = queries[row * dim : (row + 1) * dim]
+        head = row % n_heads // (n_heads // n_kv_heads)
+        starts = [(t * n_kv_heads + head) * dim for t in range(n_tokens)]
+        scores = [sum(map(float.__mul__, query, keys[s : s + dim])) / math.sqrt(dim) for s in starts]
+        largest = max(scores)
+        weights = [math.exp(x - largest) for x in scores]
+        total = sum(weights)
+        columns = zip(*(values[s : s + dim] for s in starts))
+        out += [sum(map(float.__mul__, weights, column)) / total for column in columns]
+    return out
+
+
+class ToolTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def write(self, name, content):
+        with open(self.path(name), "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+        return self.path(name)
+
+    def ok(self, *arguments, **options):
+        """Standard output of a run that must succeed, and must have nothing to say on standard error."""
+        result = run(*arguments, **options)
+        self.assertEqual((result.returncode, result.stderr.decode()), (0, ""), arguments)
+        return result.stdout.decode()
+
+    def json(self, *arguments):
+        answer = json.loads(self.ok(*arguments, "--json"))
+        self.assertEqual((answer["schema_version"], answer["command"]), (1, arguments[0]))
+        return answer
+
+    def fails(self, code, message, *arguments, **options):
+        result = run(*arguments, **options)
+        self.assertEqual((result.returncode, result.stdout), (code, b""), result.stderr.decode())
+        self.assertIn(message, result.stderr.decode())
+
+
+class CommandLine(ToolTest):
+    def test_help_of_every_command_is_a_result(self):
+        for command in COMMANDS:
+            self.assertIn("--kv", self.ok(command, "--help"))
+            self.assertIn(command, self.ok("--help"))
+
+    def test_version_names_levels_and_executors(self):
+        text = self.ok("--version")
+        self.assertRegex(text, r"^gearkv \d+\.\d+\.\d+\n")
+        self.assertRegex(text, r"\nlevels compiled: .*\bscalar\b")
+        self.assertRegex(text, r"\nlevels available: scalar")
+        self.assertRegex(text, r"\nexecutors: .*\bserial\n$")
+
+    def test_wrong_command_lines_exit_with_2_and_say_what_was_meant(self):
+        self.fails(2, "A subcommand is required")
+        self.fails(2, "did you mean generate?", "genrate")
+        self.fails(2, "did you mean --threads?", "perplexity", MODEL, "--file", RECALL, "--thread", 1)
+        self.fails(2, "required", "generate", MODEL)
+        self.fails(2, "unknown level 'sse9', expected", "generate", MODEL, "-p", "x", "--level", "sse9")
+        self.fails(2, "expected 1 to 4096", "plan", "--layers", 0, "--kv-heads", 1, "--head-dim", 64, "--ctx", 1)
+        self.fails(2, "temperature", "generate", MODEL, "-p", "x", "--temperature", "-1")
+
+    def test_a_wrong_spec_is_explained_by_the_library(self):
+        message = 'gearkv: "gear-[^]5" at character 6: expected 2, 3, 4 or 8 bits\n'
+        for command in (["generate", MODEL, "-p", "x"], ["perplexity", MODEL, "--file", RECALL],
+                        ["recall", MODEL, "--file", RECALL], ["codec", "--k", "x", "--v", "x"]):
+            self.fails(2, message, *command, "--kv", "gear-5")
+
+    def test_failures_exit_with_1_and_name_their_code(self):
+        self.fails(1, "io_error", "inspect", self.path("absent.gguf"))
+        self.fails(1, "not_a_model", "inspect", RECALL)
+        self.fails(1, "truncated", "inspect", self.write("short.gguf", read_bytes(MODEL)[:5000]))
+        self.fails(1, "absent.txt", "perplexity", MODEL, "--file", self.path("absent.txt"))
+        other = "neon" if os.uname().machine == "x86_64" else "avx2"
+        self.fails(1, "unavailable_level", "generate", MODEL, "-p", "x", "--level", other)
+
+    def test_output_that_cannot_be_written_is_a_failure(self):
+        if not os.path.exists("/dev/full"):
+            self.skipTest("no /dev/full")
+        with open("/dev/full", "wb") as full:
+            result = subprocess.run([TOOL, "inspect", MODEL], stdout=full, stderr=subprocess.PIPE)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(b"cannot be written", result.stderr)
+
+    def test_progress_is_shown_on_a_pipe_only_when_asked_for(self):
+        arguments = ["recall", MODEL, "--file", RECALL, "--limit", 4, "--threads", 1, "--level", "scalar"]
+        self.ok(*arguments)
+        result = run(*arguments, "--progress")
+        self.assertEqual(result.returncode, 0)
+        self.assertIn(b" of 16\n", result.stderr)
+
+
+class Generate(ToolTest):
+    def test_text_comes_before_the_table_and_equals_that_of_json(self):
+        arguments = ["generate", MODEL, "-p", PROMPT, "-n", 40]
+        answer = self.json(*arguments)
+        text = self.ok(*arguments)
+        self.assertTrue(text.startswith(answer["text"] + "\n"), text)
+        self.assertIn("stored / fp16", text)
+        self.assertEqual(self.ok(*arguments, "--stats", "none"), answer["text"] + "\n")
+        result = run(*arguments, "--stats", "stderr")
+        self.assertEqual(result.stdout.decode(), answer["text"] + "\n")
+        self.assertIn(b"stored / fp16", result.stderr)
+        self.assertEqual(answer["text"], self.json("generate", MODEL, "--file", self.write("p.txt", PROMPT), "-n", 40)["text"])
+
+    def test_text_does_not_depend_on_the_thread_count(self):
+        for kv in ("f16", "gear-2"):
+            arguments = ["generate", MODEL, "-p", TEXT, "-n", 100, "--kv", kv, "--temperature", 0.8, "--seed", 5]
+            one = self.json(*arguments, "--threads", 1)
+            two = self.json(*arguments, "--threads", 2)
+            self.assertEqual((one["threads"], one["text"]), (1, two["text"]))
+
+    def test_the_seed_chooses_the_text_when_sampling(self):
+        arguments = ["generate", MODEL, "-p", PROMPT, "-n", 40, "--temperature", 1]
+        texts = {self.json(*arguments, "--seed", seed)["text"] for seed in (1, 2, 1)}
+        self.assertEqual(len(texts), 2)
+        greedy = {self.json(*arguments, "--top-k", 1, "--seed", seed)["text"] for seed in (1, 2)}
+        self.assertEqual(len(greedy), 1)
+
+    def test_bytes_add_up_and_match_the_plan(self):
+        answer = self.json("generate", MODEL, "-p", TEXT * 3, "-n", 150, "--kv", "gear-2", "--ignore-eos")
+        cache = answer["cache"]
+        self.assertEqual(cache["tokens"], answer["prefill"]["tokens"] + 149)
+        self.assertGreater(cache["compressed_tokens"], 128)
+        for tensor in ("keys", "values"):
+            parts = cache[tensor]
+            self.assertEqual(parts["bytes"], sum(n for part, n in parts.items() if part != "bytes"))
+            self.assertTrue(all(parts[part] > 0 for part in ("codes", "scales", "low_rank", "outliers")), parts)
+        self.assertEqual(cache["stored_bytes"], cache["keys"]["bytes"] + cache["values"]["bytes"] + cache["buffer"])
+        self.assertEqual(cache["fp16_bytes"], cache["tokens"] * 4 * 2 * 2 * 64 * 2)
+        self.assertAlmostEqual(cache["ratio"], cache["stored_bytes"] / cache["fp16_bytes"])
+        # The last append may have filled a block that only the next one would close: the plan has it closed.
+        n_tokens, n_prompt = cache["tokens"], answer["prefill"]["tokens"]
+        if (n_tokens - n_prompt % 64) % 64 == 0:
+            self.skipTest("this prompt ends on a block")
+        plan = self.json("plan", "--layers", 4, "--kv-heads", 2, "--head-dim", 64, "--ctx", n_tokens, "--prompt", n_prompt,
+                         "--kv", "gear-2")["results"][0]
+        for field in ("stored_bytes", "keys", "values", "buffer"):
+            self.assertEqual(plan[field], cache[field], field)
+
+    def test_it_stops_at_the_end_of_the_context(self):
+        answer = self.json("generate", MODEL, "-p", "Once", "-n", 100, "--ctx", 32, "--ignore-eos")
+        self.assertEqual((answer["stop"], answer["cache"]["tokens"]), ("context full", 32))
+        self.fails(1, "prompt_too_long", "generate", MODEL, "-p", TEXT, "--ctx", 8)
+        self.assertEqual(self.json("generate", MODEL, "-p", "Once", "-n", 0)["text"], "")
+
+    def test_ctrl_c_ends_the_line_and_exits_with_130(self):
+        process = subprocess.Popen([TOOL, "generate", MODEL, "-p", PROMPT, "-n", "4000", "--ignore-eos", "--stats", "none",
+                                    "--level", "scalar"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        first = os.read(process.stdout.fileno(), 1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=600)
+        self.assertEqual((process.returncode, (first + out)[-1:]), (130, b"\n"))
+        self.assertEqual(err, b"gearkv: interrupted\n")
+
+
+class Perplexity(ToolTest):
+    def perplexity(self, *arguments, text=TEXT * 4):
+        return self.json("perplexity", MODEL, "--file", self.write("text.txt", text), *arguments)
+
+    def test_f16_does_not_diverge_from_itself_and_fewer_bits_diverge_more(self):
+        kinds = ["f16", "f32", "q8", "kivi-4", "kivi-2"]
+        answer = self.perplexity("--kv", *kinds, "--ctx", 256)
+        results = {row["kv"]: row for row in answer["results"]}
+        f16 = results["f16"]
+        self.assertEqual((f16["kl_divergence"], f16["top1_agreement"]), (0, 1))
+        self.assertLess(results["f32"]["kl_divergence"], 1e-5)
+        divergences = [row["kl_divergence"] for row in answer["results"]]
+        self.assertEqual(divergences, sorted(divergences))
+        self.assertGreater(results["kivi-2"]["kl_divergence"], 0.005)
+        self.assertGreater(results["kivi-2"]["bits_per_element"], 2.5)
+        self.assertLess(results["kivi-2"]["bits_per_element"], f16["bits_per_element"])
+
+    def test_perplexity_and_bits_per_byte_agree_on_the_whole_text(self):
+        answer = self.perplexity("--kv", "f16", "--ctx", 64)
+        self.assertEqual(answer["bytes"], len(TEXT * 4))
+        row = answer["results"][0]
+        loss = answer["tokens"] * math.log(row["perplexity"])
+        self.assertAlmostEqual(loss, answer["bytes"] * math.log(2) * row["bits_per_byte"], places=6)
+        self.assertLess(row["perplexity"], 100)  # 1024 would be ignorance
+
+    def test_an_uncompressed_cache_does_not_care_about_the_chunk(self):
+        found = [self.perplexity("--kv", "f32", "--chunk", chunk)["results"][0]["perplexity"] for chunk in (7, 64, 512)]
+        self.assertLess(max(found) / min(found) - 1, 1e-4)
+
+    def test_windows_score_every_token_once_with_half_a_window_before_it(self):
+        # The first window of 64 scores 63 tokens, each later one 32: the loss of the first 63 + 32 tokens is that of
+        # one window of 64, and that of the tokens 64 to 95 after BOS and the 31 tokens before them.
+        def loss(*arguments, text=TEXT):
+            answer = self.perplexity("--kv", "f32", *arguments, text=text)
+            return answer["tokens"], answer["tokens"] * math.log(answer["results"][0]["perplexity"])
+
+        n_two, two = loss("--ctx", 64, "--max-tokens", 95, text=TEXT * 2)
+        n_one, one = loss("--ctx", 64, "--max-tokens", 63, text=TEXT * 2)
+        self.assertEqual((n_two, n_one), (95, 63))
+        # One window over everything sees more before the later tokens, hence predicts them otherwise.
+        _, whole = loss("--ctx", 128, "--max-tokens", 95, text=TEXT * 2)
+        _, whole_start = loss("--ctx", 128, "--max-tokens", 63, text=TEXT * 2)
+        self.assertAlmostEqual(one, whole_start, delta=1e-3 * one)
+        self.assertGreater(two - one, 0)
+        self.assertNotAlmostEqual(two - one, whole - whole_start, delta=1e-3)
+
+    def test_several_specs_in_one_run_equal_single_runs(self):
+        both = self.perplexity("--kv", "gear-2", "k=gear-2:s=0;v=kivi-4", "--ctx", 256)["results"]
+        self.assertEqual(both[1]["kv"], "k=gearl-2;v=kivi-4")
+        for row, kv in zip(both, ("gear-2", "k=gear-2:s=0;v=kivi-4")):
+            self.assertEqual([row], self.perplexity("--kv", kv, "--ctx", 256)["results"])
+
+    def test_an_empty_text_is_a_failure(self):
+        self.fails(1, "no tokens", "perplexity", MODEL, "--file", self.write("empty.txt", ""))
+
+
+class Recall(ToolTest):
+    def cases(self, n=2):
+        with open(RECALL) as file:
+            return [json.loads(line) for line in file][:n]
+
+    def save(self, cases):
+        return self.write("cases.jsonl", "".join(json.dumps(case) + "\n" for case in cases))
+
+    def exact(self, cases, *arguments):
+        buckets = self.json("recall", MODEL, "--file", self.save(cases), *arguments)["results"][0]["buckets"]
+        return sum(bucket["exact"] for bucket in buckets), sum(bucket["cases"] for bucket in buckets)
+
+    def test_the_answer_is_what_the_prompt_says(self):
+        cases = self.cases()
+        self.assertEqual(self.exact(cases, "--kv", "f16"), (2, 2))
+        said = cases[0]["answer"]
+        other = said[::-1] if said != said[::-1] else said[1:] + str((int(said[0]) + 1) % 10)
+        self.assertEqual(cases[0]["prompt"].count(said), 1)
+        cases[0]["prompt"] = cases[0]["prompt"].replace(said, other)
+        self.assertEqual(self.exact(cases, "--kv", "f16"), (1, 2))
+        cases[0]["answer"] = other
+        self.assertEqual(self.exact(cases, "--kv", "f16"), (2, 2))
+
+    def test_a_wrong_answer_is_not_counted(self):
+        cases = self.cases()
+        last = cases[0]["answer"][-1]
+        cases[0]["answer"] = cases[0]["answer"][:-1] + ("1" if last != "1" else "2")
+        self.assertEqual(self.exact(cases, "--kv", "f16"), (1, 2))
+
+    def test_buckets_and_limit_are_as_in_the_file(self):
+        answer = self.json("recall", MODEL, "--file", RECALL, "--kv", "gear-4", "--limit", 1)
+        buckets = answer["results"][0]["buckets"]
+        self.assertEqual([bucket["bucket"] for bucket in buckets], [256, 512, 1024, 2048])
+        self.assertEqual([bucket["cases"] for bucket in buckets], [1, 1, 1, 1])
+
+    def test_lines_that_are_not_cases_are_named(self):
+        self.fails(1, "cases.jsonl:1: ", "recall", MODEL, "--file", self.write("cases.jsonl", "{"))
+        self.fails(1, "cases.jsonl:1: ", "recall", MODEL, "--file", self.write("cases.jsonl", '{"bucket": 1}\n'))
+        cases = self.cases()
+        cases[1]["tokens"] += 1
+        self.fails(1, "cases.jsonl:2: the prompt is", "recall", MODEL, "--file", self.save(cases))
+        self.fails(1, "no cases", "recall", MODEL, "--file", self.write("cases.jsonl", ""))
+
+
+class Inspect(ToolTest):
+    def test_it_counts_what_the_file_holds(self):
+        answer = self.json("inspect", MODEL)
+        self.assertEqual(answer["types"]["all"]["parameters"], 3410176)
+        self.assertEqual(answer["types"]["all"]["bytes"], sum(tensor["bytes"] for tensor in answer["tensors"]))
+        self.assertEqual(answer["metadata"]["general.architecture"], "llama")
+        self.assertEqual(len(answer["tensors"]), answer["types"]["all"]["tensors"])
+        self.assertLess(os.path.getsize(MODEL) - answer["types"]["all"]["bytes"], 100000)
+
+    def test_cache_sizes_are_those_of_the_plan(self):
+        cache = self.json("inspect", MODEL, "--ctx", 1000, "--kv", "gear-4")["cache"][0]
+        plan = self.json("plan", "--layers", 4, "--kv-heads", 2, "--head-dim", 64, "--ctx", 1000, "--prompt", 1000,
+                         "--kv", "gear-4")["results"][0]
+        self.assertEqual(cache["stored_bytes"], plan["stored_bytes"])
+        self.assertAlmostEqual(cache["bytes_per_token"], plan["stored_bytes"] / 1000)
+
+    def test_control_characters_of_a_file_never_reach_the_terminal(self):
+        content = read_bytes(MODEL)
+        self.assertEqual(content.count(b"tiny-recall-3m"), 1)
+        hostile = self.write("hostile.gguf", content.replace(b"tiny-recall-3m", b"\x1b[31mrecall\r\n\x00"))
+        text = self.ok("inspect", hostile)
+        self.assertIn("[31mrecall", text)
+        self.assertFalse(set(text) & {"\x1b", "\r", "\x00"})
+
+
+class Codec(ToolTest):
+    def codec(self, *arguments, data="outch"):
+        return self.json("codec", "--k", conformance(data + "_K"), "--v", conformance(data + "_V"), *arguments)
+
+    def recorded(self, method, bits, rank, sparsity):
+        with open(os.path.join(CONFORMANCE, "index.json")) as file:
+            rows = json.load(file)["rows"]
+        wanted = ("outch", 1024, method, bits, rank, sparsity)
+        found = [row for row in rows if tuple(row[k] for k in ("data", "n", "method", "bits", "rank", "sparsity")) == wanted]
+        self.assertEqual(len(found), 1, wanted)
+        return found[0]
+
+    def test_errors_are_those_on_record_for_plain_backbones(self):
+        for name, method in (("kivi", "KIVI"), ("kcvt", "KCVT")):
+            for bits in (2, 4):
+                recorded = self.recorded(method, bits, 0, 0.0)
+                row = self.codec("--kv", "%s-%d" % (name, bits), "--q", conformance("Q"))["results"][0]
+                self.assertAlmostEqual(row["key_error"] / recorded["relK"], 1, delta=1e-3)
+                self.assertAlmostEqual(row["value_error"] / recorded["relV"], 1, delta=1e-3)
+
+    def test_written_tensors_have_the_error_it_reports(self):
+        out = self.path("k.npy"), self.path("v.npy")
+        row = self.codec("--kv", "gear-2", "--out-k", out[0], "--out-v", out[1])["results"][0]
+        for path, name, field in zip(out, ("outch_K", "outch_V"), ("key_error", "value_error")):
+            shape, values = read_npy(path)
+            expected_shape, expected = read_npy(conformance(name))
+            self.assertEqual(shape, expected_shape)
+            self.assertAlmostEqual(relative_error(values, expected), row[field], places=6)
+
+    def test_attention_error_is_that_of_softmax_over_the_written_tensors(self):
+        n_tokens, n_heads, n_kv_heads, dim = 96, 8, 4, 64
+        tensors = {}
+        for name in ("K", "V"):
+            shape, values = read_npy(conformance("outch_" + name))
+            tensors[name] = list(values[: n_tokens * n_kv_heads * dim])
+            write_npy(self.path(name), (n_tokens, n_kv_heads, dim), tensors[name])
+        queries = list(read_npy(conformance("Q"))[1][: 2 * n_heads * dim])
+        write_npy(self.path("Q"), (2, n_heads, dim), queries)
+        out = self.path("k.npy"), self.path("v.npy")
+        row = self.json("codec", "--k", self.path("K"), "--v", self.path("V"), "--q", self.path("Q"), "--kv", "kivi-2:g=32",
+                        "--out-k", out[0], "--out-v", out[1])["results"][0]
+        shape = (n_heads, n_kv_heads, dim)
+        expected = attend(queries, tensors["K"], tensors["V"], *shape)
+        found = attend(queries, list(read_npy(out[0])[1]), list(read_npy(out[1])[1]), *shape)
+        self.assertAlmostEqual(row["output_error"], relative_error(found, expected), places=6)
+        self.assertGreater(row["output_error"], 0.01)
+
+    def test_causal_attention_of_the_last_queries_sees_what_came_before(self):
+        # With as many queries as tokens the first query sees one token only, whose weight is 1 in any codec.
+        n_tokens, n_heads, dim = 64, 4, 64
+        for name in ("K", "V"):
+            write_npy(self.path(name), (n_tokens, n_heads, dim),
+                      read_npy(conformance("outch_" + name))[1][: n_tokens * n_heads * dim])
+        write_npy(self.path("Q"), (1, n_heads, dim), read_npy(conformance("Q"))[1][: n_heads * dim])
+        arguments = ["codec", "--k", self.path("K"), "--v", self.path("V"), "--q", self.path("Q"), "--kv", "kivi-2"]
+        last = self.json(*arguments, "--causal")["results"][0]["output_error"]
+        self.assertEqual(last, self.json(*arguments)["results"][0]["output_error"])
+        self.assertNotEqual(last, self.json(*arguments, "--scale", 1)["results"][0]["output_error"])
+
+    def test_float16_files_and_layers_are_read(self):
+        shape, values = read_npy(conformance("gauss_K"))
+        values = values[: 2 * 128 * 4 * 64]
+        write_npy(self.path("h"), (2, 128, 4, 64), values, "<f2")
+        write_npy(self.path("f"), (128, 4, 64), [struct.unpack("e", struct.pack("e", x))[0] for x in values[128 * 256 :]])
+        layered = self.json("codec", "--k", self.path("h"), "--v", self.path("h"), "--layer", 1, "--kv", "gear-2")
+        flat = self.json("codec", "--k", self.path("f"), "--v", self.path("f"), "--kv", "gear-2")
+        self.assertEqual(layered["results"], flat["results"])
+
+    def test_smaller_units_cost_more_and_bytes_add_up(self):
+        whole = self.codec("--kv", "gear-2")["results"][0]
+        units = self.codec("--kv", "gear-2", "--block", 100)["results"][0]
+        self.assertGreater(units["bits_per_element"], whole["bits_per_element"])
+        self.assertEqual(units["keys"]["header"], 11 * whole["keys"]["header"])
+        for row in (whole, units):
+            n_bytes = row["keys"]["bytes"] + row["values"]["bytes"]
+            self.assertAlmostEqual(row["bits_per_element"], n_bytes * 8 / (2 * 1024 * 4 * 64))
+
+    def test_results_do_not_depend_on_level_or_threads_beyond_rounding(self):
+        base = self.codec("--kv", "kivi-2", "--level", "scalar", "--threads", 1)["results"]
+        self.assertEqual(base, self.codec("--kv", "kivi-2", "--level", "scalar", "--threads", 2)["results"])
+        best = self.codec("--kv", "kivi-2")["results"]
+        self.assertAlmostEqual(base[0]["key_error"], best[0]["key_error"], places=6)
+
+    def test_files_that_are_not_such_tensors_are_refused(self):
+        keys = conformance("gauss_K")
+        content = read_bytes(keys)
+        refuse = lambda message, path, *more: self.fails(1, message, "codec", "--k", path, "--v", keys, *more)
+        refuse("No such file", self.path("absent.npy"))
+        refuse("not a regular file", self.folder)
+        refuse("not an .npy file", RECALL)
+        refuse("bytes of elements, expected", self.write("short.npy", content[:-1]))
+        refuse("bytes of elements, expected", self.write("long.npy", content + b"x"))
+        refuse("Fortran", self.write("order.npy", content.replace(b"'fortran_order': False", b"'fortran_order': True ")))
+        refuse("element type", self.write("type.npy", content.replace(b"<f4", b">f4")))
+        refuse("different numbers", conformance("Q"))
+        refuse("--layer picks one", self.write4d())
+        refuse("expected (layers", keys, "--layer", 0)
+        refuse("non_finite", self.write("nan.npy", content[:-4] + struct.pack("f", math.nan)))
+
+    def write4d(self):
+        write_npy(self.path("4d.npy"), (1, 2, 1, 8), [0.0] * 16)
+        return self.path("4d.npy")
+
+    def test_out_files_take_one_spec(self):
+        self.fails(2, "one SPEC", "codec", "--k", conformance("gauss_K"), "--v", conformance("gauss_V"), "--kv", "q8", "f16",
+                   "--out-k", self.path("k.npy"))
+
+
+class Plan(ToolTest):
+    def plan(self, kv, n_tokens, n_prompt=0):
+        return self.json("plan", "--layers", 3, "--kv-heads", 2, "--head-dim", 128, "--ctx", n_tokens, "--prompt", n_prompt,
+                         "--kv", kv)["results"][0]
+
+    def test_bytes_of_a_plain_codec_follow_from_its_definition(self):
+        row = self.plan("kivi-4", 640)
+        n_elements = 640 * 3 * 2 * 128
+        for tensor in ("keys", "values"):
+            self.assertEqual(row[tensor]["codes"], n_elements * 4 // 8)
+            self.assertEqual(row[tensor]["scales"], n_elements // 64 * 2 * 2)
+            self.assertEqual((row[tensor]["low_rank"], row[tensor]["outliers"]), (0, 0))
+        self.assertEqual(row["buffer"], 2 * 64 * 3 * 2 * 128 * 2)
+        self.assertEqual(row["fp16_bytes"], 2 * 2 * n_elements)
+        self.assertAlmostEqual(row["bits_per_element"], row["stored_bytes"] * 8 / (2 * n_elements))
+
+    def test_a_long_prompt_shares_its_factors(self):
+        self.assertLess(self.plan("gear-2", 4096, 4096)["stored_bytes"], self.plan("gear-2", 4096)["stored_bytes"])
+
+    def test_text_names_every_spec(self):
+        text = self.ok("plan", "--layers", 2, "--kv-heads", 2, "--head-dim", 64, "--ctx", 1000, "--kv", "f16", "gear-2:r=8")
+        self.assertIn("\nf16 ", text)
+        self.assertIn("\ngear-2:r=8 ", text)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0]] + sys.argv[4:])
