@@ -12,6 +12,7 @@
 #include <xsimd/xsimd.hpp>
 
 #include "decoder/linear.hpp"
+#include "exponential.inl.hpp"
 #include "unroll.inl.hpp"
 
 namespace gearkv {
@@ -91,7 +92,7 @@ void multiply_tile(float* y, const std::uint8_t* w, const float* x, std::size_t 
     using Float = typename L::Float;
     Float sums[n_rows][n_tokens];
     unroll<n_rows>([&](auto r) GEARKV_INLINE {
-        unroll<n_tokens>([&](auto t) GEARKV_INLINE { sums[r][t] = Float(0.0f); });
+        unroll<n_tokens>([&](auto t) GEARKV_INLINE { sums[r][t] = L::broadcast(0.0f); });
     });
     for (std::size_t column = 0; column < n_cols; column += step_columns) {
         typename Weights::Scale scales[n_rows];
@@ -113,7 +114,7 @@ void multiply_tile(float* y, const std::uint8_t* w, const float* x, std::size_t 
         unroll<n_fours>([&](auto four) GEARKV_INLINE {
             constexpr std::size_t row = 4 * four.value;
             constexpr std::size_t n = n_rows - row < 4 ? n_rows - row : 4;
-            Float each[4] = {Float(0.0f), Float(0.0f), Float(0.0f), Float(0.0f)};
+            Float each[4] = {L::broadcast(0.0f), L::broadcast(0.0f), L::broadcast(0.0f), L::broadcast(0.0f)};
             unroll<n>([&](auto i) GEARKV_INLINE { each[i] = sums[row + i][t]; });
             float result[4];
             L::sum_each(result, each[0], each[1], each[2], each[3]);
@@ -129,7 +130,7 @@ void multiply_rest(const LinearArgs& args, std::size_t first_column) {
     using Float = typename L::Float;
     for (std::size_t r = 0; r < args.n_rows; r++) {
         for (std::size_t t = 0; t < args.n_tokens; t++) {
-            Float sum(0.0f);
+            Float sum = L::broadcast(0.0f);
             for (std::size_t column = first_column; column < args.n_cols; column += L::width) {
                 const std::size_t n = args.n_cols - column < L::width ? args.n_cols - column : L::width;
                 const auto* x = reinterpret_cast<const std::uint8_t*>(args.x + t * args.x_stride);
@@ -199,8 +200,8 @@ void expand(float* out, const std::uint8_t* w, std::size_t first, std::size_t n)
 
 template <class L>
 typename L::Float swiglu_lanes(typename L::Float gate, typename L::Float up) {
-    using Float = typename L::Float;
-    return gate / (Float(1.0f) + xsimd::exp(-gate)) * up;
+    const auto one = L::broadcast(1.0f);
+    return L::divide(gate, one + exponential<L>(-gate)) * up;
 }
 
 template <class L>
