@@ -36,10 +36,12 @@ void expand_bf16(float* out, const std::uint8_t* w, std::size_t first, std::size
 }
 
 void expand_q8_0(float* out, const std::uint8_t* w, std::size_t first, std::size_t n) {
-    for (std::size_t i = 0; i < n; i++) {
-        const std::uint8_t* block = w + (first + i) / q8_block * q8_block_bytes;
+    const std::uint8_t* block = w + first / q8_block * q8_block_bytes;
+    for (std::size_t i = 0; i < n; i += q8_block, block += q8_block_bytes) {
         const float scale = half_to_float(load<std::uint16_t>(block));
-        out[i] = scale * static_cast<float>(static_cast<std::int8_t>(block[2 + (first + i) % q8_block]));
+        for (std::size_t j = 0; j < q8_block; j++) {
+            out[i + j] = scale * static_cast<float>(static_cast<std::int8_t>(block[2 + j]));
+        }
     }
 }
 

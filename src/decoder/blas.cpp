@@ -8,30 +8,25 @@ namespace gearkv {
 
 #ifdef GEARKV_HAVE_OPENBLAS
 
-namespace {
-constexpr std::size_t blas_tokens = 32;
-}
-
-void prepare_blas() noexcept {
+bool prepare_blas() noexcept {
     openblas_set_num_threads(1);
+    return true;
 }
 
-bool multiply_blas(const LinearArgs& args, Level level) noexcept {
-    if (level == Level::scalar || args.n_tokens < blas_tokens) return false;
+void multiply_blas(const LinearArgs& args) noexcept {
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<blasint>(args.n_tokens),
                 static_cast<blasint>(args.n_rows), static_cast<blasint>(args.n_cols), 1.0f, args.x,
                 static_cast<blasint>(args.x_stride), reinterpret_cast<const float*>(args.w),
                 static_cast<blasint>(args.row_bytes / sizeof(float)), args.accumulate ? 1.0f : 0.0f, args.y,
                 static_cast<blasint>(args.y_stride));
-    return true;
 }
 
 #else
 
-void prepare_blas() noexcept {}
-bool multiply_blas(const LinearArgs&, Level) noexcept {
+bool prepare_blas() noexcept {
     return false;
 }
+void multiply_blas(const LinearArgs&) noexcept {}
 
 #endif
 

@@ -5,11 +5,12 @@
 
 namespace gearkv {
 
-// To be called before the first product: OpenBLAS must not start threads of its own within our tasks.
-void prepare_blas() noexcept;
+// Whether this build has a BLAS. To be called before the first product: OpenBLAS must not start threads of
+// its own within our tasks, so its thread count becomes 1.
+bool prepare_blas() noexcept;
 
-// Runs a product of float weights that is large enough to gain from it; false when it has to be run
-// otherwise. The level says which kernels it would replace: never those of scalar, which are the reference.
-bool multiply_blas(const LinearArgs& args, Level level) noexcept;
+// Runs a product of float weights (args.w holds floats, row_bytes a multiple of 4). Only after
+// prepare_blas().
+void multiply_blas(const LinearArgs& args) noexcept;
 
 }  // namespace gearkv

@@ -39,7 +39,7 @@ struct LinearArgs {
 struct LinearKernels {
     Level level;
     void (*multiply[n_weight_types])(const LinearArgs& args);
-    // out[c] = w[first + c] of one row, c < n; Q8_0: first is a multiple of 32.
+    // out[c] = w[first + c] of one row, c < n; Q8_0: first and n are multiples of 32.
     void (*expand[n_weight_types])(float* out, const std::uint8_t* w, std::size_t first, std::size_t n);
     // gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i]
     void (*swiglu)(float* gate, const float* up, std::size_t n);

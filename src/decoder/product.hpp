@@ -40,6 +40,7 @@ class ProductEngine {
 
     const LinearKernels& kernels_;
     Executor& executor_;
+    bool uses_blas_;
     std::size_t n_panels_;                        // one for each thread that may run a task
     std::unique_ptr<std::atomic<bool>[]> taken_;  // [n_panels]
     Floats panels_;                               // [n_panels, panel_rows, column_block]

@@ -328,3 +328,30 @@ TEST_CASE("an engine gives every product of a batch, alike on one thread and on 
         }
     }
 }
+
+TEST_CASE("a vector gets the same bits alone, inline with others, and through expanded weights") {
+    constexpr std::size_t n_tokens = 31;
+    for (std::size_t type = 0; type < n_weight_types; type++) {
+        CAPTURE(type_names[type]);
+        constexpr std::size_t n_rows = 150;
+        for (const std::size_t n_cols : {64, 2080, 2100}) {
+            if (type == 3 && n_cols % q8_block != 0) continue;
+            const Matrix matrix = random_matrix(type, n_rows, n_cols, 40);
+            const Weight weight = {matrix.bytes.data(), static_cast<WeightType>(type), n_rows, n_cols,
+                                   bytes_per_row(type, n_cols)};
+            const std::vector<float> x = random_floats(n_tokens * n_cols, 41);
+            ProductEngine engine(kernels(), serial_executor());
+            std::vector<float> together(n_tokens * n_rows);
+            const Product all = {&weight, x.data(), together.data(), false};
+            engine.multiply(&all, 1, n_tokens);
+            for (const std::size_t group : {1, 5}) {
+                std::vector<float> apart(n_tokens * n_rows);
+                for (std::size_t t = 0; t < n_tokens; t += group) {
+                    const Product some = {&weight, x.data() + t * n_cols, apart.data() + t * n_rows, false};
+                    engine.multiply(&some, 1, std::min(group, n_tokens - t));
+                }
+                REQUIRE(apart == together);
+            }
+        }
+    }
+}
