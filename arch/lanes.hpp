@@ -35,7 +35,7 @@ namespace {
 //   void store_half(uint16_t*, Float a)    round to nearest even
 //   Words load_bytes(const uint8_t*)       width bytes, widened
 //   void store_bytes(uint8_t*, Float a)    integers in [0, 255]
-//   float sum(Float a)
+//   float sum(Float a), smallest(Float a), largest(Float a)    over the lanes; none may be NaN
 //   void sum_each(float out[4], a, b, c, d)
 // No function needs an alignment. Those named *_first touch only the first n < width entries.
 template <class Self, class Arch>
@@ -99,24 +99,6 @@ struct BasicLanes {
         if constexpr (first > 0) a = Self::template shift_right<first>(a);
         if constexpr (first + bits < 32) a = a & Self::broadcast_word((1u << bits) - 1);
         return Self::to_float(a);
-    }
-    // Two bits of `low` from bit `first_low` below one of `high`, bit `first_high`.
-    template <std::uint32_t first_low, std::uint32_t first_high>
-    static Float split_field(Words low, Words high) {
-        if constexpr (first_low > 0) low = Self::template shift_right<first_low>(low);
-        high = place_bit<first_high>(high);
-        return Self::to_float((low & Self::broadcast_word(3)) | (high & Self::broadcast_word(4)));
-    }
-    // Brings bit `from` to bit 2.
-    template <std::uint32_t from>
-    static Words place_bit(Words a) {
-        if constexpr (from < 2) {
-            return Self::template shift_left<2 - from>(a);
-        } else if constexpr (from > 2) {
-            return Self::template shift_right<from - 2>(a);
-        } else {
-            return a;
-        }
     }
 };
 

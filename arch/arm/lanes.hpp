@@ -31,6 +31,16 @@ struct NeonLanes : BasicLanes<Self, Arch> {
     static Float fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
     static Float round(Float a) { return vrndnq_f32(a); }
     static Float to_float(Words a) { return vcvtq_f32_u32(a); }
+    // A conversion from fixed point takes the place of a shift: two instructions instead of three. With 2
+    // bits there are more masks than registers.
+    template <std::uint32_t bits, std::uint32_t first>
+    static Float field(Words a) {
+        if constexpr (bits == 2 || first == 0) {
+            return Base::template field<bits, first>(a);
+        } else {
+            return vcvtq_n_f32_u32(a & broadcast_word(((1u << bits) - 1) << first), first);
+        }
+    }
     static Words to_words(Float a) { return vcvtq_u32_f32(a); }
     static Words bits(Float a) { return vreinterpretq_u32_f32(a); }
     static Float from_bits(Words a) { return vreinterpretq_f32_u32(a); }
@@ -48,6 +58,8 @@ struct NeonLanes : BasicLanes<Self, Arch> {
         __builtin_memcpy(x, &four, sizeof(four));
     }
     static float sum(Float a) { return vaddvq_f32(a); }
+    static float smallest(Float a) { return vminvq_f32(a); }
+    static float largest(Float a) { return vmaxvq_f32(a); }
     static void sum_each(float* out, Float a, Float b, Float c, Float d) {
         vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
     }

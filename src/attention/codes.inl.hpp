@@ -91,22 +91,39 @@ template <class L, std::uint32_t bits, class Sums>
     });
 }
 
-// 3 bits: one word of the low plane with fields `half` * 4 and up of the word of the high plane.
+// Bit `from` of every byte, moved to bit `to`; the others are 0.
+template <class L, std::uint32_t from, std::uint32_t to>
+[[gnu::always_inline]] inline typename L::Words move_bits(typename L::Words a) {
+    if constexpr (from < to) a = L::template shift_left<to - from>(a);
+    if constexpr (from > to) a = L::template shift_right<from - to>(a);
+    return a & L::broadcast_word(0x01010101u << to);
+}
+
+// 3 bits: the codes of two fields of every byte, `field` and `field` + 2 of `low` with bits `at` and `at` + 2
+// of `high`, as the low and the high half of the byte.
+template <class L, std::uint32_t field, std::uint32_t at>
+[[gnu::always_inline]] inline typename L::Words join_planes(typename L::Words low, typename L::Words high) {
+    if constexpr (field > 0) low = L::template shift_right<2 * field>(low);
+    return (low & L::broadcast_word(0x33333333)) | move_bits<L, at, 2>(high) | move_bits<L, at + 2, 6>(high);
+}
+
+// 3 bits: one word of the low plane with bits 4 * `half` and up of every byte of the high plane.
 template <class L, std::uint32_t half, class Sums>
 [[gnu::always_inline]] inline void add_split_word(Sums& sums, const std::uint32_t* low,
                                                   const std::uint32_t* high, const CodeRows& rows,
                                                   const float* factor) {
-    typename L::Words low_words[Sums::n_vectors], high_words[Sums::n_vectors];
+    typename L::Words joined[2][Sums::n_vectors];
     unroll<Sums::n_vectors>([&](auto v) GEARKV_INLINE {
-        low_words[v] = L::load_words(low + v * L::width);
-        high_words[v] = L::load_words(high + v * L::width);
+        const auto low_word = L::load_words(low + v * L::width);
+        const auto high_word = L::load_words(high + v * L::width);
+        joined[0][v] = join_planes<L, 0, 4 * half>(low_word, high_word);
+        joined[1][v] = join_planes<L, 1, 4 * half + 1>(low_word, high_word);
     });
     unroll<16>([&](auto depth) GEARKV_INLINE {
-        constexpr std::uint32_t byte = 8 * (depth.value % 4), field = depth.value / 4;
+        constexpr std::uint32_t byte = depth.value % 4, field = depth.value / 4;
         typename L::Float codes[Sums::n_vectors];
         unroll<Sums::n_vectors>([&](auto v) GEARKV_INLINE {
-            codes[v] = L::template split_field<byte + 2 * field, byte + 4 * half + field>(low_words[v],
-                                                                                          high_words[v]);
+            codes[v] = L::template field<3, 8 * byte + 4 * (field / 2)>(joined[field % 2][v]);
         });
         sums.template add<depth.value>(codes, factor, rows.factor_stride);
     });

@@ -123,11 +123,7 @@ float largest(const float* score, std::size_t n, float at_least) {
         const Float lanes = n - t < L::width ? L::load_first(score + t, n - t, at_least) : L::load(score + t);
         most = xsimd::max(most, lanes);
     }
-    float lanes[L::width];
-    L::store(lanes, most);
-    for (std::size_t lane = 1; lane < L::width; ++lane)
-        lanes[0] = lanes[lane] > lanes[0] ? lanes[lane] : lanes[0];
-    return lanes[0];
+    return L::largest(most);
 }
 
 template <class L>
@@ -155,9 +151,7 @@ float softmax_tile(float* weight, const float* score, std::size_t n, float* max,
     }
     float alpha = 1.0f;
     if (*max != most) {
-        float lanes[L::width];
-        L::store(lanes, exponential<L>(L::broadcast(*max - most)));
-        alpha = lanes[0];
+        alpha = L::largest(exponential<L>(L::broadcast(*max - most)));  // all lanes are equal
     }
     *sum = *sum * alpha + L::sum(total);
     *max = most;

@@ -33,14 +33,8 @@ float max_abs(const float* x, std::size_t n) {
         const auto lanes = n - i < L::width ? L::load_first(x + i, n - i) : L::load(x + i);
         most = xsimd::max(most, L::bits(lanes) & magnitude);
     }
-    std::uint32_t lanes[L::width];
-    L::store_words(lanes, xsimd::min(xsimd::max(most, other), L::broadcast_word(0x7f800000u)));
-    std::uint32_t result = lanes[0];
-    for (std::size_t lane = 1; lane < L::width; ++lane)
-        result = lanes[lane] > result ? lanes[lane] : result;
-    float value;
-    __builtin_memcpy(&value, &result, sizeof(value));
-    return value;
+    const Words infinity = L::broadcast_word(0x7f800000);
+    return L::largest(L::from_bits(xsimd::min(xsimd::max(most, other), infinity)));
 }
 
 template <class L>
@@ -82,15 +76,8 @@ void row_range(float* lo, float* hi, const float* x, std::size_t n) {
         low = xsimd::min(low, lanes);
         high = xsimd::max(high, lanes);
     }
-    float lows[L::width], highs[L::width];
-    L::store(lows, xsimd::min(low, other_low));
-    L::store(highs, xsimd::max(high, other_high));
-    for (std::size_t lane = 1; lane < L::width; ++lane) {
-        lows[0] = lows[lane] < lows[0] ? lows[lane] : lows[0];
-        highs[0] = highs[lane] > highs[0] ? highs[lane] : highs[0];
-    }
-    *lo = lows[0] + 0.0f;  // -0 becomes 0
-    *hi = highs[0] + 0.0f;
+    *lo = L::smallest(xsimd::min(low, other_low)) + 0.0f;  // -0 becomes 0
+    *hi = L::largest(xsimd::max(high, other_high)) + 0.0f;
 }
 
 // ---- codes ----

@@ -42,10 +42,34 @@ struct Lanes : BasicLanes<Lanes, Avx2> {
             _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
         _mm_storel_epi64(reinterpret_cast<__m128i*>(x), _mm_packus_epi16(shorts, shorts));
     }
+    // 2 bits: a table of floats takes the place of a mask and a conversion, since an index is the low 3 bits
+    // of a lane. Zen 4, one row: 5.8 -> 6.9 GB/s of code words; with more rows the multiply-adds are the
+    // limit.
+    template <std::uint32_t bits, std::uint32_t first>
+    static Float field(Words a) {
+        if constexpr (bits > 3) {
+            return BasicLanes::field<bits, first>(a);
+        } else {
+            if constexpr (first > 0) a = shift_right<first>(a);
+            constexpr float most = bits == 2 ? 0.0f : 4.0f;
+            const __m256 codes = _mm256_setr_ps(0, 1, 2, 3, most, most + 1, most + 2, most + 3);
+            return _mm256_permutevar8x32_ps(codes, a);
+        }
+    }
     static float sum(Float a) {
         const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
         const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+    static float smallest(Float a) {
+        const __m128 four = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        const __m128 two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)));
+    }
+    static float largest(Float a) {
+        const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
     }
     static void sum_each(float* out, Float a, Float b, Float c, Float d) {
         const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));

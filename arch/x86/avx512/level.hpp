@@ -48,6 +48,8 @@ struct Lanes : BasicLanes<Lanes, Avx512> {
         const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
+    static float smallest(Float a) { return _mm512_reduce_min_ps(a); }
+    static float largest(Float a) { return _mm512_reduce_max_ps(a); }
     static void sum_each(float* out, Float a, Float b, Float c, Float d) {
         const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
         const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
@@ -58,6 +60,18 @@ struct Lanes : BasicLanes<Lanes, Avx512> {
         _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
     }
 
+    // Up to 4 bits: a table of floats takes the place of a mask and a conversion, since an index is the low 4
+    // bits of a lane. Zen 4, keys, one row: 7.1 -> 8.7 GB/s of code words with 2 bits, 6.3 -> 7.4 with 3
+    // bits, 13.1 -> 14.0 with 4 bits.
+    template <std::uint32_t bits, std::uint32_t first>
+    static Float field(Words a) {
+        if constexpr (bits > 4) {
+            return BasicLanes::field<bits, first>(a);
+        } else {
+            if constexpr (first > 0) a = shift_right<first>(a);
+            return _mm512_permutexvar_ps(a, code_table<bits>());
+        }
+    }
     static Float load_first(const float* x, std::size_t n, float fill = 0.0f) {
         return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(n), x);
     }
@@ -73,6 +87,12 @@ struct Lanes : BasicLanes<Lanes, Avx512> {
     }
 
   private:
+    // Entry i is the code in the low bits of i.
+    template <std::uint32_t bits>
+    static __m512 code_table() {
+        const __m512i index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        return _mm512_cvtepi32_ps(_mm512_and_si512(index, _mm512_set1_epi32((1 << bits) - 1)));
+    }
     static __mmask16 first_lanes(std::size_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 };
 
