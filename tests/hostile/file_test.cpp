@@ -89,14 +89,14 @@ TEST_CASE("an empty file is no model and a sound one is") {
     CHECK(load(folder.file("sound")).ok());
 }
 
-TEST_CASE("a sparse file of a terabyte is judged by its header alone") {
+TEST_CASE("a sparse file far larger than memory is judged by its header alone") {
     const Folder folder;
     GgufWriter file = sound();
     Bytes bytes = file.write();
     write(folder.file("sparse"), bytes);
-    if (truncate(folder.file("sparse").c_str(), off_t{1} << 40) != 0) return;  // not on this file system
+    if (truncate(folder.file("sparse").c_str(), off_t{1} << 36) != 0) return;  // not on this file system
     CHECK(load(folder.file("sparse")).ok());
     write(folder.file("zeros"), {});
-    REQUIRE(truncate(folder.file("zeros").c_str(), off_t{1} << 40) == 0);
+    REQUIRE(truncate(folder.file("zeros").c_str(), off_t{1} << 36) == 0);
     CHECK(load(folder.file("zeros")).code() == Code::not_a_model);
 }
