@@ -37,6 +37,21 @@ namespace {
 //   void store_bytes(uint8_t*, Float a)    integers in [0, 255]
 //   float sum(Float a), smallest(Float a), largest(Float a)    over the lanes; none may be NaN
 //   void sum_each(float out[4], a, b, c, d)
+//   Float from_signed(Words a)             of signed words
+//   void zip(Float& a, Float& b)           a and b become the halves of a0 b0 a1 b1 ...
+//   Mask less(Float a, Float b)            a < b
+//   Words mark<n>(Words a, Mask m)         a, whose bits from n on are 0, with bit n set where m
+//   Words merge(Words m, a, b)             bits of a where m has ones, else those of b
+//   Words shift_right_by(Words a, Words n) each lane by its own n < 32
+//   Words load_after_zero(const uint32_t*) 0, then the first width - 1 words; reads width words
+//   void store_low_bytes(uint8_t*, Words)  words below 256
+//   Words load_packed(const void*)         4 width bytes, as they are
+//   void store_packed(void*, Words)
+//   ByteTable, load_table(const void*)     16 bytes
+//   Words lookup(ByteTable, Words a)       for each byte of a, all below 16
+//   Words lookup<n>(ByteTable low, ByteTable high, Words a, Words b)   high where bit n of b's byte is 1
+//   FloatTable, load_float_table(const float*), FloatIndex float_index(Words a), a below 16
+//   Float lookup_float(FloatTable, FloatIndex)
 // No function needs an alignment. Those named *_first touch only the first n < width entries.
 template <class Self, class Arch>
 struct BasicLanes {

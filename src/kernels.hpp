@@ -15,7 +15,7 @@ namespace gearkv {
 
 inline constexpr std::uint32_t lane_tile = 16;    // lanes of one tile of code words
 inline constexpr std::uint32_t max_rows = 8;      // query rows that share one unpack
-inline constexpr std::uint32_t tile_tokens = 64;  // tokens attended between two softmax updates
+inline constexpr std::uint32_t tile_tokens = 128; // tokens attended between two softmax updates
 
 // Index of a code width in the kernel tables: 2, 3, 4, 8 bits -> 0, 1, 2, 3.
 constexpr std::uint32_t bits_slot(std::uint32_t bits) {
@@ -24,6 +24,17 @@ constexpr std::uint32_t bits_slot(std::uint32_t bits) {
 
 // ---- codec ----
 // Rows are [n_rows, row_stride] floats with n_cols used, n_cols padded to 16 (stride >= padded n_cols).
+// 128 tokens of 16 channels, in units of the levels. Ties go to the lower level and to path bit history 0.
+struct EncodeTrellis {
+    const float* x;              // [128][16], finite, at most 1e18 in magnitude
+    const std::int8_t* levels;   // [2^(width+1)] sorted; null for the uniform levels 2 j - (2^(width+1) - 1)
+    std::uint32_t width;         // [2, 6]
+    std::uint8_t* codes;         // [128][16] out: free bits << 1 | path bit
+    std::int8_t* chosen;         // [128][16] out: the level of each entry
+    void* scratch;               // encode_scratch_bytes, 64-byte aligned
+};
+inline constexpr std::size_t encode_scratch_bytes = 128 * 16 * 4;
+
 struct CodecKernels {
     // Largest |x| of n floats as a finite number, or +Inf when any is NaN or Inf.
     float (*max_abs)(const float* x, std::size_t n);
@@ -64,6 +75,9 @@ struct CodecKernels {
     void (*project_back)(float* p, std::size_t p_stride, const float* x, std::size_t row_stride,
                          std::size_t n_rows, std::size_t n_cols, const float* a, std::size_t a_stride,
                          std::size_t rank);
+
+    // The path through the trellis of src/format/trellis.hpp with the least squared error, for 16 channels apart.
+    void (*encode_trellis)(const EncodeTrellis& args);
 
     // IEEE half, round to nearest even; what is too large becomes Inf.
     void (*to_half)(std::uint16_t* out, const float* x, std::size_t n);
@@ -106,6 +120,31 @@ struct MixCodes {
     std::uint32_t n_rows;
 };
 
+// Scores of the 128 tokens of one trellis section: scores[row][t] += sum_c query[row][c] level(t, c), channels in
+// stored order, granules of 4.
+struct ScoreTrellis {
+    const std::uint32_t* words;   // first plane
+    const std::uint8_t* widths;   // [n_granules], 0 or 2 to 6
+    std::uint32_t n_granules;
+    const float* query;           // [n_rows][query_stride], readable for 4 * n_granules channels
+    std::size_t query_stride;
+    float* scores;                // [n_rows][score_stride], 128 tokens
+    std::size_t score_stride;
+    std::uint32_t n_rows;         // [1, max_rows]
+};
+
+// out[row][c] = sum_t weight[row][t] level(t, c) over the 128 tokens of one trellis section, granules of 16.
+struct MixTrellis {
+    const std::uint32_t* words;
+    const std::uint8_t* widths;   // [n_granules], 0 or 2 to 4
+    std::uint32_t n_granules;
+    const float* weight;          // [n_rows][weight_stride], 128 tokens
+    std::size_t weight_stride;
+    float* out;                   // [n_rows][out_stride], 16 * n_granules channels, overwritten
+    std::size_t out_stride;
+    std::uint32_t n_rows;
+};
+
 // Rows of the buffer and of raw blocks: [n_tokens][row_stride] of half or float, channels padded to 16 with
 // zeros.
 struct RawRows {
@@ -118,6 +157,9 @@ struct RawRows {
 struct AttentionKernels {
     void (*score_codes[4])(const ScoreCodes& args);
     void (*mix_codes[4])(const MixCodes& args);
+
+    void (*score_trellis)(const ScoreTrellis& args);
+    void (*mix_trellis)(const MixTrellis& args);
 
     // scores[row][t] += sum_c query[row][c] x[t][c]
     void (*score_half)(float* scores, std::size_t score_stride, const RawRows& x, const float* query,

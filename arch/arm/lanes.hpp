@@ -63,6 +63,63 @@ struct NeonLanes : BasicLanes<Self, Arch> {
     static void sum_each(float* out, Float a, Float b, Float c, Float d) {
         vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
     }
+
+    using Mask = uint32x4_t;
+    using ByteTable = uint8x16_t;
+    using FloatTable = uint8x16x4_t;
+    using FloatIndex = uint8x16_t;  // of the bytes of each float
+    static Float from_signed(Words a) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a)); }
+    static void zip(Float& a, Float& b) {
+        const float32x4_t low = vzip1q_f32(a, b);
+        b = vzip2q_f32(a, b);
+        a = low;
+    }
+    static Mask less(Float a, Float b) { return vcltq_f32(a, b); }
+    template <std::uint32_t n>
+    static Words mark(Words a, Mask m) {
+        return vorrq_u32(a, vandq_u32(m, vdupq_n_u32(1u << n)));
+    }
+    static Words merge(Words m, Words a, Words b) { return vbslq_u32(m, a, b); }
+    static Words shift_right_by(Words a, Words n) {
+        return vshlq_u32(a, vnegq_s32(vreinterpretq_s32_u32(n)));
+    }
+    static Words load_after_zero(const std::uint32_t* x) {
+        return vextq_u32(vdupq_n_u32(0), vld1q_u32(x), 3);
+    }
+    static void store_low_bytes(std::uint8_t* x, Words a) {
+        const uint16x4_t shorts = vmovn_u32(a);
+        const uint8x8_t bytes = vmovn_u16(vcombine_u16(shorts, shorts));
+        const std::uint32_t four = vget_lane_u32(vreinterpret_u32_u8(bytes), 0);
+        __builtin_memcpy(x, &four, sizeof(four));
+    }
+    static Words load_packed(const void* x) {
+        return vreinterpretq_u32_u8(vld1q_u8(static_cast<const std::uint8_t*>(x)));
+    }
+    static void store_packed(void* x, Words a) {
+        vst1q_u8(static_cast<std::uint8_t*>(x), vreinterpretq_u8_u32(a));
+    }
+    static ByteTable load_table(const void* x) { return vld1q_u8(static_cast<const std::uint8_t*>(x)); }
+    static Words lookup(ByteTable table, Words a) {
+        return vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(a)));
+    }
+    template <std::uint32_t n>
+    static Words lookup(ByteTable low, ByteTable high, Words a, Words b) {
+        uint8x16_t top = vreinterpretq_u8_u32(b);
+        if constexpr (n < 4) top = vshlq_n_u8(top, 4 - n);
+        if constexpr (n > 4) top = vshrq_n_u8(top, n - 4);
+        const uint8x16_t index = vorrq_u8(vreinterpretq_u8_u32(a), vandq_u8(top, vdupq_n_u8(16)));
+        return vreinterpretq_u32_u8(vqtbl2q_u8({{low, high}}, index));
+    }
+    static FloatTable load_float_table(const float* x) {
+        const auto* bytes = reinterpret_cast<const std::uint8_t*>(x);
+        return {{vld1q_u8(bytes), vld1q_u8(bytes + 16), vld1q_u8(bytes + 32), vld1q_u8(bytes + 48)}};
+    }
+    static FloatIndex float_index(Words a) {
+        return vreinterpretq_u8_u32(vmlaq_u32(vdupq_n_u32(0x03020100), a, vdupq_n_u32(0x04040404)));
+    }
+    static Float lookup_float(const FloatTable& table, FloatIndex at) {
+        return vreinterpretq_f32_u8(vqtbl4q_u8(table, at));
+    }
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "level.hpp"
 #include "tables.hpp"
+#include "trellis.hpp"
 
 namespace gearkv {
 namespace {
@@ -63,6 +64,37 @@ void mix_codes(const MixCodes& args) {
         }
         for (uint32_t row = 0; row < args.n_rows; ++row)
             args.out[row * args.out_stride + channel] += sums[row];
+    }
+}
+
+void score_trellis(const ScoreTrellis& args) {
+    const uint32_t* words = args.words;
+    for (uint32_t g = 0; g < args.n_granules; ++g) {
+        walk_granule(TensorKind::key, words, args.widths[g], [&](uint32_t c, uint32_t t, float level) {
+            for (uint32_t row = 0; row < args.n_rows; ++row) {
+                args.scores[row * args.score_stride + t] +=
+                    args.query[row * args.query_stride + g * key_granule + c] * level;
+            }
+        });
+        words += args.widths[g] * key_plane_words;
+    }
+}
+
+void mix_trellis(const MixTrellis& args) {
+    const uint32_t* words = args.words;
+    for (uint32_t g = 0; g < args.n_granules; ++g) {
+        for (uint32_t row = 0; row < args.n_rows; ++row) {
+            for (uint32_t c = 0; c < value_granule; ++c) {
+                args.out[row * args.out_stride + g * value_granule + c] = 0.0f;
+            }
+        }
+        walk_granule(TensorKind::value, words, args.widths[g], [&](uint32_t c, uint32_t t, float level) {
+            for (uint32_t row = 0; row < args.n_rows; ++row) {
+                args.out[row * args.out_stride + g * value_granule + c] +=
+                    args.weight[row * args.weight_stride + t] * level;
+            }
+        });
+        words += args.widths[g] * value_plane_words;
     }
 }
 
@@ -152,6 +184,8 @@ void scale(float* x, float alpha, size_t n) {
 constinit const AttentionKernels attention_scalar = {
     {score_codes<2>, score_codes<3>, score_codes<4>, score_codes<8>},
     {mix_codes<2>, mix_codes<3>, mix_codes<4>, mix_codes<8>},
+    score_trellis,
+    mix_trellis,
     score_rows<uint16_t>,
     score_rows<float>,
     mix_rows<uint16_t>,

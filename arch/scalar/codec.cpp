@@ -1,6 +1,7 @@
 // Reference of the codec kernels: each does what kernels.hpp says, one number at a time.
 #include "level.hpp"
 #include "tables.hpp"
+#include "trellis.hpp"
 
 namespace gearkv {
 namespace {
@@ -156,6 +157,58 @@ void project_back(float* p, size_t p_stride, const float* x, size_t row_stride, 
     }
 }
 
+// Viterbi search of one channel. State: bit 0 is p[t-1], bit 1 is p[t-2]. From state s, path bit p leads to state
+// (s << 1 | p) & 3 and allows the levels whose index ends in z1 z0 = (p ^ p[t-2]) p[t-1].
+void encode_channel(const EncodeTrellis& args, size_t channel) {
+    constexpr uint32_t n_states = 4;
+    const uint32_t n_free = 1u << (args.width - 1);  // levels of one subset
+    const auto level = [&](uint32_t index) {
+        if (args.levels != nullptr) return static_cast<float>(args.levels[index]);
+        return 2.0f * static_cast<float>(index) - static_cast<float>((2u << args.width) - 1);
+    };
+    uint8_t from[section_tokens][n_states];     // p[t-2] of the better way into a state
+    uint8_t nearest[section_tokens][n_states];  // free bits of the nearest level, by subset
+    float cost[n_states] = {0.0f, 3e38f, 3e38f, 3e38f};
+    for (uint32_t t = 0; t < section_tokens; ++t) {
+        const float x = args.x[t * lane_tile + channel];
+        float distance[n_states];
+        for (uint32_t subset = 0; subset < n_states; ++subset) {
+            nearest[t][subset] = 0;
+            for (uint32_t u = 0; u < n_free; ++u) {
+                const float d = x - level(u << 2 | subset);
+                if (u > 0 && d * d >= distance[subset]) continue;
+                distance[subset] = d * d;
+                nearest[t][subset] = static_cast<uint8_t>(u);
+            }
+        }
+        float next[n_states];
+        for (uint32_t state = 0; state < n_states; ++state) {
+            const uint32_t p = state & 1, p1 = state >> 1;
+            const float way0 = cost[p1] + distance[p << 1 | p1];
+            const float way1 = cost[p1 | 2] + distance[(p ^ 1) << 1 | p1];
+            from[t][state] = way1 < way0;
+            next[state] = way1 < way0 ? way1 : way0;
+        }
+        for (uint32_t state = 0; state < n_states; ++state) cost[state] = next[state];
+    }
+    uint32_t state = 0;
+    for (uint32_t s = 1; s < n_states; ++s) {
+        if (cost[s] < cost[state]) state = s;
+    }
+    for (uint32_t t = section_tokens; t-- > 0;) {
+        const uint32_t p = state & 1, p1 = state >> 1, p2 = from[t][state];
+        const uint32_t subset = (p ^ p2) << 1 | p1;
+        const uint32_t u = nearest[t][subset];
+        args.codes[t * lane_tile + channel] = static_cast<uint8_t>(u << 1 | p);
+        args.chosen[t * lane_tile + channel] = static_cast<std::int8_t>(level(u << 2 | subset));
+        state = p1 | p2 << 1;
+    }
+}
+
+void encode_trellis(const EncodeTrellis& args) {
+    for (size_t channel = 0; channel < lane_tile; ++channel) encode_channel(args, channel);
+}
+
 void to_half(uint16_t* out, const float* x, size_t n) {
     for (size_t i = 0; i < n; ++i)
         out[i] = float_to_half(x[i]);
@@ -178,6 +231,7 @@ constinit const CodecKernels codec_scalar = {
     {pack_value<2>, pack_value<3>, pack_value<4>, pack_value<8>},
     project,
     project_back,
+    encode_trellis,
     to_half,
     from_half,
 };

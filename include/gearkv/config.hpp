@@ -1,13 +1,18 @@
 // What a cache stores: the SPEC of keys and values.
 //
 //   SPEC    = NAME [":" OPTION {"," OPTION}]  |  "k=" SPEC ";" "v=" SPEC
-//   NAME    = f32 | f16 | q8 | kivi-B | kcvt-B | token-B
-//           | gearl-B | gear-B | gearl-kcvt-B | gear-kcvt-B | gearl-token-B | gear-token-B      B = 2 3 4 8
-//   OPTION  = g=GROUP | r=RANK | rg=RANK | s=FRACTION | nb=TOKENS
+//   NAME    = f32 | f16 | q8 | gear-2 | gear-3 | gear-4 | trellis-RATE | kivi-B | kcvt-B | token-B
+//           | ["paper:"] (gearl-B | gear-B | gearl-kcvt-B | gear-kcvt-B | gearl-token-B | gear-token-B)
+//             B = 2 3 4 8;  RATE = average bits of a code, 0.5 to 6 for keys and to 4 for values
+//   OPTION  = g=GROUP | r=RANK | rg=RANK | s=FRACTION | nb=TOKENS | sinks=TOKENS
 //
-// kivi, kcvt and token are plain backbones; gearl adds low rank, gear low rank and sparse outliers. Any
-// option may be given to any quantised name, so every combination of the parts can be written:
-//   gear-2:g=64,r=4,rg=2,s=0.02,nb=64      k=gear-2:s=0;v=kivi-4      gear-2:r=0 (quantised + sparse)
+// gear-2, gear-3 and gear-4 are the best points found near 2.5, 3.5 and 4.5 bits per element with everything
+// counted (bench/README.md): trellis codes, more bits for keys than for values, four exact sink tokens. The paper's
+// own are paper:gear-2 and so on: kivi, kcvt and token are plain backbones; gearl adds low rank, gear low rank and
+// sparse outliers. Any option may be given to any of these, so every combination of the parts can be written:
+//   paper:gear-2:g=64,r=4,rg=2,s=0.02,nb=64      k=kivi-4:r=4;v=kivi-2:s=0.02      kivi-2:r=0,s=0.02
+// A buffer (nb) is 64 tokens, with a trellis 128 and a multiple of it. Uncompressed first tokens (sinks) are 0,
+// with a trellis 4.
 #pragma once
 
 #include <cstddef>
@@ -24,6 +29,7 @@ enum class Backbone : std::uint8_t {
     kivi = 2,   // keys: per channel, `group` consecutive tokens;   values: per token, `group` channels
     kcvt = 3,   // keys: per channel, all tokens of the block;      values: per token, channels of all heads
     token = 4,  // keys and values: per token, `group` consecutive channels of one head
+    trellis = 5,  // trellis-coded, widths by channel; keys per channel, values rotated (src/format/trellis.hpp)
 };
 
 // One of the two tensors, keys or values.
@@ -34,6 +40,7 @@ struct TensorSpec {
     std::uint16_t rank_prompt = 0;  // rank of the residual of prompt blocks, per head; 0 = no low rank
     std::uint16_t rank_decode = 0;  // the same for blocks of generated tokens
     float sparsity = 0.0f;          // fraction of entries kept as outliers, half at each end; [0, 1)
+    float rate = 0.0f;              // trellis: average bits of a code; keys 0.5 to 6, values 0.5 to 4
 
     bool raw() const noexcept { return backbone == Backbone::raw16 || backbone == Backbone::raw32; }
     friend bool operator==(const TensorSpec&, const TensorSpec&) = default;
@@ -44,6 +51,7 @@ struct KvSpec {
     TensorSpec key;
     TensorSpec value;
     std::uint32_t buffer_tokens = 64;
+    std::uint32_t sink_tokens = 0;   // first tokens of a sequence that stay uncompressed
 
     friend bool operator==(const KvSpec&, const KvSpec&) = default;
 };

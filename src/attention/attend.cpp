@@ -16,7 +16,7 @@ struct RowState {
 
 std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
     const std::uint64_t per_row =
-        2 * round_up(key_dim, 32) + 3 * tile_tokens + round_up(value_dim, 16) + 2 * max_rank;
+        2 * round_up(key_dim, 32) + 3 * tile_tokens + 2 * round_up(value_dim, 16) + 2 * max_rank + 1;
     return max_rows * per_row + round_up(std::max(key_dim, value_dim), 16);
 }
 
@@ -55,10 +55,9 @@ void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, std
 
 }  // namespace
 
-TensorRun run_of_block(const void* block) noexcept {
+TensorRun run_of_block(const BlockView& view) noexcept {
     TensorRun run;
-    const BlockView view = trusted_block(block);
-    if (view.header->bits < 16) {
+    if (view.trellis() || view.header->bits < 16) {
         run.block = view;
         return run;
     }
@@ -91,6 +90,8 @@ AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::ui
     s.out = take(max_rows * s.out_stride);
     s.along_key = take(max_rows * max_rank);
     s.along_value = take(max_rows * max_rank);
+    s.mixed = take(max_rows * s.out_stride);
+    s.weight_sum = take(max_rows);
     s.values = take(round_up(std::max(key_dim, value_dim), 16));
     return s;
 }

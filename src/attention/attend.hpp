@@ -28,7 +28,7 @@ struct KvRun {
 };
 
 // A closed block as a run; raw blocks become rows.
-TensorRun run_of_block(const void* block) noexcept;
+TensorRun run_of_block(const BlockView& view) noexcept;
 
 // Up to max_rows query rows that read one KV head.
 struct RowGroup {
@@ -50,6 +50,8 @@ struct AttendScratch {
     float* out = nullptr;          // [row][out_stride] not yet divided by the sum of weights
     float* along_key = nullptr;    // [row][max_rank] q P of the block
     float* along_value = nullptr;  // [row][max_rank] w A of the block so far
+    float* mixed = nullptr;         // [row][out_stride] trellis: weighted values of the run, still rotated
+    float* weight_sum = nullptr;    // [row] trellis: weights of the run
     float* values = nullptr;       // outliers of one token
 };
 
@@ -89,6 +91,7 @@ class KeyScorer {
     void score_rows(const Tile& tile) noexcept;
     void score_channel_scales(const Tile& tile) noexcept;
     void score_token_scales(const Tile& tile) noexcept;
+    void score_section(const Tile& tile) noexcept;
     void fold_group(std::uint32_t group) noexcept;
     void add_low_rank(const Tile& tile) noexcept;
     void add_outliers(const Tile& tile) noexcept;
@@ -114,6 +117,8 @@ class ValueMixer {
   private:
     void mix_rows(const Tile& tile) noexcept;
     void mix_codes(const Tile& tile) noexcept;
+    void mix_section(const Tile& tile) noexcept;
+    void finish_sections() noexcept;
     void add_outliers(const Tile& tile) noexcept;
 
     const RowPass& pass_;

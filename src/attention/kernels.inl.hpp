@@ -4,6 +4,7 @@
 #include <xsimd/xsimd.hpp>
 
 #include "attention/codes.inl.hpp"
+#include "attention/trellis.inl.hpp"
 #include "exponential.inl.hpp"
 #include "products.inl.hpp"
 
@@ -172,6 +173,8 @@ constexpr AttentionKernels make_attention_kernels() {
     return {
         {score_codes<L, 2>, score_codes<L, 3>, score_codes<L, 4>, score_codes<L, 8>},
         {mix_codes<L, 2>, mix_codes<L, 3>, mix_codes<L, 4>, mix_codes<L, 8>},
+        score_trellis<L>,
+        mix_trellis<L>,
         score_rows<L, std::uint16_t>,
         score_rows<L, float>,
         mix_rows<L, std::uint16_t>,

@@ -4,19 +4,29 @@
 //   sum_t w_t (code_tc scale_t + zero_t) = sum_t (w_t scale_t) code_tc + sum_t w_t zero_t
 // w A is gathered over all tiles of a run and multiplied by P once.
 #include <algorithm>
+#include <cstring>
 
 #include "attention/attend.hpp"
+#include "format/trellis.hpp"
 
 namespace gearkv {
 
 ValueMixer::ValueMixer(const RowPass& pass, const TensorRun& run) noexcept
     : pass_(pass), run_(run), outliers_(run.block, pass.head) {
     std::fill_n(pass.scratch.along_value, pass.n_rows * max_rank, 0.0f);
+    if (run.block.header != nullptr && run.block.trellis()) {
+        std::fill_n(pass.scratch.mixed, pass.n_rows * pass.scratch.out_stride, 0.0f);
+        std::fill_n(pass.scratch.weight_sum, pass.n_rows, 0.0f);
+    }
 }
 
 void ValueMixer::mix(const Tile& tile) noexcept {
     if (run_.block.header == nullptr) {
         mix_rows(tile);
+        return;
+    }
+    if (run_.block.trellis()) {
+        mix_section(tile);
         return;
     }
     mix_codes(tile);
@@ -111,6 +121,10 @@ void ValueMixer::rescale(std::uint32_t row, float alpha) noexcept {
 
 void ValueMixer::finish() noexcept {
     if (run_.block.header == nullptr) return;
+    if (run_.block.trellis()) {
+        finish_sections();
+        return;
+    }
     const AttendScratch& s = pass_.scratch;
     for (std::uint32_t r = 0; r < run_.block.header->rank; ++r) {
         const std::uint16_t* p = run_.block.factor_p(pass_.head) + std::uint64_t{r} * pass_.value_dim;
@@ -118,6 +132,51 @@ void ValueMixer::finish() noexcept {
             pass_.kernels.attention.add_half(s.out + row * s.out_stride, p, s.along_value[row * max_rank + r],
                                              pass_.value_dim);
         }
+    }
+}
+
+// One section of a trellis block:  S_c sum_t (w_t gain_t) level_tc, still rotated.
+void ValueMixer::mix_section(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    const std::uint32_t index = tile.first / section_tokens;
+    const std::uint32_t dim = pass_.value_dim;
+    const auto n_granules = static_cast<std::uint32_t>(ceil_div(dim, value_granule));
+    const SectionLayout at = section_layout(TensorKind::value, dim);
+    const unsigned char* side = run_.block.section(pass_.head, index);
+    std::int16_t base;
+    std::memcpy(&base, side + at.base, sizeof(base));
+    std::uint8_t widths[max_dim / value_granule];
+    for (std::uint32_t g = 0; g < n_granules; ++g) {
+        widths[g] = static_cast<std::uint8_t>(read_nibble(side + at.widths, g));
+    }
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        const float* weights = s.weights + row * tile_tokens;
+        float* scaled = s.partial + row * tile_tokens;
+        for (std::uint32_t t = 0; t < section_tokens; ++t) {
+            s.weight_sum[row] += weights[t];
+            scaled[t] = weights[t] * exp2_sixteenths(4 * (static_cast<int>(read_nibble(side + at.gains, t)) - gain_bias));
+        }
+    }
+    float sums[max_rows * max_dim];
+    const std::size_t stride = s.out_stride;
+    pass_.kernels.attention.mix_trellis({run_.block.section_codes(pass_.head, index), widths, n_granules, s.partial,
+                                         tile_tokens, sums, stride, pass_.n_rows});
+    for (std::uint32_t c = 0; c < dim; ++c) {
+        const float scale = exp2_sixteenths(base + side[at.scales + c]);
+        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) s.mixed[row * stride + c] += scale * sums[row * stride + c];
+    }
+}
+
+// Turns the run's values back and adds the mean that every token carries.
+void ValueMixer::finish_sections() noexcept {
+    const AttendScratch& s = pass_.scratch;
+    const TrellisProfile profile = trellis_profile(run_.block, pass_.head);
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        float* mixed = s.mixed + row * s.out_stride;
+        float* out = s.out + row * s.out_stride;
+        rotate_head(mixed, pass_.value_dim);
+        for (std::uint32_t c = 0; c < pass_.value_dim; ++c) out[c] += mixed[c];
+        pass_.kernels.attention.add_half(out, profile.mean, s.weight_sum[row], pass_.value_dim);
     }
 }
 

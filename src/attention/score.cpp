@@ -5,8 +5,10 @@
 // Per-token scales are applied to the sums of each channel group:
 //   sum_c q_c (code_tc scale_t + zero_t) = scale_t sum_c q_c code_tc + zero_t sum_c q_c
 #include <algorithm>
+#include <cstring>
 
 #include "attention/attend.hpp"
+#include "format/trellis.hpp"
 
 namespace gearkv {
 
@@ -29,6 +31,10 @@ void KeyScorer::score(const Tile& tile) noexcept {
     std::fill_n(s.scores, pass_.n_rows * tile_tokens, 0.0f);
     if (run_.block.header == nullptr) {
         score_rows(tile);
+        return;
+    }
+    if (run_.block.trellis()) {
+        score_section(tile);
         return;
     }
     if (run_.block.sizes.token_scales) {
@@ -164,6 +170,42 @@ void KeyScorer::add_outliers(const Tile& tile) noexcept {
                 sum += query[outliers_.channel(i)] * s.values[i];
             s.scores[row * tile_tokens + t] += sum;
         }
+    }
+}
+
+// One section of a trellis block:  sum_c (q_c S_c) level_tc + sum_c q_c (zero_c + mean_c), channels in stored order.
+void KeyScorer::score_section(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    const std::uint32_t index = tile.first / section_tokens;
+    const std::uint32_t dim = pass_.key_dim;
+    const SectionLayout at = section_layout(TensorKind::key, dim);
+    const unsigned char* side = run_.block.section(pass_.head, index);
+    const TrellisProfile profile = trellis_profile(run_.block, pass_.head);
+    std::int16_t base;
+    std::memcpy(&base, side + at.base, sizeof(base));
+    std::uint8_t widths[max_dim / key_granule];
+    float bias[max_rows] = {};
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        bias[row] = pass_.kernels.attention.dot_half(s.query + row * s.query_stride, profile.mean, dim);
+    }
+    for (std::uint32_t g = 0; g < dim / key_granule; ++g) {
+        widths[g] = static_cast<std::uint8_t>(read_nibble(side + at.widths, g));
+        for (std::uint32_t place = g * key_granule; place < (g + 1) * key_granule; ++place) {
+            const float scale = exp2_sixteenths(base + side[at.scales + place]);
+            const float zero = static_cast<float>(static_cast<std::int8_t>(side[at.zeros + place])) * zero_unit(widths[g]);
+            for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+                const float folded = s.query[row * s.query_stride + profile.order[place]] * scale;
+                s.folded[row * s.query_stride + place] = folded;
+                bias[row] += folded * zero;
+            }
+        }
+    }
+    const std::uint32_t* words = run_.block.section_codes(pass_.head, index);
+    pass_.kernels.attention.score_trellis({words, widths, dim / key_granule, s.folded, s.query_stride, s.scores,
+                                           tile_tokens, pass_.n_rows});
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        float* scores = s.scores + row * tile_tokens;
+        for (std::uint32_t t = 0; t < tile.n_tokens; ++t) scores[t] += bias[row];
     }
 }
 

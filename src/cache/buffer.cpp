@@ -14,14 +14,15 @@ std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint
     return n_tokens * config.n_kv_heads * stride * element_bytes;
 }
 
-bool TokenBuffer::create(CacheContext* context, TensorKind kind) noexcept {
+bool TokenBuffer::create(CacheContext* context, TensorKind kind, std::uint32_t n_tokens) noexcept {
     kind_ = kind;
     dim_ = context->dim(kind);
     row_stride_ = round_up(dim_, 16);
     n_heads_ = context->config.n_kv_heads;
     token_stride_ = n_heads_ * row_stride_;
     element_bytes_ = context->spec(kind).backbone == Backbone::raw32 ? sizeof(float) : sizeof(std::uint16_t);
-    capacity_ = context->config.spec.buffer_tokens;
+    capacity_ = base_tokens_ = n_tokens;
+    if (n_tokens == 0) return true;
     const std::uint64_t n_bytes = buffer_bytes(context->config, kind, capacity_);
     base_ = static_cast<unsigned char*>(context->ledger.take(n_bytes, Use::buffer));
     if (base_ == nullptr) return false;
@@ -33,8 +34,7 @@ bool TokenBuffer::create(CacheContext* context, TensorKind kind) noexcept {
 void TokenBuffer::destroy(CacheContext* context) noexcept {
     if (base_ == nullptr) return;
     drop_front(context, 0, 0);
-    context->ledger.give_back(base_, buffer_bytes(context->config, kind_, context->config.spec.buffer_tokens),
-                              Use::buffer);
+    context->ledger.give_back(base_, buffer_bytes(context->config, kind_, base_tokens_), Use::buffer);
     base_ = data_ = nullptr;
 }
 
@@ -58,13 +58,12 @@ void TokenBuffer::drop_front(CacheContext* context, std::uint64_t n_dropped,
                              std::uint64_t n_tokens) noexcept {
     const std::uint64_t token_bytes = token_stride_ * element_bytes_;
     const std::uint64_t n_left = n_tokens - n_dropped;
-    const std::uint64_t base_tokens = context->config.spec.buffer_tokens;
-    unsigned char* to = n_left <= base_tokens ? base_ : data_;
+    unsigned char* to = n_left <= base_tokens_ ? base_ : data_;
     std::memmove(to, data_ + n_dropped * token_bytes, n_left * token_bytes);
     if (to != data_) {
         context->ledger.give_back(data_, buffer_bytes(context->config, kind_, capacity_), Use::buffer);
         data_ = base_;
-        capacity_ = base_tokens;
+        capacity_ = base_tokens_;
     }
 }
 

@@ -58,21 +58,27 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
     CacheBytes bytes;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         BlockBytes* total = kind == TensorKind::key ? &bytes.keys : &bytes.values;
-        const auto add_units = [&](std::uint32_t unit, bool prompt, std::uint64_t times) {
+        const auto add_units = [&](const Unit& unit, std::uint64_t times) {
             BlockHeader header;
-            Status status = lay_out_unit(config, kind, unit, prompt, &header);
+            Status status = lay_out_unit(config, kind, unit, &header);
             if (status.ok()) add_scaled(total, bytes_by_part(header), times * config.n_layers);
             return status;
         };
-        std::uint64_t left = prompt_tokens;
+        std::uint64_t left = prompt_tokens - std::min<std::uint64_t>(prompt_tokens, config.spec.sink_tokens);
+        std::uint64_t n_decode = n_tokens - std::min<std::uint64_t>(n_tokens, config.spec.sink_tokens) - left;
+        bool first = true;
         while (const std::uint32_t unit = unit_tokens(config, left)) {
-            if (Status status = add_units(unit, true, 1); !status.ok()) return status;
+            if (Status status = add_units({unit, true, first}, 1); !status.ok()) return status;
             left -= unit;
+            first = false;
         }
-        const std::uint64_t n_decode = (n_tokens - prompt_tokens + left) / config.spec.buffer_tokens;
-        if (Status status = add_units(config.spec.buffer_tokens, false, n_decode); !status.ok())
-            return status;
-        bytes.buffer += config.n_layers * buffer_bytes(config, kind, config.spec.buffer_tokens);
+        std::uint64_t n_blocks = (n_decode + left) / config.spec.buffer_tokens;
+        if (first && n_blocks > 0) {
+            if (Status status = add_units({config.spec.buffer_tokens, false, true}, 1); !status.ok()) return status;
+            --n_blocks;
+        }
+        if (Status status = add_units({config.spec.buffer_tokens, false, false}, n_blocks); !status.ok()) return status;
+        bytes.buffer += config.n_layers * buffer_bytes(config, kind, config.spec.buffer_tokens + config.spec.sink_tokens);
     }
     bytes.bytes = bytes.keys.bytes + bytes.values.bytes + bytes.buffer;
     *out = bytes;

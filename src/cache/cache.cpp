@@ -37,7 +37,7 @@ bool Cache::Impl::create() noexcept {
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         if (!layers[i].create(&context, i)) return false;
     }
-    max_runs = max_blocks(config) + 1;
+    max_runs = max_blocks(config) + 2;
     runs = static_cast<KvRun*>(context.ledger.take(max_runs * sizeof(KvRun), Use::table));
     if (runs == nullptr) return false;
     slot_bytes = attend_scratch_bytes(config.key_dim, config.value_dim);
@@ -46,7 +46,7 @@ bool Cache::Impl::create() noexcept {
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         for (const bool prompt : {false, true}) {
             BlockHeader header;
-            if (!lay_out_unit(config, kind, config.spec.buffer_tokens, prompt, &header).ok()) return false;
+            if (!lay_out_unit(config, kind, {config.spec.buffer_tokens, prompt, true}, &header).ok()) return false;
             compress_bytes = std::max(compress_bytes, compress_scratch_bytes(header));
         }
     }

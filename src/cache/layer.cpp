@@ -22,12 +22,11 @@ void add_bytes(BlockBytes* total, const BlockBytes& block, std::int64_t sign) {
 
 }  // namespace
 
-Status lay_out_unit(const CacheConfig& config, TensorKind kind, std::uint32_t n_tokens, bool prompt,
-                    BlockHeader* out) noexcept {
+Status lay_out_unit(const CacheConfig& config, TensorKind kind, const Unit& unit, BlockHeader* out) noexcept {
     const bool keys = kind == TensorKind::key;
     const TensorSpec& spec = keys ? config.spec.key : config.spec.value;
-    const BlockShape shape = {kind, n_tokens, config.n_kv_heads, keys ? config.key_dim : config.value_dim};
-    return lay_out_block(shape, spec, prompt ? spec.rank_prompt : spec.rank_decode, out);
+    const BlockShape shape = {kind, unit.n_tokens, config.n_kv_heads, keys ? config.key_dim : config.value_dim};
+    return lay_out_block(shape, spec, unit.prompt ? spec.rank_prompt : spec.rank_decode, out, unit.first);
 }
 
 std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) noexcept {
@@ -44,14 +43,19 @@ bool LayerStream::create(CacheContext* context, std::uint32_t index) noexcept {
     index_ = index;
     const std::uint64_t n = std::max<std::uint64_t>(max_blocks(context->config), 1);
     blocks_ = static_cast<ClosedBlock*>(context->ledger.take(n * sizeof(ClosedBlock), Use::table));
-    return blocks_ != nullptr && key_buffer_.create(context, TensorKind::key) &&
-           value_buffer_.create(context, TensorKind::value);
+    const KvSpec& spec = context->config.spec;
+    return blocks_ != nullptr && key_buffer_.create(context, TensorKind::key, spec.buffer_tokens) &&
+           value_buffer_.create(context, TensorKind::value, spec.buffer_tokens) &&
+           key_sinks_.create(context, TensorKind::key, spec.sink_tokens) &&
+           value_sinks_.create(context, TensorKind::value, spec.sink_tokens);
 }
 
 void LayerStream::destroy(CacheContext* context) noexcept {
     reset(context);
     key_buffer_.destroy(context);
     value_buffer_.destroy(context);
+    key_sinks_.destroy(context);
+    value_sinks_.destroy(context);
     const std::uint64_t n = std::max<std::uint64_t>(max_blocks(context->config), 1);
     context->ledger.give_back(blocks_, n * sizeof(ClosedBlock), Use::table);
     blocks_ = nullptr;
@@ -74,6 +78,7 @@ void LayerStream::reset(CacheContext* context) noexcept {
         value_buffer_.drop_front(context, n_buffered_, n_buffered_);
     }
     n_blocks_ = n_closed_ = n_buffered_ = 0;
+    n_sinks_ = 0;
     prompt_ = false;
 }
 
@@ -84,10 +89,17 @@ bool LayerStream::reserve_append(CacheContext* context, std::uint32_t n_tokens) 
 
 void LayerStream::append(const CacheContext& context, const Rows& keys, const Rows& values,
                          std::uint32_t n_tokens) noexcept {
-    key_buffer_.write(context, n_buffered_, keys, n_tokens);
-    value_buffer_.write(context, n_buffered_, values, n_tokens);
-    n_buffered_ += n_tokens;
     prompt_ = n_tokens >= context.config.spec.buffer_tokens;
+    const auto skip = [](const Rows& rows, std::size_t n) {
+        return Rows{rows.data + n * rows.token_stride, rows.token_stride, rows.head_stride};
+    };
+    const std::uint32_t n_sinks = std::min(context.config.spec.sink_tokens - n_sinks_, n_tokens);
+    key_sinks_.write(context, n_sinks_, keys, n_sinks);
+    value_sinks_.write(context, n_sinks_, values, n_sinks);
+    n_sinks_ += n_sinks;
+    key_buffer_.write(context, n_buffered_, skip(keys, n_sinks), n_tokens - n_sinks);
+    value_buffer_.write(context, n_buffered_, skip(values, n_sinks), n_tokens - n_sinks);
+    n_buffered_ += n_tokens - n_sinks;
 }
 
 Status LayerStream::compress(CacheContext* context, Executor& executor) noexcept {
@@ -123,9 +135,10 @@ Status LayerStream::compress_tensor(CacheContext* context, TensorKind kind, std:
     task.rows = (kind == TensorKind::key ? key_buffer_ : value_buffer_).source(0);
     task.seed =
         context->config.seed + 0x100000001b3u * (n_closed_ * 8192 + index_ * 2 + static_cast<unsigned>(kind));
-    if (Status status = lay_out_unit(context->config, kind, n_tokens, prompt_, &task.header); !status.ok())
+    if (Status status = lay_out_unit(context->config, kind, {n_tokens, prompt_, n_blocks_ == 0}, &task.header); !status.ok())
         return status;
 
+    if (n_blocks_ > 0) task.profiles = profiles(kind);
     const std::uint64_t scratch_bytes = compress_scratch_bytes(task.header);
     const bool keep = n_tokens <= context->config.spec.buffer_tokens;
     Scratch large;
@@ -146,13 +159,24 @@ Status LayerStream::compress_tensor(CacheContext* context, TensorKind kind, std:
     return {};
 }
 
+const unsigned char* LayerStream::profiles(TensorKind kind) const noexcept {
+    return trusted_block(kind == TensorKind::key ? blocks_[0].key : blocks_[0].value).profiles;
+}
+
+BlockView LayerStream::view(std::uint64_t block, TensorKind kind) const noexcept {
+    BlockView view = trusted_block(kind == TensorKind::key ? blocks_[block].key : blocks_[block].value);
+    if (view.profiles == nullptr) view.profiles = profiles(kind);
+    return view;
+}
+
 void LayerStream::list_runs(KvRun* runs) const noexcept {
+    if (n_sinks_ > 0) *runs++ = {key_sinks_.run(), value_sinks_.run(), n_sinks_};
     for (std::uint64_t i = 0; i < n_blocks_; ++i) {
-        const auto& header = *static_cast<const BlockHeader*>(blocks_[i].key);
-        runs[i] = {run_of_block(blocks_[i].key), run_of_block(blocks_[i].value), header.n_tokens};
+        const BlockView key = view(i, TensorKind::key);
+        *runs++ = {run_of_block(key), run_of_block(view(i, TensorKind::value)), key.header->n_tokens};
     }
     if (n_buffered_ > 0) {
-        runs[n_blocks_] = {key_buffer_.run(), value_buffer_.run(), static_cast<std::uint32_t>(n_buffered_)};
+        *runs = {key_buffer_.run(), value_buffer_.run(), static_cast<std::uint32_t>(n_buffered_)};
     }
 }
 
@@ -160,28 +184,30 @@ void LayerStream::read_range(const CacheContext& context, std::uint64_t first, s
                              float* values) const noexcept {
     const std::uint64_t key_row = std::uint64_t{context.config.n_kv_heads} * context.config.key_dim;
     const std::uint64_t value_row = std::uint64_t{context.config.n_kv_heads} * context.config.value_dim;
-    std::uint64_t start = 0;
-    std::uint64_t at = first;
+    const auto read_rows = [&](const TokenBuffer& from_keys, const TokenBuffer& from_values, std::uint64_t token,
+                               std::uint64_t at) {
+        if (keys != nullptr) from_keys.read(context, token, keys + (at - first) * key_row);
+        if (values != nullptr) from_values.read(context, token, values + (at - first) * value_row);
+    };
     const std::uint64_t end = first + n;
+    std::uint64_t at = first;
+    for (; at < std::min<std::uint64_t>(end, n_sinks_); ++at) read_rows(key_sinks_, value_sinks_, at, at);
+    std::uint64_t start = n_sinks_;
     for (std::uint64_t i = 0; i < n_blocks_ && at < end; ++i) {
-        const BlockView key = trusted_block(blocks_[i].key);
+        const BlockView key = view(i, TensorKind::key);
         const std::uint64_t stop = start + key.header->n_tokens;
         if (at < stop) {
             const auto from = static_cast<std::uint32_t>(at - start);
             const auto count = static_cast<std::uint32_t>(std::min(stop, end) - at);
             if (keys != nullptr) decompress_rows(key, from, count, keys + (at - first) * key_row);
             if (values != nullptr) {
-                decompress_rows(trusted_block(blocks_[i].value), from, count,
-                                values + (at - first) * value_row);
+                decompress_rows(view(i, TensorKind::value), from, count, values + (at - first) * value_row);
             }
             at += count;
         }
         start = stop;
     }
-    for (; at < end; ++at) {
-        if (keys != nullptr) key_buffer_.read(context, at - n_closed_, keys + (at - first) * key_row);
-        if (values != nullptr) value_buffer_.read(context, at - n_closed_, values + (at - first) * value_row);
-    }
+    for (; at < end; ++at) read_rows(key_buffer_, value_buffer_, at - n_sinks_ - n_closed_, at);
 }
 
 }  // namespace gearkv

@@ -31,9 +31,13 @@ struct CacheContext {
     BlockBytes& bytes(TensorKind kind) noexcept { return kind == TensorKind::key ? key_bytes : value_bytes; }
 };
 
-// Layout of the block that closes n_tokens.
-Status lay_out_unit(const CacheConfig& config, TensorKind kind, std::uint32_t n_tokens, bool prompt,
-                    BlockHeader* out) noexcept;
+// A run of tokens that is closed as one block.
+struct Unit {
+    std::uint32_t n_tokens = 0;
+    bool prompt = false;  // it came in an append of a block's worth of tokens or more
+    bool first = false;   // of its stream
+};
+Status lay_out_unit(const CacheConfig& config, TensorKind kind, const Unit& unit, BlockHeader* out) noexcept;
 // Tokens of the next unit out of n_buffered; 0 when they do not fill one.
 std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) noexcept;
 // Bytes of n_tokens keys or values in the buffer.
@@ -50,7 +54,8 @@ struct ClosedBlock {
 // Rows [token][head][dim padded to 16] in half, or in float for a raw32 tensor.
 class TokenBuffer {
   public:
-    bool create(CacheContext* context, TensorKind kind) noexcept;
+    // Room for n_tokens that is never given back before destroy.
+    bool create(CacheContext* context, TensorKind kind, std::uint32_t n_tokens) noexcept;
     void destroy(CacheContext* context) noexcept;
     // Makes room for n_tokens, keeping the first n_kept.
     bool grow(CacheContext* context, std::uint64_t n_tokens, std::uint64_t n_kept) noexcept;
@@ -67,6 +72,7 @@ class TokenBuffer {
   private:
     unsigned char* data_ = nullptr;  // base_ or a larger run while a prompt is fed
     unsigned char* base_ = nullptr;  // buffer_tokens, always there
+    std::uint64_t base_tokens_ = 0;
     std::uint64_t capacity_ = 0;     // tokens
     std::size_t dim_ = 0, row_stride_ = 0, token_stride_ = 0, element_bytes_ = 0;
     std::uint32_t n_heads_ = 0;
@@ -88,28 +94,34 @@ class LayerStream {
     // Closes every full unit. Errors: out_of_memory; the unit stays in the buffer.
     Status compress(CacheContext* context, Executor& executor) noexcept;
 
-    // Blocks, then the buffer if it holds tokens; runs has room for n_runs().
-    std::size_t n_runs() const noexcept { return n_blocks_ + (n_buffered_ > 0); }
+    // Sinks, blocks, buffer, as far as they hold tokens; runs has room for n_runs().
+    std::size_t n_runs() const noexcept { return (n_sinks_ > 0) + n_blocks_ + (n_buffered_ > 0); }
     void list_runs(KvRun* runs) const noexcept;
     // Tokens [first, first + n) in [n, heads, dim]; either output may be null.
     void read_range(const CacheContext& context, std::uint64_t first, std::uint64_t n, float* keys,
                     float* values) const noexcept;
 
-    std::uint64_t n_tokens() const noexcept { return n_closed_ + n_buffered_; }
+    std::uint64_t n_tokens() const noexcept { return n_sinks_ + n_closed_ + n_buffered_; }
     std::uint64_t n_closed() const noexcept { return n_closed_; }
 
   private:
     Status close_unit(CacheContext* context, std::uint32_t n_tokens, Executor& executor) noexcept;
     Status compress_tensor(CacheContext* context, TensorKind kind, std::uint32_t n_tokens, Executor& executor,
                            void** out) noexcept;
+    // What the first block carries for all; null but for a trellis.
+    const unsigned char* profiles(TensorKind kind) const noexcept;
+    BlockView view(std::uint64_t block, TensorKind kind) const noexcept;
     void free_block(CacheContext* context, void* block) noexcept;
 
     ClosedBlock* blocks_ = nullptr;
     std::uint64_t n_blocks_ = 0;
     std::uint64_t n_closed_ = 0;
     std::uint64_t n_buffered_ = 0;
+    std::uint32_t n_sinks_ = 0;
     std::uint32_t index_ = 0;
     bool prompt_ = false;  // the last append brought a block's worth of tokens or more
+    TokenBuffer key_sinks_;  // first tokens of the sequence, kept as they are
+    TokenBuffer value_sinks_;
     TokenBuffer key_buffer_;
     TokenBuffer value_buffer_;
 };

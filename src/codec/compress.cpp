@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "codec/trellis.hpp"
+
 namespace gearkv {
 namespace {
 
@@ -38,6 +40,13 @@ std::uint64_t place_scratch(BlockWork* work, const BlockHeader& header, void* ba
     work->n_slices = std::min(header.n_tokens, max_slices);
     work->line_floats = std::max<std::size_t>(work->stride, 16);
     work->x = cursor.take<float>(n_entries);
+    if (header.backbone == static_cast<std::uint8_t>(Backbone::trellis)) {
+        TrellisScratch scratch;
+        work->lines = cursor.take<float>(n_heads * 4 * work->line_floats);
+        work->trellis_bytes = place_trellis_scratch(&scratch, header.dim, nullptr);
+        work->trellis = cursor.take<unsigned char>(n_heads * work->trellis_bytes);
+        return cursor.used();
+    }
     work->codes = cursor.take<std::uint8_t>(n_entries);
     work->lines = cursor.take<float>(n_heads * 4 * work->line_floats);
     work->factors = cursor.take<float>(n_heads * header.rank * (sizes.a_stride + work->stride));
@@ -75,6 +84,14 @@ void write_raw_head(const BlockWork& work, std::size_t head) {
             work.kernels->codec.to_half(row, work.rows.floats + input, work.dim());
         }
     }
+}
+
+void compress_trellis(const BlockWork& work, Executor& executor) {
+    parallel_for(executor, work.n_heads(), [&](std::size_t head) {
+        gather_head(work, head);
+        if (work.header->profile != 0) write_profile(work, head);
+        encode_sections(work, head, work.trellis + head * work.trellis_bytes);
+    });
 }
 
 void compress_parts(const BlockWork& work, Executor& executor) {
@@ -144,13 +161,19 @@ void compress_into(void* block, void* scratch, const CompressTask& task, Executo
         return;
     }
     place_scratch(&work, header, scratch);
-    compress_parts(work, executor);
+    if (work.view.trellis()) {
+        if (header.profile == 0) work.view.profiles = task.profiles;
+        compress_trellis(work, executor);
+    } else {
+        compress_parts(work, executor);
+    }
 }
 
 Status block_bytes(const BlockShape& shape, const BlockOptions& options, BlockBytes* out) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null, expected BlockBytes");
     KvSpec spec;
-    spec.value = options.spec;
+    (shape.kind == TensorKind::key ? spec.key : spec.value) = options.spec;
+    spec.buffer_tokens = 4096;  // a block of its own goes through no buffer
     if (Status status = validate_spec(spec); !status.ok()) return status;
     BlockHeader header;
     if (Status status = lay_out_block(shape, options.spec, options.rank, &header); !status.ok())

@@ -11,6 +11,7 @@ struct CompressTask {
     RowSource rows;
     BlockHeader header;  // from lay_out_block
     std::uint64_t seed = 0;
+    const unsigned char* profiles = nullptr;  // trellis without a profile of its own: that of the stream
 };
 
 // Bytes of scratch for a block of this layout, 64-byte aligned.

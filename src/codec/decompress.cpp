@@ -3,7 +3,9 @@
 #include "codec/decompress.hpp"
 
 #include <algorithm>
+#include <cstring>
 
+#include "format/trellis.hpp"
 #include "kernels.hpp"
 
 namespace gearkv {
@@ -60,6 +62,79 @@ void add_low_rank(float* row, const BlockView& view, std::uint32_t head, std::ui
     }
 }
 
+// One head of one section, [128][dim], into rows `stride` apart; tokens beyond [first, first + n) are skipped.
+class TrellisReader {
+  public:
+    TrellisReader(const BlockView& view, std::uint32_t head, std::uint32_t section)
+        : view_(view),
+          kind_(view.kind()),
+          dim_(view.header->dim),
+          at_(section_layout(kind_, dim_)),
+          side_(view.section(head, section)),
+          words_(view.section_codes(head, section)),
+          profile_(trellis_profile(view, head)) {
+        std::int16_t base;
+        std::memcpy(&base, side_ + at_.base, sizeof(base));
+        base_ = base;
+    }
+
+    // The token as it was before compression, but for the mean.
+    void read(std::uint32_t token, float* row) const {
+        float stored[max_dim];
+        for (std::uint32_t place = 0; place < dim_; ++place) stored[place] = read_entry(place, token);
+        if (kind_ == TensorKind::key) {
+            for (std::uint32_t place = 0; place < dim_; ++place) row[profile_.order[place]] = stored[place];
+        } else {
+            rotate_head(stored, dim_);
+            std::copy_n(stored, dim_, row);
+        }
+        for (std::uint32_t c = 0; c < dim_; ++c) {
+            float mean;
+            kernels_scalar()->codec.from_half(&mean, profile_.mean + c, 1);
+            row[c] += mean;
+        }
+    }
+
+  private:
+    std::uint32_t bit(const std::uint32_t* plane, std::uint32_t channel, std::uint32_t t) const {
+        if (kind_ == TensorKind::key) return plane[t / 8] >> (8 * channel + t % 8) & 1;
+        return plane[t / 32 * 16 + channel] >> (t % 32) & 1;
+    }
+
+    float read_entry(std::uint32_t place, std::uint32_t t) const {
+        const std::uint32_t granule = place / granule_channels(kind_), channel = place % granule_channels(kind_);
+        const std::uint32_t width = read_nibble(side_ + at_.widths, granule);
+        const std::uint32_t* plane = words_;
+        for (std::uint32_t g = 0; g < granule; ++g) plane += read_nibble(side_ + at_.widths, g) * plane_words(kind_);
+        const float scale = exp2_sixteenths(base_ + side_[at_.scales + place]);
+        float level = 0.0f;
+        if (width > 0) {
+            const std::uint32_t z0 = t >= 1 ? bit(plane, channel, t - 1) : 0;
+            const std::uint32_t z1 = bit(plane, channel, t) ^ (t >= 2 ? bit(plane, channel, t - 2) : 0);
+            std::uint32_t index = z1 << 1 | z0;
+            for (std::uint32_t i = 1; i < width; ++i) {
+                index |= bit(plane + i * plane_words(kind_), channel, t) << (i + 1);
+            }
+            level = static_cast<float>(trellis_level(kind_, width, index));
+        }
+        if (kind_ == TensorKind::key) {
+            const auto zero = static_cast<std::int8_t>(side_[at_.zeros + place]);
+            return scale * level + static_cast<float>(zero) * scale * zero_unit(width);
+        }
+        const int gain = static_cast<int>(read_nibble(side_ + at_.gains, t)) - gain_bias;
+        return scale * level * exp2_sixteenths(4 * gain);
+    }
+
+    const BlockView& view_;
+    TensorKind kind_;
+    std::uint32_t dim_;
+    SectionLayout at_;
+    const unsigned char* side_;
+    const std::uint32_t* words_;
+    TrellisProfile profile_;
+    int base_;
+};
+
 void read_raw(float* row, const BlockView& view, std::uint32_t head, std::uint32_t token) {
     const BlockHeader& header = *view.header;
     const std::uint64_t at = (std::uint64_t{head} * header.n_tokens + token) * view.sizes.raw_stride;
@@ -81,6 +156,10 @@ void decompress_rows(const BlockView& view, std::uint32_t first, std::uint32_t n
             const std::uint32_t n_outliers = header.n_outliers > 0 ? outliers.next_token() : 0;
             if (t < first) continue;
             float* row = out + (std::uint64_t{t - first} * header.n_heads + head) * header.dim;
+            if (view.trellis()) {
+                TrellisReader(view, head, t / section_tokens).read(t % section_tokens, row);
+                continue;
+            }
             if (header.bits >= 16) {
                 read_raw(row, view, head, t);
                 continue;

@@ -6,6 +6,7 @@
 
 #include <xsimd/xsimd.hpp>
 
+#include "codec/trellis.inl.hpp"
 #include "kernels.hpp"
 #include "products.inl.hpp"
 
@@ -316,6 +317,7 @@ constexpr CodecKernels make_codec_kernels() {
         {pack_value<L, 2>, pack_value<L, 3>, pack_value<L, 4>, pack_value<L, 8>},
         project<L>,
         project_back<L>,
+        encode_trellis<L>,
         to_half<L>,
         from_half<L>,
     };

@@ -37,6 +37,8 @@ struct BlockWork {
     std::size_t vector_floats = 0;    // tokens (keys) or channels of all heads (values)
     std::uint32_t n_slices = 0;       // token ranges that values are searched in; slots of keys are heads
     float* factors = nullptr;         // [head][rank * (tokens padded to 16 + stride)]
+    unsigned char* trellis = nullptr;  // [head][trellis_bytes], see codec/trellis.hpp
+    std::uint64_t trellis_bytes = 0;
 
     std::uint32_t n_tokens() const { return header->n_tokens; }
     std::uint32_t n_heads() const { return header->n_heads; }

@@ -4,11 +4,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "format/trellis.hpp"
+
 namespace gearkv {
 namespace {
 
 constexpr std::uint64_t half_bytes = 2;
-constexpr std::uint64_t max_block_bytes = std::uint64_t{1} << 40;
+constexpr std::uint64_t max_block_bytes = std::uint64_t{1} << 32;
 
 // Hands out 64-byte aligned runs after the header.
 class PartCursor {
@@ -27,7 +29,12 @@ class PartCursor {
 struct PartBytes {
     std::uint64_t codes, scales, factor_a, factor_p;
     std::uint64_t outlier_starts, outlier_counts, outlier_channels, outlier_values;
+    std::uint64_t profile, sections;
 };
+
+bool is_trellis(const BlockHeader& header) noexcept {
+    return header.backbone == static_cast<std::uint8_t>(Backbone::trellis);
+}
 
 PartBytes part_bytes(const BlockHeader& header) noexcept {
     const BlockSizes sizes = block_sizes(header);
@@ -38,6 +45,11 @@ PartBytes part_bytes(const BlockHeader& header) noexcept {
         return bytes;
     }
     bytes.codes = n_heads * sizes.code_words * sizeof(std::uint32_t);
+    if (is_trellis(header)) {
+        bytes.profile = n_heads * profile_bytes(static_cast<TensorKind>(header.kind), header.dim);
+        bytes.sections = n_heads * sizes.n_sections * sizes.section_bytes;
+        return bytes;
+    }
     bytes.scales = (sizes.shared_scales ? 1 : n_heads) * sizes.n_scales * half_bytes;
     bytes.factor_a = n_heads * header.rank * sizes.a_stride * half_bytes;
     bytes.factor_p = n_heads * header.rank * header.dim * half_bytes;
@@ -51,10 +63,15 @@ PartBytes part_bytes(const BlockHeader& header) noexcept {
 }
 
 // Sets every offset and the length from the shape fields, which are already in place.
-void place_parts(BlockHeader* header) noexcept {
+void place_parts(BlockHeader* header, bool with_profile) noexcept {
     const PartBytes bytes = part_bytes(*header);
     PartCursor cursor;
-    const auto place = [&cursor](std::uint64_t n_bytes) { return n_bytes == 0 ? 0 : cursor.place(n_bytes); };
+    // Truncation is harmless: a block whose end does not fit 32 bits is refused.
+    const auto place = [&cursor](std::uint64_t n_bytes) {
+        return static_cast<std::uint32_t>(n_bytes == 0 ? 0 : cursor.place(n_bytes));
+    };
+    if (with_profile) header->profile = place(bytes.profile);
+    header->sections = place(bytes.sections);
     header->codes = place(bytes.codes);
     header->scales = place(bytes.scales);
     header->zeros = place(bytes.scales);
@@ -167,6 +184,45 @@ Status check_values(const BlockView& view) noexcept {
     return {};
 }
 
+// Means are finite, orders are permutations, widths fit the planes.
+Status check_trellis(const BlockView& view) noexcept {
+    const BlockHeader& header = *view.header;
+    const bool keys = view.kind() == TensorKind::key;
+    const SectionLayout at = section_layout(view.kind(), header.dim);
+    const auto n_granules = static_cast<std::uint32_t>(ceil_div(header.dim, granule_channels(view.kind())));
+    for (std::uint32_t head = 0; head < header.n_heads; ++head) {
+        const TrellisProfile profile = trellis_profile(view, head);
+        if (!finite_halves(profile.mean, header.dim)) {
+            return Status::error(Code::bad_block, "a mean of head %u is NaN or Inf, expected finite", head);
+        }
+        bool seen[max_dim] = {};
+        for (std::uint32_t c = 0; keys && c < header.dim; ++c) {
+            const std::uint32_t channel = profile.order[c];
+            if (channel >= header.dim || seen[channel]) {
+                return Status::error(Code::bad_block, "order of head %u holds %u at %u, expected each below %u once",
+                                     head, channel, c, header.dim);
+            }
+            seen[channel] = true;
+        }
+        for (std::uint32_t i = 0; i < view.sizes.n_sections; ++i) {
+            std::uint32_t n_planes = 0;
+            for (std::uint32_t g = 0; g < n_granules; ++g) {
+                const std::uint32_t width = read_nibble(view.section(head, i) + at.widths, g);
+                const std::uint32_t most = keys ? max_key_width : max_value_width;
+                if (width == 1 || width > most) {
+                    return Status::error(Code::bad_block, "width %u of granule %u, expected 0 or 2 to %u", width, g, most);
+                }
+                n_planes += width;
+            }
+            if (n_planes > view.sizes.n_planes) {
+                return Status::error(Code::bad_block, "widths of section %u, head %u take %u planes, expected at most %u",
+                                     i, head, n_planes, view.sizes.n_planes);
+            }
+        }
+    }
+    return {};
+}
+
 }  // namespace
 
 std::uint32_t outliers_per_end(float sparsity, std::uint64_t length) noexcept {
@@ -176,8 +232,8 @@ std::uint32_t outliers_per_end(float sparsity, std::uint64_t length) noexcept {
     return static_cast<std::uint32_t>(std::min(std::max<std::uint64_t>(wanted, 1), length / 2));
 }
 
-Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank,
-                     BlockHeader* out) noexcept {
+Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank, BlockHeader* out,
+                     bool with_profile) noexcept {
     if (Status status = check_shape(shape); !status.ok()) return status;
     BlockHeader header = {};
     header.magic = block_magic;
@@ -189,7 +245,9 @@ Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint3
     header.n_tokens = shape.n_tokens;
     header.n_heads = shape.n_heads;
     header.dim = shape.dim;
-    if (!spec.raw()) {
+    if (spec.backbone == Backbone::trellis) {
+        header.rate = spec.rate;
+    } else if (!spec.raw()) {
         header.group = spec.backbone == Backbone::kcvt ? 0 : spec.group;
         header.rank = std::min({rank, max_rank, shape.n_tokens, shape.dim});
         header.sparsity = spec.sparsity;
@@ -200,9 +258,9 @@ Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint3
                              static_cast<unsigned long long>(n_outliers));
     }
     header.n_outliers = static_cast<std::uint32_t>(n_outliers);
-    place_parts(&header);
+    place_parts(&header, with_profile);
     if (header.n_bytes >= max_block_bytes) {
-        return Status::error(Code::wrong_size, "block of %llu bytes, expected fewer than 2^40",
+        return Status::error(Code::wrong_size, "block of %llu bytes, expected fewer than 2^32",
                              static_cast<unsigned long long>(header.n_bytes));
     }
     *out = header;
@@ -217,6 +275,15 @@ BlockSizes block_sizes(const BlockHeader& header) noexcept {
     sizes.raw_stride = round_up(header.dim, 16);
     sizes.n_lanes = keys ? sizes.a_stride : sizes.raw_stride;
     if (header.bits >= 16) return sizes;
+    if (is_trellis(header)) {
+        const auto kind = static_cast<TensorKind>(header.kind);
+        sizes.n_sections = static_cast<std::uint32_t>(ceil_div(header.n_tokens, section_tokens));
+        sizes.n_planes = section_planes(kind, header.dim, header.rate);
+        sizes.section_bytes = section_layout(kind, header.dim).n_bytes;
+        sizes.section_words = std::uint64_t{sizes.n_planes} * plane_words(kind);
+        sizes.code_words = sizes.n_sections * sizes.section_words;
+        return sizes;
+    }
     const std::uint64_t words = lane_words(header.bits, keys ? header.dim : header.n_tokens);
     sizes.tile_words = keys ? words * 16 : 0;
     sizes.code_words = words * sizes.n_lanes;
@@ -240,7 +307,7 @@ BlockBytes bytes_by_part(const BlockHeader& header) noexcept {
     bytes.bytes = header.n_bytes;
     bytes.header = header_bytes;
     bytes.codes = parts.codes;
-    bytes.scales = 2 * parts.scales;
+    bytes.scales = 2 * parts.scales + parts.sections + (header.profile != 0 ? parts.profile : 0);
     bytes.low_rank = parts.factor_a + parts.factor_p;
     bytes.outliers =
         parts.outlier_starts + parts.outlier_counts + parts.outlier_channels + parts.outlier_values;
@@ -252,7 +319,8 @@ TensorSpec spec_of(const BlockHeader& header) noexcept {
     TensorSpec spec;
     spec.backbone = static_cast<Backbone>(header.backbone);
     spec.bits = header.bits;
-    if (spec.backbone != Backbone::kcvt && !spec.raw()) spec.group = header.group;
+    spec.rate = header.rate;
+    if (spec.backbone != Backbone::trellis && spec.backbone != Backbone::kcvt && !spec.raw()) spec.group = header.group;
     spec.rank_prompt = spec.rank_decode = static_cast<std::uint16_t>(std::min(header.rank, 65535u));
     spec.sparsity = header.sparsity;
     return spec;
@@ -281,6 +349,7 @@ BlockView trusted_block(const void* bytes) noexcept {
     BlockView view;
     view.header = static_cast<const BlockHeader*>(bytes);
     view.sizes = block_sizes(*view.header);
+    if (view.header->profile != 0) view.profiles = view.part<unsigned char>(view.header->profile);
     return view;
 }
 
@@ -296,11 +365,13 @@ Status check_codec(const BlockHeader& header, TensorSpec* spec, BlockShape* shap
     }
     if (header.kind > 1)
         return Status::error(Code::bad_block, "tensor kind %u, expected 0 or 1", header.kind);
-    if (header.backbone > static_cast<std::uint8_t>(Backbone::token)) {
-        return Status::error(Code::bad_block, "backbone %u, expected 0 to 4", header.backbone);
+    if (header.backbone > static_cast<std::uint8_t>(Backbone::trellis)) {
+        return Status::error(Code::bad_block, "backbone %u, expected 0 to 5", header.backbone);
     }
     KvSpec both;
-    both.value = *spec = spec_of(header);
+    *spec = spec_of(header);
+    (header.kind == 0 ? both.key : both.value) = *spec;
+    if (is_trellis(header)) both.buffer_tokens = section_tokens;
     if (Status status = validate_spec(both); !status.ok()) {
         return Status::error(Code::bad_block, "codec not known: %s", status.message());
     }
@@ -325,6 +396,9 @@ Status open_block(const void* bytes, std::uint64_t n_bytes, BlockView* out) noex
     BlockShape shape;
     if (Status status = check_codec(header, &spec, &shape); !status.ok()) return status;
     BlockHeader expected;
+    if (is_trellis(header) && header.profile == 0) {
+        return Status::error(Code::bad_block, "the profile of this block is in another one, expected its own");
+    }
     if (Status status = lay_out_block(shape, spec, header.rank, &expected); !status.ok()) {
         return Status::error(Code::bad_block, "%s", status.message());
     }
@@ -339,7 +413,8 @@ Status open_block(const void* bytes, std::uint64_t n_bytes, BlockView* out) noex
     }
     BlockView view = trusted_block(bytes);
     if (Status status = check_outliers(view); !status.ok()) return status;
-    if (Status status = check_values(view); !status.ok()) return status;
+    Status status = is_trellis(header) ? check_trellis(view) : check_values(view);
+    if (!status.ok()) return status;
     *out = view;
     return {};
 }

@@ -15,6 +15,8 @@
 //   | outlier channels   |  [outlier] u8 or u16, channel within the head, ascending within a token
 //   | outlier values     |  [outlier] fp16: what the dense part misses, x - (code * scale + zero)
 //   +--------------------+
+//   | profile, sections  |  trellis blocks, see trellis.hpp
+//   +--------------------+
 // Every part starts at a multiple of 64 and is absent (offset 0) when the codec does not use it, so a kernel
 // streams each part once. Offsets make the block position-independent; it is attended where it lies, and
 // tokens at its end can be hidden by attending fewer.
@@ -98,19 +100,22 @@ struct BlockHeader {
     std::uint32_t rank;
     std::uint32_t n_outliers;  // all heads
     float sparsity;            // as asked for
-    std::uint32_t reserved;    // 0
+    float rate;                // trellis: average bits of a code
     std::uint64_t n_bytes;     // of the whole block, a multiple of 64
-    std::uint64_t codes;       // offsets of the parts
-    std::uint64_t scales;
-    std::uint64_t zeros;
-    std::uint64_t factor_a;
-    std::uint64_t factor_p;
-    std::uint64_t outlier_starts;
-    std::uint64_t outlier_counts;
-    std::uint64_t outlier_channels;
-    std::uint64_t outlier_values;
+    std::uint32_t codes;       // offsets of the parts
+    std::uint32_t scales;
+    std::uint32_t zeros;
+    std::uint32_t factor_a;
+    std::uint32_t factor_p;
+    std::uint32_t outlier_starts;
+    std::uint32_t outlier_counts;
+    std::uint32_t outlier_channels;
+    std::uint32_t outlier_values;
+    std::uint32_t profile;   // trellis; 0 when the first block of the stream has it
+    std::uint32_t sections;  // trellis
+    std::uint32_t reserved;  // 0
 };
-static_assert(sizeof(BlockHeader) == 120);
+static_assert(sizeof(BlockHeader) == 96);
 inline constexpr std::uint64_t header_bytes = 128;
 
 // Sizes that follow from a header, in elements per head unless said otherwise.
@@ -126,6 +131,10 @@ struct BlockSizes {
     bool token_scales;             // one scale per token and channel group, not per channel and token group
     std::uint32_t group_tokens;    // tokens of one group when scales are per channel
     std::uint32_t group_channels;  // channels of one group when scales are per token
+    std::uint32_t n_sections;      // trellis
+    std::uint32_t n_planes;        // trellis: of one section
+    std::uint32_t section_bytes;   // trellis: side information of one section
+    std::uint64_t section_words;   // trellis: code words of one section
 };
 
 // Where the scale and zero of an entry stand within those of its head.
@@ -135,10 +144,10 @@ constexpr std::uint64_t scale_index(const BlockHeader& header, const BlockSizes&
     return channel / sizes.group_channels * header.n_tokens + token;
 }
 
-// Lays out a block. Errors: wrong_size (shape out of its range, or a block of 2^40 bytes or more).
+// Lays out a block; a trellis block with its profile or without. Errors: wrong_size (shape out of its range, or a block of 2^32 bytes or more).
 // `spec` must be valid; rank is clamped to min(n_tokens, dim).
-Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank,
-                     BlockHeader* out) noexcept;
+Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank, BlockHeader* out,
+                     bool with_profile = true) noexcept;
 BlockSizes block_sizes(const BlockHeader& header) noexcept;
 // The codec a header states; both ranks are the block's own.
 TensorSpec spec_of(const BlockHeader& header) noexcept;
@@ -152,6 +161,7 @@ std::uint32_t outliers_per_end(float sparsity, std::uint64_t length) noexcept;
 struct BlockView {
     const BlockHeader* header = nullptr;
     BlockSizes sizes = {};
+    const unsigned char* profiles = nullptr;  // trellis: of all heads, the block's own or its stream's
 
     template <class T>
     const T* part(std::uint64_t offset) const noexcept {
@@ -172,6 +182,15 @@ struct BlockView {
     const std::uint16_t* factor_p(std::uint32_t head) const noexcept {
         return part<std::uint16_t>(header->factor_p) + head * header->rank * std::uint64_t{header->dim};
     }
+    const unsigned char* section(std::uint32_t head, std::uint32_t i) const noexcept {
+        const std::uint64_t at = std::uint64_t{head} * sizes.n_sections + i;
+        return part<unsigned char>(header->sections) + at * sizes.section_bytes;
+    }
+    const std::uint32_t* section_codes(std::uint32_t head, std::uint32_t i) const noexcept {
+        return codes(head) + i * sizes.section_words;
+    }
+    TensorKind kind() const noexcept { return static_cast<TensorKind>(header->kind); }
+    bool trellis() const noexcept { return header->backbone == static_cast<std::uint8_t>(Backbone::trellis); }
 };
 
 // The outliers of one head, walked token by token.

@@ -12,17 +12,38 @@ namespace gearkv {
 namespace {
 
 constexpr const char* known_names =
-    "f32, f16, q8, kivi-B, kcvt-B, token-B, gearl-B, gear-B, gear[l]-kcvt-B or gear[l]-token-B, B = 2 3 4 8";
-constexpr const char* known_options = "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS";
+    "f32, f16, q8, gear-2, gear-3, gear-4, trellis-RATE, kivi-B, kcvt-B, token-B, or [paper:]gear[l][-kcvt|-token]-B, "
+    "B = 2 3 4 8";
+constexpr const char* known_options = "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS, sinks=TOKENS";
+constexpr const char* trellis_options = "nb=TOKENS or sinks=TOKENS; paper:gear-B takes g, r, rg and s";
 
 constexpr std::uint16_t default_rank_prompt = 4;
 constexpr std::uint16_t default_rank_decode = 2;
 constexpr float default_sparsity = 0.02f;
 constexpr std::uint32_t default_buffer_tokens = 64;
+constexpr std::uint32_t trellis_buffer_tokens = 128;  // one section
+constexpr std::uint32_t trellis_sink_tokens = 4;
 
 constexpr std::uint16_t max_group = 4096;
 constexpr std::uint16_t max_spec_rank = 64;
 constexpr std::uint32_t max_buffer_tokens = 4096;
+constexpr std::uint32_t max_sink_tokens = 64;
+constexpr float least_rate = 0.5f, most_key_rate = 6.0f, most_value_rate = 4.0f;
+
+// The points of bench/quality nearest to 2.5, 3.5 and 4.5 bits in all.
+struct Preset {
+    std::uint8_t bits;
+    float key_rate, value_rate;
+};
+constexpr Preset presets[] = {{2, 2.625f, 2.0f}, {3, 3.375f, 3.25f}, {4, 4.625f, 4.0f}};
+
+bool has_trellis(const KvSpec& spec) noexcept {
+    return spec.key.backbone == Backbone::trellis || spec.value.backbone == Backbone::trellis;
+}
+std::uint32_t default_buffer(bool trellis) noexcept {
+    return trellis ? trellis_buffer_tokens : default_buffer_tokens;
+}
+std::uint32_t default_sinks(bool trellis) noexcept { return trellis ? trellis_sink_tokens : 0; }
 
 // A name without its bits, and the parts it stands for.
 struct Family {
@@ -39,18 +60,25 @@ constexpr Family families[] = {
     {"gear-", Backbone::kivi, true, true},
 };
 
-enum class Option { group, rank_prompt, rank_decode, sparsity, buffer_tokens };
-constexpr std::size_t n_options = 5;
-constexpr std::string_view option_names[n_options] = {"g=", "r=", "rg=", "s=", "nb="};
+enum class Option { group, rank_prompt, rank_decode, sparsity, buffer_tokens, sink_tokens };
+constexpr std::size_t n_options = 6;
+constexpr std::string_view option_names[n_options] = {"g=", "r=", "rg=", "s=", "nb=", "sinks="};
 
 // What was read of one tensor's SPEC, and where in the text the value of each option stands; 0 when the
 // option was not given.
 struct Parsed {
     TensorSpec spec;
-    std::uint32_t buffer_tokens = default_buffer_tokens;
+    const Preset* preset = nullptr;  // in place of the spec
+    std::uint32_t buffer_tokens = 0;
+    std::uint32_t sink_tokens = 0;
     std::size_t value_at[n_options] = {};
 
     std::size_t& at(Option option) noexcept { return value_at[static_cast<std::size_t>(option)]; }
+    void use_preset(bool keys) noexcept {
+        if (preset == nullptr) return;
+        spec = {Backbone::trellis, 0};
+        spec.rate = keys ? preset->key_rate : preset->value_rate;
+    }
 };
 
 class Parser {
@@ -69,8 +97,13 @@ class Parser {
             value = key;
         }
         if (at_ != text_.size()) return fail("the end");
-        KvSpec spec = {key.spec, value.spec, key.buffer_tokens};
-        if (Status status = agree_on_buffer(key, value, &spec.buffer_tokens); !status.ok()) return status;
+        key.use_preset(true);
+        value.use_preset(false);
+        KvSpec spec;
+        spec.key = key.spec;
+        spec.value = value.spec;
+        if (Status status = agree_on_buffer(key, value, &spec); !status.ok()) return status;
+        if (Status status = agree_on_sinks(key, value, &spec); !status.ok()) return status;
         if (Status status = validate_spec(spec); !status.ok()) return status;
         *out = spec;
         return {};
@@ -97,28 +130,49 @@ class Parser {
         return fail(expected);
     }
 
-    // One buffer serves both tensors; whole groups of keys must come out of it.
-    Status agree_on_buffer(Parsed& key, Parsed& value, std::uint32_t* buffer_tokens) noexcept {
+    // One buffer serves both tensors; whole groups of keys and whole sections must come out of it.
+    Status agree_on_buffer(Parsed& key, Parsed& value, KvSpec* spec) noexcept {
         const std::size_t key_at = key.at(Option::buffer_tokens), value_at = value.at(Option::buffer_tokens);
         char expected[80];
         if (key_at != 0 && value_at != 0 && key.buffer_tokens != value.buffer_tokens) {
-            std::snprintf(expected, sizeof(expected), "%u, one buffer for keys and values",
-                          key.buffer_tokens);
+            std::snprintf(expected, sizeof(expected), "%u, one buffer for keys and values", key.buffer_tokens);
             return fail_at(value_at, expected);
         }
-        *buffer_tokens = key_at != 0 ? key.buffer_tokens : value.buffer_tokens;
-        if (key.spec.backbone != Backbone::kivi || *buffer_tokens % key.spec.group == 0) return {};
-        if (key_at == 0 && value_at == 0) {
+        const bool given = key_at != 0 || value_at != 0;
+        spec->buffer_tokens = key_at != 0     ? key.buffer_tokens
+                              : value_at != 0 ? value.buffer_tokens
+                                              : default_buffer(has_trellis(*spec));
+        if (given && has_trellis(*spec) && spec->buffer_tokens % trellis_buffer_tokens != 0) {
+            std::snprintf(expected, sizeof(expected), "a multiple of %u, the section of a trellis",
+                          trellis_buffer_tokens);
+            return fail_at(key_at != 0 ? key_at : value_at, expected);
+        }
+        if (key.spec.backbone != Backbone::kivi || spec->buffer_tokens % key.spec.group == 0) return {};
+        if (!given) {
             std::snprintf(expected, sizeof(expected),
-                          "nb=TOKENS too, or a group that divides the buffer of %u", *buffer_tokens);
+                          "nb=TOKENS too, or a group that divides the buffer of %u", spec->buffer_tokens);
             return fail_at(key.at(Option::group), expected);
         }
         std::snprintf(expected, sizeof(expected), "a multiple of the keys' group of %u", key.spec.group);
         return fail_at(key_at != 0 ? key_at : value_at, expected);
     }
 
+    // The first tokens are kept for both tensors.
+    Status agree_on_sinks(Parsed& key, Parsed& value, KvSpec* spec) noexcept {
+        const std::size_t key_at = key.at(Option::sink_tokens), value_at = value.at(Option::sink_tokens);
+        if (key_at != 0 && value_at != 0 && key.sink_tokens != value.sink_tokens) {
+            char expected[80];
+            std::snprintf(expected, sizeof(expected), "%u, the same sinks for keys and values", key.sink_tokens);
+            return fail_at(value_at, expected);
+        }
+        spec->sink_tokens = key_at != 0     ? key.sink_tokens
+                            : value_at != 0 ? value.sink_tokens
+                                            : default_sinks(has_trellis(*spec));
+        return {};
+    }
+
     Status parse_tensor(Parsed* out) noexcept {
-        if (Status status = parse_name(&out->spec); !status.ok()) return status;
+        if (Status status = parse_name(out); !status.ok()) return status;
         if (!accept(":")) return {};
         do {
             if (Status status = parse_option(out); !status.ok()) return status;
@@ -133,33 +187,48 @@ class Parser {
         return at_ == text_.size() || text_[at_] == ':' || text_[at_] == ';';
     }
 
-    Status parse_name(TensorSpec* spec) noexcept {
+    Status parse_name(Parsed* out) noexcept {
         const std::size_t start = at_;
+        TensorSpec* spec = &out->spec;
         if (accept("f32")) {
             *spec = {Backbone::raw32, 32};
         } else if (accept("f16")) {
             *spec = {Backbone::raw16, 16};
         } else if (accept("q8")) {
             *spec = {Backbone::token, 8};
+        } else if (accept("trellis-")) {
+            *spec = {Backbone::trellis, 0};
+            if (Status status = parse_number({least_rate, most_key_rate}, &spec->rate); !status.ok()) return status;
         } else {
-            for (const Family& family : families) {
-                if (!accept(family.prefix)) continue;
-                if (at_ < text_.size() && std::strchr("2348", text_[at_]) != nullptr) {
-                    spec->backbone = family.backbone;
-                    spec->bits = static_cast<std::uint8_t>(text_[at_++] - '0');
-                    if (family.low_rank) {
-                        spec->rank_prompt = default_rank_prompt;
-                        spec->rank_decode = default_rank_decode;
-                    }
-                    if (family.outliers) spec->sparsity = default_sparsity;
-                    break;
-                }
-                return fail("2, 3, 4 or 8 bits");
-            }
+            if (Status status = parse_family(out); !status.ok()) return status;
         }
         if (at_ != start && at_name_end()) return {};
         if (at_ == start) return fail(known_names);
         return fail("\":\" and options, \";\" or the end");
+    }
+
+    // A family and its bits; gear-2, gear-3 and gear-4 are presets unless "paper:" stands before them.
+    Status parse_family(Parsed* out) noexcept {
+        const bool paper = accept("paper:");
+        const std::size_t start = at_;
+        for (const Family& family : families) {
+            if (!accept(family.prefix)) continue;
+            if (at_ == text_.size() || std::strchr("2348", text_[at_]) == nullptr) return fail("2, 3, 4 or 8 bits");
+            TensorSpec& spec = out->spec;
+            spec.backbone = family.backbone;
+            spec.bits = static_cast<std::uint8_t>(text_[at_++] - '0');
+            if (family.low_rank) {
+                spec.rank_prompt = default_rank_prompt;
+                spec.rank_decode = default_rank_decode;
+            }
+            if (family.outliers) spec.sparsity = default_sparsity;
+            if (paper && !family.low_rank) return fail_at(start, "gear or gearl after \"paper:\"");
+            for (const Preset& preset : presets) {
+                if (!paper && family.prefix == "gear-" && preset.bits == spec.bits) out->preset = &preset;
+            }
+            return {};
+        }
+        return paper ? fail("gear or gearl after \"paper:\"") : Status();
     }
 
     // Finds the option that stands here, and moves to its value.
@@ -168,8 +237,11 @@ class Parser {
             const std::size_t start = at_;
             if (!accept(option_names[i])) continue;
             *option = static_cast<Option>(i);
-            if (out->spec.raw() && *option != Option::buffer_tokens)
-                return fail_at(start, "nb=TOKENS, the only option of an uncompressed tensor");
+            const bool for_all = *option == Option::buffer_tokens || *option == Option::sink_tokens;
+            if (out->spec.raw() && !for_all)
+                return fail_at(start, "nb=TOKENS or sinks=TOKENS, the options of an uncompressed tensor");
+            if ((out->preset != nullptr || out->spec.backbone == Backbone::trellis) && !for_all)
+                return fail_at(start, trellis_options);
             if (out->at(*option) != 0) return fail_at(start, "every option once");
             out->at(*option) = at_;
             return {};
@@ -192,6 +264,8 @@ class Parser {
                 return parse_fraction(&spec.sparsity);
             case Option::buffer_tokens:
                 return parse_count({1, max_buffer_tokens, 1}, &out->buffer_tokens);
+            case Option::sink_tokens:
+                return parse_count({0, max_sink_tokens, 1}, &out->sink_tokens);
         }
         return {};
     }
@@ -220,6 +294,24 @@ class Parser {
         return {};
     }
 
+    struct FloatRange {
+        float least, most;
+    };
+
+    Status parse_number(FloatRange range, float* out) noexcept {
+        float number = 0.0f;
+        const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), number);
+        if (error != std::errc() || !(number >= range.least && number <= range.most)) {
+            char expected[64];
+            std::snprintf(expected, sizeof(expected), "a number from %g to %g", static_cast<double>(range.least),
+                          static_cast<double>(range.most));
+            return fail(expected);
+        }
+        at_ = static_cast<std::size_t>(end - text_.data());
+        *out = number;
+        return {};
+    }
+
     Status parse_fraction(float* out) noexcept {
         float fraction = 0.0f;
         const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), fraction);
@@ -234,6 +326,17 @@ class Parser {
     std::size_t at_ = 0;
 };
 
+Status validate_trellis(const TensorSpec& spec, const char* name, float most) noexcept {
+    if (spec.bits != 0 || spec.rank_prompt != 0 || spec.rank_decode != 0 || spec.sparsity != 0.0f) {
+        return Status::error(Code::bad_spec,
+                             "%s are a trellis with %u bits, ranks %u and %u, sparsity %g, expected a rate and 0 for these",
+                             name, spec.bits, spec.rank_prompt, spec.rank_decode, static_cast<double>(spec.sparsity));
+    }
+    if (spec.rate >= least_rate && spec.rate <= most) return {};
+    return Status::error(Code::bad_spec, "%s have a rate of %g bits, expected %g to %g", name,
+                         static_cast<double>(spec.rate), static_cast<double>(least_rate), static_cast<double>(most));
+}
+
 Status validate_tensor(const TensorSpec& spec, const char* name) noexcept {
     if (spec.raw()) {
         const int bits = spec.backbone == Backbone::raw32 ? 32 : 16;
@@ -247,7 +350,7 @@ Status validate_tensor(const TensorSpec& spec, const char* name) noexcept {
     }
     if (spec.backbone != Backbone::kivi && spec.backbone != Backbone::kcvt &&
         spec.backbone != Backbone::token) {
-        return Status::error(Code::bad_spec, "backbone of %s is %u, expected 0 to 4", name,
+        return Status::error(Code::bad_spec, "backbone of %s is %u, expected 0 to 5", name,
                              static_cast<unsigned>(spec.backbone));
     }
     if (spec.bits != 2 && spec.bits != 3 && spec.bits != 4 && spec.bits != 8) {
@@ -297,7 +400,8 @@ class Writer {
     std::size_t n_ = 0;
 };
 
-void write_tensor(const TensorSpec& spec, std::uint32_t buffer_tokens, Writer* out) noexcept {
+// `preset` names both tensors at once; with `both`, what they share is written too.
+void write_tensor(const TensorSpec& spec, const KvSpec* both, const Preset* preset, Writer* out) noexcept {
     char separator = ':';
     const auto option = [&](std::string_view name, auto number) {
         out->add({&separator, 1});
@@ -305,8 +409,14 @@ void write_tensor(const TensorSpec& spec, std::uint32_t buffer_tokens, Writer* o
         out->add_number(number);
         separator = ',';
     };
-    if (spec.raw()) {
+    if (preset != nullptr) {
+        out->add("gear-");
+        out->add_number(static_cast<unsigned>(preset->bits));
+    } else if (spec.raw()) {
         out->add(spec.backbone == Backbone::raw32 ? "f32" : "f16");
+    } else if (spec.backbone == Backbone::trellis) {
+        out->add("trellis-");
+        out->add_number(spec.rate);
     } else {
         const bool low_rank = spec.rank_prompt != 0 || spec.rank_decode != 0;
         const bool outliers = low_rank && spec.sparsity != 0.0f;
@@ -314,6 +424,7 @@ void write_tensor(const TensorSpec& spec, std::uint32_t buffer_tokens, Writer* o
             if (family.backbone != spec.backbone || family.low_rank != low_rank ||
                 family.outliers != outliers)
                 continue;
+            if (family.prefix == "gear-") out->add("paper:");
             out->add(family.prefix);
         }
         out->add_number(static_cast<unsigned>(spec.bits));
@@ -323,7 +434,20 @@ void write_tensor(const TensorSpec& spec, std::uint32_t buffer_tokens, Writer* o
             option("rg=", spec.rank_decode);
         if (spec.sparsity != (outliers ? default_sparsity : 0.0f)) option("s=", spec.sparsity);
     }
-    if (buffer_tokens != default_buffer_tokens) option("nb=", buffer_tokens);
+    if (both == nullptr) return;
+    const bool trellis = has_trellis(*both);
+    if (both->buffer_tokens != default_buffer(trellis)) option("nb=", both->buffer_tokens);
+    if (both->sink_tokens != default_sinks(trellis)) option("sinks=", both->sink_tokens);
+}
+
+const Preset* find_preset(const KvSpec& spec) noexcept {
+    for (const Preset& preset : presets) {
+        TensorSpec key = {Backbone::trellis, 0}, value = {Backbone::trellis, 0};
+        key.rate = preset.key_rate;
+        value.rate = preset.value_rate;
+        if (spec.key == key && spec.value == value) return &preset;
+    }
+    return nullptr;
 }
 
 }  // namespace
@@ -336,11 +460,23 @@ Status parse_spec(const char* text, KvSpec* out) noexcept {
 }
 
 Status validate_spec(const KvSpec& spec) noexcept {
-    if (Status status = validate_tensor(spec.key, "keys"); !status.ok()) return status;
-    if (Status status = validate_tensor(spec.value, "values"); !status.ok()) return status;
+    const bool keys_are_trellis = spec.key.backbone == Backbone::trellis;
+    const bool values_are_trellis = spec.value.backbone == Backbone::trellis;
+    Status status = keys_are_trellis ? validate_trellis(spec.key, "keys", most_key_rate) : validate_tensor(spec.key, "keys");
+    if (!status.ok()) return status;
+    status = values_are_trellis ? validate_trellis(spec.value, "values", most_value_rate)
+                                : validate_tensor(spec.value, "values");
+    if (!status.ok()) return status;
     if (spec.buffer_tokens < 1 || spec.buffer_tokens > max_buffer_tokens) {
         return Status::error(Code::bad_spec, "buffer of %u tokens, expected 1 to %u", spec.buffer_tokens,
                              max_buffer_tokens);
+    }
+    if (spec.sink_tokens > max_sink_tokens) {
+        return Status::error(Code::bad_spec, "%u sink tokens, expected at most %u", spec.sink_tokens, max_sink_tokens);
+    }
+    if (has_trellis(spec) && spec.buffer_tokens % trellis_buffer_tokens != 0) {
+        return Status::error(Code::bad_spec, "buffer of %u tokens, expected a multiple of %u, the section of a trellis",
+                             spec.buffer_tokens, trellis_buffer_tokens);
     }
     if (spec.key.backbone == Backbone::kivi && spec.buffer_tokens % spec.key.group != 0) {
         return Status::error(Code::bad_spec,
@@ -354,13 +490,14 @@ Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept
     if (text == nullptr) return Status::error(Code::invalid_argument, "text is null");
     if (Status status = validate_spec(spec); !status.ok()) return status;
     Writer writer(text, n_chars);
-    if (spec.key == spec.value) {
-        write_tensor(spec.key, spec.buffer_tokens, &writer);
+    const Preset* preset = find_preset(spec);
+    if (preset != nullptr || spec.key == spec.value) {
+        write_tensor(spec.key, &spec, preset, &writer);
     } else {
         writer.add("k=");
-        write_tensor(spec.key, spec.buffer_tokens, &writer);
+        write_tensor(spec.key, &spec, nullptr, &writer);
         writer.add(";v=");
-        write_tensor(spec.value, default_buffer_tokens, &writer);  // once is enough
+        write_tensor(spec.value, nullptr, nullptr, &writer);
     }
     if (writer.finish()) return {};
     return Status::error(Code::wrong_size, "room for %zu characters, expected %zu", n_chars, writer.n() + 1);

@@ -75,7 +75,7 @@ TEST_CASE("a session has no logits before its first token and after a reset") {
 }
 
 TEST_CASE("a reset session repeats itself bit for bit") {
-    for (const char* spec : {"f32", "f16", "gear-4:g=32,nb=32", "kivi-2:g=32,nb=32"}) {
+    for (const char* spec : {"f32", "f16", "paper:gear-4:g=32,nb=32", "kivi-2:g=32,nb=32"}) {
         CAPTURE(spec);
         Fixture fixture(spec);
         const auto session = fixture.session();
@@ -175,7 +175,7 @@ TEST_CASE("logits do not depend on the number of threads") {
     ModelShape shape;
     shape.n_ctx = 128;
     shape.n_layers = 2;
-    for (const char* spec : {"f32", "gear-4:g=32,nb=32"}) {
+    for (const char* spec : {"f32", "paper:gear-4:g=32,nb=32"}) {
         Fixture fixture(spec, shape);
         const auto tokens = some_tokens(100);
         std::vector<float> serial(100 * fixture.maker.n_vocab);
@@ -315,7 +315,7 @@ TEST_CASE("without memory, loading a model fails cleanly at every allocation") {
 TEST_CASE("a session that ran out of memory between two layers says so until it is reset, and then works") {
     ModelShape shape;
     shape.n_layers = 3;
-    Fixture fixture("gear-4:g=32,nb=32", shape);
+    Fixture fixture("paper:gear-4:g=32,nb=32", shape);
     const auto tokens = some_tokens(50);
     std::vector<float> expected;
     {

@@ -1,6 +1,7 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <string>
 
 #include "gearkv/cache.hpp"
 #include "support/catch.hpp"
@@ -19,7 +20,7 @@ KvSpec spec_of(const char* text) {
     return spec;
 }
 
-CacheConfig make_config(const char* spec, std::uint32_t n_kv_heads, std::uint32_t key_dim,
+CacheConfig make_config(const std::string& spec, std::uint32_t n_kv_heads, std::uint32_t key_dim,
                         std::uint32_t value_dim, std::uint64_t max_tokens = 1024,
                         std::uint32_t n_layers = 1) {
     CacheConfig config;
@@ -28,7 +29,7 @@ CacheConfig make_config(const char* spec, std::uint32_t n_kv_heads, std::uint32_
     config.key_dim = key_dim;
     config.value_dim = value_dim;
     config.max_tokens = max_tokens;
-    config.spec = spec_of(spec);
+    config.spec = spec_of(spec.c_str());
     return config;
 }
 
@@ -128,9 +129,15 @@ TEST_CASE("attention on the compressed form equals attention on what it decompre
                            "gear-8",
                            "gear-kcvt-4",
                            "gear-token-3:g=32",
-                           "gear-2:g=32,s=0.2",
-                           "k=gear-2:g=32;v=kivi-4",
+                           "paper:gear-2",
+                           "paper:gear-3",
+                           "gearl-3",
+                           "paper:gear-2:g=32,s=0.2",
+                           "k=paper:gear-2:g=32;v=kivi-4",
                            "k=f16;v=gear-2",
+                           "k=gear-4;v=f16:sinks=0",
+                           "k=trellis-5.5;v=trellis-0.75:sinks=3",
+                           "k=trellis-1;v=kivi-2:nb=256",
                            "k=token-4;v=f32"};
     const struct {
         std::uint32_t n_kv_heads, n_heads, key_dim, value_dim;
@@ -171,22 +178,26 @@ TEST_CASE("a raw cache gives back what was appended", "[cache]") {
 }
 
 TEST_CASE("closed blocks never change and the buffer holds the rest", "[cache]") {
+    const auto spec = GENERATE(as<std::string>{}, "gear-2", "paper:gear-2");
+    INFO(spec);
     const Tensor k = structured(400, 2, 64, 1), v = structured(400, 2, 64, 2);
-    auto cache = make_cache(make_config("gear-2", 2, 64, 64));
-    REQUIRE(append(cache.get(), k, v, 0, 130).ok());
+    auto cache = make_cache(make_config(spec, 2, 64, 64));
+    const std::size_t n_sinks = cache->config().spec.sink_tokens;
+    REQUIRE(append(cache.get(), k, v, 0, 130 + n_sinks).ok());
     REQUIRE(cache->compress(0, serial_executor()).ok());
     CHECK(cache->stats().compressed_tokens == 128);
     const auto before = read_all(cache.get());
-    for (std::size_t t = 130; t < 400; ++t)
-        REQUIRE(append(cache.get(), k, v, t, 1).ok());
+    for (std::size_t t = 130 + n_sinks; t < 400; ++t) REQUIRE(append(cache.get(), k, v, t, 1).ok());
     const auto after = read_all(cache.get());
-    for (std::size_t i = 0; i < 128 * 2 * 64; ++i) {
+    for (std::size_t i = 0; i < (128 + n_sinks) * 2 * 64; ++i) {
         REQUIRE(before.first.data[i] == after.first.data[i]);
         REQUIRE(before.second.data[i] == after.second.data[i]);
     }
-    CHECK(cache->stats().compressed_tokens == 384 - 64 * (cache->stats().compressed_tokens == 320));
-    // Recent tokens are as exact as fp16.
-    for (std::size_t t = cache->stats().compressed_tokens; t < 400; ++t) {
+    const std::size_t n_closed = cache->stats().compressed_tokens;
+    CHECK(n_closed == (400 - n_sinks) / cache->config().spec.buffer_tokens * cache->config().spec.buffer_tokens);
+    // Sinks and recent tokens are as exact as fp16.
+    for (std::size_t t = 0; t < 400; ++t) {
+        if (t >= n_sinks && t < n_sinks + n_closed) continue;
         for (std::size_t c = 0; c < 64; ++c) {
             REQUIRE(after.first.at(t, 0, c) == Approx(k.at(t, 0, c)).epsilon(1e-3).margin(1e-6));
         }
@@ -196,15 +207,16 @@ TEST_CASE("closed blocks never change and the buffer holds the rest", "[cache]")
 TEST_CASE("a prompt in any chunks holds the same tokens", "[cache]") {
     const Tensor k = structured(256, 2, 64, 1), v = structured(256, 2, 64, 2);
     const Tensor q = gaussian(4, 4, 64, 3);
+    const auto spec = GENERATE(as<std::string>{}, "gear-4", "paper:gear-4");
     for (const std::size_t chunk : {1u, 7u, 63u, 64u, 65u, 100u, 256u}) {
-        auto cache = make_cache(make_config("gear-4", 2, 64, 64));
+        auto cache = make_cache(make_config(spec, 2, 64, 64));
         for (std::size_t t = 0; t < 256; t += chunk) {
             REQUIRE(append(cache.get(), k, v, t, std::min(chunk, 256 - t)).ok());
             REQUIRE(cache->compress(0, serial_executor()).ok());
         }
         REQUIRE(cache->n_tokens(0) == 256);
         const auto [keys, values] = read_all(cache.get());
-        INFO("chunk " << chunk);
+        INFO(spec << " chunk " << chunk);
         CHECK(reference::relative_error(k, keys) < 0.06);
         CHECK(reference::relative_error(v, values) < 0.12);
         CHECK(attention_error(cache.get(), q, true) < 2e-5);
@@ -214,11 +226,12 @@ TEST_CASE("a prompt in any chunks holds the same tokens", "[cache]") {
 TEST_CASE("results do not depend on the executor", "[cache]") {
     const Tensor k = structured(500, 3, 64, 1), v = structured(500, 3, 64, 2);
     const Tensor q = gaussian(33, 6, 64, 3);
+    const auto spec = GENERATE(as<std::string>{}, "gear-3", "paper:gear-3");
     Tensor expected;
     for (const unsigned n_threads : {1u, 2u, 3u, 8u}) {
         std::unique_ptr<Executor> executor;
         REQUIRE(create_executor(n_threads, &executor).ok());
-        auto cache = make_cache(make_config("gear-3", 3, 64, 64));
+        auto cache = make_cache(make_config(spec, 3, 64, 64));
         REQUIRE(append(cache.get(), k, v, 0, 400, 0, *executor).ok());
         for (std::size_t t = 400; t < 500; ++t)
             REQUIRE(append(cache.get(), k, v, t, 1, 0, *executor).ok());
@@ -231,7 +244,7 @@ TEST_CASE("results do not depend on the executor", "[cache]") {
 TEST_CASE("reported bytes equal allocated bytes", "[cache]") {
     const Tensor k = structured(700, 2, 64, 1), v = structured(700, 2, 64, 2);
     const Tensor q = gaussian(20, 4, 64, 3);
-    for (const char* spec : {"f16", "kivi-2", "gear-2", "gear-kcvt-4"}) {
+    for (const char* spec : {"f16", "kivi-2", "gear-2", "paper:gear-2", "gear-kcvt-4"}) {
         CountingMemory memory;
         CacheConfig config = make_config(spec, 2, 64, 64, 1024, 3);
         config.allocator = memory.allocator();
@@ -257,8 +270,9 @@ TEST_CASE("reported bytes equal allocated bytes", "[cache]") {
 }
 
 TEST_CASE("reset gives memory back and the cache works again", "[cache]") {
+    const auto spec = GENERATE(as<std::string>{}, "gear-2", "paper:gear-2");
     CountingMemory memory;
-    CacheConfig config = make_config("gear-2", 2, 64, 64);
+    CacheConfig config = make_config(spec, 2, 64, 64);
     config.allocator = memory.allocator();
     auto cache = make_cache(config);
     const std::uint64_t empty = memory.held;
@@ -276,7 +290,8 @@ TEST_CASE("reset gives memory back and the cache works again", "[cache]") {
 
 TEST_CASE("memory that runs out at any point leaves a cache that still works", "[cache]") {
     const Tensor k = structured(200, 2, 64, 1), v = structured(200, 2, 64, 2), q = gaussian(2, 4, 64, 3);
-    auto whole = make_cache(make_config("gear-2", 2, 64, 64));
+    const auto spec = GENERATE(as<std::string>{}, "gear-2", "paper:gear-2");
+    auto whole = make_cache(make_config(spec, 2, 64, 64));
     REQUIRE(append(whole.get(), k, v, 0, 200).ok());
     REQUIRE(whole->compress(0, serial_executor()).ok());
     const Tensor expected = attend(whole.get(), q, 64, true);
@@ -285,7 +300,7 @@ TEST_CASE("memory that runs out at any point leaves a cache that still works", "
         REQUIRE(budget < 100);
         CountingMemory memory;
         memory.budget = budget;
-        CacheConfig config = make_config("gear-2", 2, 64, 64);
+        CacheConfig config = make_config(spec, 2, 64, 64);
         config.allocator = memory.allocator();
         std::unique_ptr<Cache> cache;
         const Status created = Cache::create(config, &cache);
@@ -319,7 +334,7 @@ TEST_CASE("memory that runs out at any point leaves a cache that still works", "
 
 TEST_CASE("bad calls are refused and change nothing", "[cache]") {
     const Tensor k = gaussian(100, 2, 64, 1), v = gaussian(100, 2, 64, 2), q = gaussian(2, 4, 64, 3);
-    auto cache = make_cache(make_config("gear-2", 2, 64, 64, 100));
+    auto cache = make_cache(make_config("paper:gear-2", 2, 64, 64, 100));
     REQUIRE(append(cache.get(), k, v, 0, 90).ok());
     const Tensor expected = attend(cache.get(), q, 64, true);
     Tensor bad = k;
@@ -359,7 +374,7 @@ TEST_CASE("bad calls are refused and change nothing", "[cache]") {
     CHECK(cache->n_tokens(0) == 90);
     CHECK(attend(cache.get(), q, 64, true).data == expected.data);
 
-    auto empty = make_cache(make_config("gear-2", 2, 64, 64));
+    auto empty = make_cache(make_config("paper:gear-2", 2, 64, 64));
     data = to_floats(q);
     CHECK(empty->attend(0, queries_of(data, q, true), out.data(), serial_executor()).code() ==
           Code::wrong_size);
@@ -367,7 +382,7 @@ TEST_CASE("bad calls are refused and change nothing", "[cache]") {
 
 TEST_CASE("configurations that cannot be are refused with the field's name", "[cache]") {
     const auto refuse = [](Code code, const char* field, auto&& change) {
-        CacheConfig config = make_config("gear-2", 2, 64, 64);
+        CacheConfig config = make_config("paper:gear-2", 2, 64, 64);
         change(config);
         std::unique_ptr<Cache> cache;
         const Status status = Cache::create(config, &cache);

@@ -50,6 +50,7 @@ TEST_CASE("names stand for backbones, bits and parts", "[spec]") {
                  {"kcvt-4", Backbone::kcvt, 4, 0, 0},
                  {"token-3", Backbone::token, 3, 0, 0},
                  {"gearl-2", Backbone::kivi, 2, 4, 0},
+                 {"paper:gear-2", Backbone::kivi, 2, 4, 0.02f},
                  {"gear-8", Backbone::kivi, 8, 4, 0.02f},
                  {"gear-kcvt-4", Backbone::kcvt, 4, 4, 0.02f},
                  {"gearl-token-3", Backbone::token, 3, 4, 0}};
@@ -63,27 +64,46 @@ TEST_CASE("names stand for backbones, bits and parts", "[spec]") {
         CHECK(spec.key.rank_decode == name.rank / 2);
         CHECK(spec.key.sparsity == name.sparsity);
         CHECK(spec.buffer_tokens == 64);
-        CHECK(formatted(spec) == (std::string(name.text) == "q8" ? "token-8" : name.text));
+        const std::string text = name.text;
+        CHECK(formatted(spec) == (text == "q8" ? "token-8" : text == "gear-8" ? "paper:gear-8" : text));
     }
 }
 
+TEST_CASE("gear-2, gear-3 and gear-4 are trellis presets with sinks", "[spec]") {
+    for (const char* text : {"gear-2", "gear-3", "gear-4", "gear-2:nb=256,sinks=8"}) {
+        const KvSpec spec = parsed(text);
+        CHECK(spec.key.backbone == Backbone::trellis);
+        CHECK(spec.value.backbone == Backbone::trellis);
+        CHECK(spec.key.rate > spec.value.rate);
+        CHECK(spec.buffer_tokens % 128 == 0);
+        CHECK(spec.sink_tokens > 0);
+        CHECK(formatted(spec) == text);
+    }
+    CHECK(parsed("k=gear-2;v=gear-2") == parsed("gear-2"));
+    CHECK(parsed("k=trellis-2.625;v=trellis-2") == parsed("gear-2"));
+    const KvSpec mixed = parsed("k=trellis-5;v=kivi-2");
+    CHECK(mixed.key.rate == 5.0f);
+    CHECK(mixed.buffer_tokens == 128);
+    CHECK(mixed.sink_tokens == 4);
+}
+
 TEST_CASE("options set what they name", "[spec]") {
-    KvSpec spec = parsed("gear-2:g=32,r=8,rg=3,s=0.05,nb=128");
+    KvSpec spec = parsed("paper:gear-2:g=32,r=8,rg=3,s=0.05,nb=128");
     CHECK(spec.key.group == 32);
     CHECK(spec.key.rank_prompt == 8);
     CHECK(spec.key.rank_decode == 3);
     CHECK(spec.key.sparsity == 0.05f);
     CHECK(spec.buffer_tokens == 128);
-    spec = parsed("k=gear-4:r=2;v=kivi-2:nb=192");
+    spec = parsed("k=paper:gear-4:r=2;v=kivi-2:nb=192");
     CHECK(spec.key.bits == 4);
     CHECK(spec.value.bits == 2);
     CHECK(spec.value.rank_prompt == 0);
     CHECK(spec.buffer_tokens == 192);
-    CHECK(parsed("gear-2:r=1").key.rank_decode == 1);
-    CHECK(parsed("gear-2:r=0").key.rank_decode == 0);
-    CHECK(parsed("gear-2:r=1,rg=3") == parsed("gear-2:rg=3,r=1"));
-    CHECK(parsed("gear-2:r=1,rg=3").key.rank_decode == 3);
-    CHECK(parsed("k=gear-2:nb=128;v=kivi-4") == parsed("k=gear-2;v=kivi-4:nb=128"));
+    CHECK(parsed("paper:gear-2:r=1").key.rank_decode == 1);
+    CHECK(parsed("paper:gear-2:r=0").key.rank_decode == 0);
+    CHECK(parsed("paper:gear-2:r=1,rg=3") == parsed("paper:gear-2:rg=3,r=1"));
+    CHECK(parsed("paper:gear-2:r=1,rg=3").key.rank_decode == 3);
+    CHECK(parsed("k=paper:gear-2:nb=128;v=kivi-4") == parsed("k=paper:gear-2;v=kivi-4:nb=128"));
     CHECK(parsed("k=f16;v=gear-2").key == parsed("f16").key);
     CHECK(parsed("k=token-2;v=kivi-2:nb=20").buffer_tokens == 20);
     CHECK(parsed("kivi-2:s=1e-2").key.sparsity == 0.01f);
@@ -93,33 +113,42 @@ TEST_CASE("options set what they name", "[spec]") {
 TEST_CASE("a bad SPEC is refused with its place and what is known there", "[spec]") {
     const struct {
         const char *text, *place, *known;
-    } cases[] = {{"", "character 1:", "f32, f16, q8, kivi-B"},
-                 {"gaer-2", "character 1:", "gear-B"},
+    } cases[] = {{"", "character 1:", "f32, f16, q8, gear-2"},
+                 {"gaer-2", "character 1:", "gear[l]"},
                  {"gear-5", "character 6:", "2, 3, 4 or 8"},
                  {"gear-", "character 6:", "2, 3, 4 or 8"},
-                 {"gear-22", "character 7:", "options"},
-                 {"gear-2:x=1", "character 8:", "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS"},
-                 {"gear-2:", "character 8:", "g=GROUP"},
-                 {"gear-2:g=", "character 10:", "multiple of 32"},
-                 {"gear-2:g=-1", "character 10:", "multiple of 32"},
-                 {"gear-2:r=65", "character 10:", "from 0 to 64"},
-                 {"gear-2:r=99999999999", "character 10:", "from 0 to 64"},
-                 {"gear-2:s=1", "character 10:", "fraction"},
-                 {"gear-2:s=nan", "character 10:", "fraction"},
-                 {"gear-2:s=-0.1", "character 10:", "fraction"},
-                 {"gear-2:g=64;", "character 12:", "the end"},
-                 {"gear-2:g=48", "character 10:", "a multiple of 32 from 32 to 4096"},
-                 {"gear-2:g=8192", "character 10:", "a multiple of 32 from 32 to 4096"},
-                 {"gear-2:g=0", "character 10:", "a multiple of 32 from 32 to 4096"},
-                 {"gear-2:nb=0", "character 11:", "from 1 to 4096"},
-                 {"gear-2:nb=4097", "character 11:", "from 1 to 4096"},
-                 {"gear-2:r=4,r=4", "character 12:", "every option once"},
-                 {"gear-2:nb=96", "character 11:", "a multiple of the keys' group of 64"},
-                 {"k=gear-2:g=128;v=kivi-2:nb=64", "character 28:", "a multiple of the keys' group of 128"},
-                 {"gear-2:r=4,g=128", "character 14:", "a group that divides the buffer of 64"},
-                 {"k=gear-2:nb=64;v=gear-2:nb=128", "character 28:", "64, one buffer for keys and values"},
-                 {"k=k=gear-2;v=f16", "character 3:", "gear-B"},
+                 {"paper:gear-22", "character 13:", "options"},
+                 {"paper:gear-2:x=1", "character 14:", "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS"},
+                 {"paper:gear-2:", "character 14:", "g=GROUP"},
+                 {"paper:gear-2:g=", "character 16:", "multiple of 32"},
+                 {"paper:gear-2:g=-1", "character 16:", "multiple of 32"},
+                 {"paper:gear-2:r=65", "character 16:", "from 0 to 64"},
+                 {"paper:gear-2:r=99999999999", "character 16:", "from 0 to 64"},
+                 {"paper:gear-2:s=1", "character 16:", "fraction"},
+                 {"paper:gear-2:s=nan", "character 16:", "fraction"},
+                 {"paper:gear-2:s=-0.1", "character 16:", "fraction"},
+                 {"paper:gear-2:g=64;", "character 18:", "the end"},
+                 {"paper:gear-2:g=48", "character 16:", "a multiple of 32 from 32 to 4096"},
+                 {"paper:gear-2:g=8192", "character 16:", "a multiple of 32 from 32 to 4096"},
+                 {"paper:gear-2:g=0", "character 16:", "a multiple of 32 from 32 to 4096"},
+                 {"paper:gear-2:nb=0", "character 17:", "from 1 to 4096"},
+                 {"paper:gear-2:nb=4097", "character 17:", "from 1 to 4096"},
+                 {"paper:gear-2:r=4,r=4", "character 18:", "every option once"},
+                 {"paper:gear-2:nb=96", "character 17:", "a multiple of the keys' group of 64"},
+                 {"k=paper:gear-2:g=128;v=kivi-2:nb=64", "character 34:", "a multiple of the keys' group of 128"},
+                 {"paper:gear-2:r=4,g=128", "character 20:", "a group that divides the buffer of 64"},
+                 {"k=kivi-2:nb=64;v=kivi-2:nb=128", "character 28:", "64, one buffer for keys and values"},
+                 {"k=k=gear-2;v=f16", "character 3:", "gear[l]"},
                  {"f16:g=64", "character 5:", "nb=TOKENS"},
+                 {"gear-2:g=32", "character 8:", "paper:gear-B"},
+                 {"gear-2:nb=64", "character 11:", "multiple of 128"},
+                 {"paper:kivi-2", "character 7:", "gear or gearl"},
+                 {"paper:f16", "character 7:", "gear or gearl"},
+                 {"trellis-", "character 9:", "a number from 0.5 to 6"},
+                 {"trellis-7", "character 9:", "a number from 0.5 to 6"},
+                 {"trellis-2:r=1", "character 11:", "nb=TOKENS or sinks=TOKENS"},
+                 {"f16:sinks=65", "character 11:", "from 0 to 64"},
+                 {"k=f16:sinks=1;v=f16:sinks=2", "character 27:", "the same sinks"},
                  {"k=gear-2", "character 9:", "v=SPEC"},
                  {"k=gear-2;gear-2", "character 10:", "v=SPEC"},
                  {"k=gear-2;v=", "character 12:", "f32"},
@@ -151,27 +180,33 @@ TEST_CASE("a field out of its range is named", "[spec]") {
         const char *text, *named;
         void (*spoil)(KvSpec&);
     } cases[] = {
-        {"gear-2", "keys have 5 bits", [](KvSpec& s) { s.key.bits = 5; }},
-        {"gear-2", "values have 16 bits", [](KvSpec& s) { s.value.bits = 16; }},
-        {"gear-2", "group of keys is 0", [](KvSpec& s) { s.key.group = 0; }},
-        {"gear-2", "group of values is 4128", [](KvSpec& s) { s.value.group = 4128; }},
-        {"gear-2", "group of values is 33", [](KvSpec& s) { s.value.group = 33; }},
-        {"gear-2", "ranks of keys are 65 and 2", [](KvSpec& s) { s.key.rank_prompt = 65; }},
-        {"gear-2", "ranks of values are 4 and 65", [](KvSpec& s) { s.value.rank_decode = 65; }},
-        {"gear-2", "sparsity of keys is 1", [](KvSpec& s) { s.key.sparsity = 1.0f; }},
-        {"gear-2", "sparsity of keys is -0.5", [](KvSpec& s) { s.key.sparsity = -0.5f; }},
-        {"gear-2", "sparsity of values is nan",
+        {"paper:gear-2", "keys have 5 bits", [](KvSpec& s) { s.key.bits = 5; }},
+        {"paper:gear-2", "values have 16 bits", [](KvSpec& s) { s.value.bits = 16; }},
+        {"paper:gear-2", "group of keys is 0", [](KvSpec& s) { s.key.group = 0; }},
+        {"paper:gear-2", "group of values is 4128", [](KvSpec& s) { s.value.group = 4128; }},
+        {"paper:gear-2", "group of values is 33", [](KvSpec& s) { s.value.group = 33; }},
+        {"paper:gear-2", "ranks of keys are 65 and 2", [](KvSpec& s) { s.key.rank_prompt = 65; }},
+        {"paper:gear-2", "ranks of values are 4 and 65", [](KvSpec& s) { s.value.rank_decode = 65; }},
+        {"paper:gear-2", "sparsity of keys is 1", [](KvSpec& s) { s.key.sparsity = 1.0f; }},
+        {"paper:gear-2", "sparsity of keys is -0.5", [](KvSpec& s) { s.key.sparsity = -0.5f; }},
+        {"paper:gear-2", "sparsity of values is nan",
          [](KvSpec& s) { s.value.sparsity = std::numeric_limits<float>::quiet_NaN(); }},
-        {"gear-2", "sparsity of values is inf",
+        {"paper:gear-2", "sparsity of values is inf",
          [](KvSpec& s) { s.value.sparsity = std::numeric_limits<float>::infinity(); }},
-        {"gear-2", "buffer of 0 tokens", [](KvSpec& s) { s.buffer_tokens = 0; }},
-        {"gear-2", "buffer of 4160 tokens", [](KvSpec& s) { s.buffer_tokens = 4160; }},
-        {"gear-2", "buffer of 65 tokens", [](KvSpec& s) { s.buffer_tokens = 65; }},
-        {"gear-2", "backbone of values is 5", [](KvSpec& s) { s.value.backbone = static_cast<Backbone>(5); }},
+        {"paper:gear-2", "buffer of 0 tokens", [](KvSpec& s) { s.buffer_tokens = 0; }},
+        {"paper:gear-2", "buffer of 4160 tokens", [](KvSpec& s) { s.buffer_tokens = 4160; }},
+        {"paper:gear-2", "buffer of 65 tokens", [](KvSpec& s) { s.buffer_tokens = 65; }},
+        {"paper:gear-2", "backbone of values is 6", [](KvSpec& s) { s.value.backbone = static_cast<Backbone>(6); }},
         {"f16", "keys are uncompressed with 32 bits", [](KvSpec& s) { s.key.bits = 32; }},
         {"f32", "ranks 1 and 0", [](KvSpec& s) { s.value.rank_prompt = 1; }},
         {"f16", "ranks 0 and 1", [](KvSpec& s) { s.key.rank_decode = 1; }},
         {"f16", "sparsity 0.5", [](KvSpec& s) { s.key.sparsity = 0.5f; }},
+        {"gear-2", "keys have a rate of 6.5", [](KvSpec& s) { s.key.rate = 6.5f; }},
+        {"gear-2", "values have a rate of 5", [](KvSpec& s) { s.value.rate = 5.0f; }},
+        {"gear-2", "keys have a rate of nan", [](KvSpec& s) { s.key.rate = std::numeric_limits<float>::quiet_NaN(); }},
+        {"gear-2", "keys are a trellis with 2 bits", [](KvSpec& s) { s.key.bits = 2; }},
+        {"gear-2", "buffer of 64 tokens, expected a multiple of 128", [](KvSpec& s) { s.buffer_tokens = 64; }},
+        {"f16", "65 sink tokens", [](KvSpec& s) { s.sink_tokens = 65; }},
     };
     for (const auto& c : cases) {
         KvSpec spec = parsed(c.text);
@@ -189,7 +224,7 @@ TEST_CASE("a field out of its range is named", "[spec]") {
 TEST_CASE("every name with every single option parses back from its canonical form", "[spec]") {
     int n_specs = 0;
     for (const char* name :
-         {"kivi", "kcvt", "token", "gearl", "gear", "gearl-kcvt", "gear-kcvt", "gearl-token", "gear-token"}) {
+         {"kivi", "kcvt", "token", "gearl", "paper:gear", "gearl-kcvt", "gear-kcvt", "gearl-token", "gear-token"}) {
         for (const char* bits : {"2", "3", "4", "8"}) {
             for (const char* options : {"", ":g=32", ":g=64", ":r=0", ":r=1", ":r=2", ":r=4", ":r=64",
                                         ":rg=0", ":rg=2", ":rg=64", ":s=0", ":s=0.02", ":s=0.1", ":nb=64",
@@ -238,8 +273,8 @@ TEST_CASE("the decimal point is a point in every locale", "[spec]") {
     // Where the system has no such locale the "C" locale is tested again.
     for (const char* name : {"de_DE.UTF-8", "C"}) {
         std::setlocale(LC_ALL, name);
-        CHECK(parsed("gear-2:s=0.25").key.sparsity == 0.25f);
-        CHECK(formatted(parsed("gear-2:s=0.25")) == "gear-2:s=0.25");
+        CHECK(parsed("paper:gear-2:s=0.25").key.sparsity == 0.25f);
+        CHECK(formatted(parsed("paper:gear-2:s=0.25")) == "paper:gear-2:s=0.25");
     }
 }
 
@@ -247,6 +282,11 @@ TEST_CASE("what is formatted parses back to the same", "[spec]") {
     std::mt19937 random(1);
     const auto tensor = [&] {
         TensorSpec spec;
+        if (random() % 4 == 0) {
+            spec = {Backbone::trellis, 0};
+            spec.rate = 0.5f + static_cast<float>(random() % 300) / 64.0f;
+            return spec;
+        }
         if (random() % 5 == 0) return random() % 2 == 0 ? spec : TensorSpec{Backbone::raw32, 32};
         spec.backbone = static_cast<Backbone>(2 + random() % 3);
         const std::uint8_t bits[] = {2, 3, 4, 8};
@@ -262,7 +302,8 @@ TEST_CASE("what is formatted parses back to the same", "[spec]") {
         KvSpec spec;
         spec.key = tensor();
         spec.value = random() % 2 == 0 ? spec.key : tensor();
-        spec.buffer_tokens = random() % 2 == 0 ? 64 : static_cast<std::uint32_t>(1 + random() % 4096);
+        spec.sink_tokens = random() % 2 == 0 ? 4 : static_cast<std::uint32_t>(random() % 65);
+        spec.buffer_tokens = random() % 2 == 0 ? static_cast<std::uint32_t>(random() % 2 == 0 ? 64 : 128) : static_cast<std::uint32_t>(1 + random() % 4096);
         if (!validate_spec(spec).ok()) continue;
         ++n_valid;
         const std::string text = formatted(spec);
@@ -273,7 +314,7 @@ TEST_CASE("what is formatted parses back to the same", "[spec]") {
 }
 
 TEST_CASE("a SPEC that does not fit its room is refused and still ended", "[spec]") {
-    const KvSpec spec = parsed("k=gear-2:g=32,r=8;v=kivi-4");
+    const KvSpec spec = parsed("k=paper:gear-2:g=32,r=8;v=kivi-4");
     const std::string whole = formatted(spec);
     for (std::size_t n = 1; n <= whole.size(); ++n) {
         std::string room(n, '#');

@@ -75,6 +75,59 @@ struct Lanes : BasicLanes<Lanes, Avx2> {
         const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
         _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
     }
+
+    using Mask = __m256;
+    using ByteTable = __m256i;  // twice, one for each half
+    struct FloatTable {
+        __m256 low, high;
+    };
+    struct FloatIndex {
+        __m256i index;
+        __m256 high;
+    };
+    static Float from_signed(Words a) { return _mm256_cvtepi32_ps(a); }
+    static void zip(Float& a, Float& b) {
+        const __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+        a = _mm256_permute2f128_ps(low, high, 0x20);
+        b = _mm256_permute2f128_ps(low, high, 0x31);
+    }
+    static Mask less(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+    template <std::uint32_t n>
+    static Words mark(Words a, Mask m) {
+        return _mm256_or_si256(a, _mm256_and_si256(_mm256_castps_si256(m), _mm256_set1_epi32(1 << n)));
+    }
+    static Words merge(Words m, Words a, Words b) {
+        return _mm256_or_si256(_mm256_and_si256(m, a), _mm256_andnot_si256(m, b));
+    }
+    static Words shift_right_by(Words a, Words n) { return _mm256_srlv_epi32(a, n); }
+    static Words load_after_zero(const std::uint32_t* x) {
+        const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+        const __m256i moved = _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 0, 1, 2, 3, 4, 5, 6));
+        return _mm256_blend_epi32(moved, _mm256_setzero_si256(), 1);
+    }
+    static void store_low_bytes(std::uint8_t* x, Words a) {
+        const __m128i shorts = _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(x), _mm_packus_epi16(shorts, shorts));
+    }
+    static Words load_packed(const void* x) { return _mm256_loadu_si256(static_cast<const __m256i*>(x)); }
+    static void store_packed(void* x, Words a) { _mm256_storeu_si256(static_cast<__m256i*>(x), a); }
+    static ByteTable load_table(const void* x) {
+        return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(x)));
+    }
+    static Words lookup(ByteTable table, Words a) { return _mm256_shuffle_epi8(table, a); }
+    template <std::uint32_t n>
+    static Words lookup(ByteTable low, ByteTable high, Words a, Words b) {
+        const __m256i is_high = _mm256_slli_epi32(b, 7 - n);  // the top bit of each byte counts
+        return _mm256_blendv_epi8(_mm256_shuffle_epi8(low, a), _mm256_shuffle_epi8(high, a), is_high);
+    }
+    static FloatTable load_float_table(const float* x) {
+        return {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8)};
+    }
+    static FloatIndex float_index(Words a) { return {a, _mm256_castsi256_ps(_mm256_slli_epi32(a, 28))}; }
+    static Float lookup_float(const FloatTable& table, FloatIndex at) {
+        return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, at.index),
+                                _mm256_permutevar8x32_ps(table.high, at.index), at.high);
+    }
 };
 
 }  // namespace

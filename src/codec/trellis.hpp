@@ -1,0 +1,28 @@
+// Compression into the trellis backbone; src/format/trellis.hpp tells what is stored.
+#pragma once
+
+#include "codec/work.hpp"
+
+namespace gearkv {
+
+// Working memory of one head.
+struct TrellisScratch {
+    float* x = nullptr;             // [128][stride] one section: keys in stored order, values rotated
+    float* line = nullptr;          // [4][stride]
+    float* panel = nullptr;         // [128][16] 16 channels in units of the levels
+    std::uint8_t* codes = nullptr;  // [128][16]
+    std::uint8_t* best = nullptr;   // [128][16]
+    std::int8_t* chosen = nullptr;  // [128][16]
+    void* kernel = nullptr;         // encode_scratch_bytes
+};
+
+// Carves the scratch out of `base` (64-byte aligned) and returns its bytes; with a null base it only counts.
+std::uint64_t place_trellis_scratch(TrellisScratch* scratch, std::uint32_t dim, void* base) noexcept;
+
+// Writes mean and order of one head into the block, which carries its profile.
+void write_profile(const BlockWork& work, std::size_t head) noexcept;
+
+// Writes all sections of one head. work.view.profiles is set.
+void encode_sections(const BlockWork& work, std::size_t head, void* scratch) noexcept;
+
+}  // namespace gearkv

@@ -1,0 +1,164 @@
+// The trellis backbone: fixed-rate trellis-coded scalar quantisation along the tokens of a channel.
+//
+// A section is 128 consecutive tokens of one head. A channel of width b spends b bits on every token: one path bit
+// p and b - 1 free bits u. With p[-1] = p[-2] = 0,
+//
+//   z0 = p[t-1];   z1 = p[t] ^ p[t-2];   level = T_b[u << 2 | z1 << 1 | z0]       2^(b+1) sorted levels
+//
+// so 2^(b+1) levels are told apart by b bits: the two low index bits follow from the path, which a Viterbi search
+// chooses. A token depends on earlier tokens only. Width 0 spends nothing: every level is 0.
+//
+//   keys:    x' = mean_c + zero_c + S_c level          channels in the stored order of the profile, granules of 4
+//   values:  H x' = S_c gain_t level, x' += mean_c     granules of 16; H a Hadamard transform of the head
+//
+// Parts of a block:
+//   profile    [head] mean fp16 [dim], keys: order u16 [dim]. In the first block of a stream, used by all.
+//   sections   [head][section], see SectionLayout
+//   codes      [head][section][plane] in the order of the granules, a granule of width b having b planes:
+//              first the path bits, then the free bits from the lowest
+//     keys     a plane is 16 words: word l, byte i, bit k is token 8 l + k of channel i of the granule
+//     values   a plane is 4 x 16 words: word [j][c], bit k is token 32 j + k of channel c of the granule
+// The planes of a section are as many as the rate allows; what the widths do not use is 0.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "format/block.hpp"
+
+namespace gearkv {
+
+inline constexpr std::uint32_t section_tokens = 128;
+inline constexpr std::uint32_t key_granule = 4;      // channels that share a width
+inline constexpr std::uint32_t value_granule = 16;
+inline constexpr std::uint32_t key_plane_words = 16;
+inline constexpr std::uint32_t value_plane_words = 64;
+inline constexpr std::uint32_t max_key_width = 6;
+inline constexpr std::uint32_t max_value_width = 4;
+inline constexpr int gain_bias = 8;                  // gain = 2^((nibble - 8) / 4)
+
+constexpr std::uint32_t granule_channels(TensorKind kind) {
+    return kind == TensorKind::key ? key_granule : value_granule;
+}
+constexpr std::uint32_t plane_words(TensorKind kind) {
+    return kind == TensorKind::key ? key_plane_words : value_plane_words;
+}
+
+// Levels by width; widths 5 and 6 are uniform: 2 j - (2^(b+1) - 1). Trained on Gaussian data: keys scaled to their
+// range over a section, values to unit variance.
+inline constexpr std::int8_t key_levels_2[8] = {-127, -73, -43, -12, 12, 43, 73, 127};
+inline constexpr std::int8_t key_levels_3[16] = {-127, -95, -74, -58, -44, -30, -18, -6, 6, 18, 30, 44, 58, 74, 95, 127};
+inline constexpr std::int8_t key_levels_4[32] = {-127, -122, -107, -95, -85, -77, -68, -61, -53, -46, -39,
+                                                 -31,  -24,  -17,  -11, -3,  3,   11,  17,  24,  31,  39,
+                                                 46,   53,   61,   68,  77,  85,  95,  107, 122, 127};
+inline constexpr std::int8_t value_levels_3[16] = {-127, -91, -69, -53, -40, -27, -17, -5, 5, 17, 27, 40, 53, 69, 91, 127};
+inline constexpr std::int8_t value_levels_4[32] = {-127, -100, -83, -70, -60, -52, -45, -39, -34, -28, -24,
+                                                   -19,  -15,  -10, -7,  -2,  2,   7,   10,  15,  19,  24,
+                                                   28,   34,   39,  45,  52,  60,  70,  83,  100, 127};
+
+// The table of a width of 2 to 4; null for 0, 5 and 6.
+constexpr const std::int8_t* trellis_levels(TensorKind kind, std::uint32_t width) {
+    switch (width) {
+        case 2: return key_levels_2;
+        case 3: return kind == TensorKind::key ? key_levels_3 : value_levels_3;
+        case 4: return kind == TensorKind::key ? key_levels_4 : value_levels_4;
+        default: return nullptr;
+    }
+}
+constexpr int trellis_level(TensorKind kind, std::uint32_t width, std::uint32_t index) {
+    if (width == 0) return 0;
+    const std::int8_t* levels = trellis_levels(kind, width);
+    return levels != nullptr ? levels[index] : 2 * static_cast<int>(index) - static_cast<int>((2u << width) - 1);
+}
+
+// A key's zero is a signed byte times S times this: half a step of the levels, and coarser where steps are fine.
+constexpr float zero_unit(std::uint32_t width) {
+    constexpr float units[max_key_width + 1] = {1.0f, 1.0f, 127.0f / 7, 127.0f / 15, 127.0f / 31, 4.0f, 8.0f};
+    return units[width];
+}
+
+// Planes of one section at an average of `rate` bits per entry.
+constexpr std::uint32_t section_planes(TensorKind kind, std::uint32_t dim, float rate) {
+    const std::uint32_t n = granule_channels(kind);
+    return static_cast<std::uint32_t>(rate * static_cast<float>((dim + n - 1) / n) + 1e-3f);
+}
+
+// Byte offsets within the side information of one section, 4-byte aligned.
+struct SectionLayout {
+    std::uint32_t base = 0;      // i16, S = 2^((base + scale) / 16)
+    std::uint32_t scales = 4;    // u8 [dim], keys in stored order
+    std::uint32_t zeros;         // keys: i8 [dim], stored order
+    std::uint32_t gains;         // values: nibbles [128], low first
+    std::uint32_t widths;        // nibbles [granules], low first
+    std::uint32_t n_bytes;
+};
+constexpr SectionLayout section_layout(TensorKind kind, std::uint32_t dim) {
+    SectionLayout at = {};
+    at.scales = 4;
+    std::uint32_t next = 4 + dim;
+    if (kind == TensorKind::key) {
+        at.zeros = next;
+        next += dim;
+    } else {
+        at.gains = next;
+        next += section_tokens / 2;
+    }
+    at.widths = next;
+    const std::uint32_t n = granule_channels(kind);
+    next += ((dim + n - 1) / n + 1) / 2;
+    at.n_bytes = (next + 3) / 4 * 4;
+    return at;
+}
+
+constexpr std::uint64_t profile_bytes(TensorKind kind, std::uint32_t dim) {
+    return kind == TensorKind::key ? 4 * std::uint64_t{dim} : 2 * std::uint64_t{dim};
+}
+
+// What all blocks of a stream share, of one head.
+struct TrellisProfile {
+    const std::uint16_t* mean;   // fp16 [dim], natural order
+    const std::uint16_t* order;  // keys: the channel at each stored place
+};
+inline TrellisProfile trellis_profile(const BlockView& view, std::uint32_t head) {
+    const std::uint64_t n_bytes = profile_bytes(view.kind(), view.header->dim);
+    const auto* mean = reinterpret_cast<const std::uint16_t*>(view.profiles + head * n_bytes);
+    return {mean, mean + view.header->dim};
+}
+
+constexpr std::uint32_t read_nibble(const unsigned char* nibbles, std::uint32_t i) {
+    return nibbles[i / 2] >> (4 * (i % 2)) & 15;
+}
+
+// 2^(sixteenths / 16), a normal float or 0 below 2^-126.
+inline float exp2_sixteenths(int sixteenths) {
+    // 2^(i / 16) as floats.
+    constexpr float fractions[16] = {1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
+                                     1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
+                                     1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
+    const int exponent = sixteenths >> 4;
+    if (exponent < -126 || exponent > 126) return exponent < 0 ? 0.0f : 0x1p127f;
+    return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23) * fractions[sixteenths & 15];
+}
+
+// Orthonormal Walsh-Hadamard transform of the largest power of two that divides dim, block by block; its own
+// inverse.
+inline void rotate_head(float* x, std::uint32_t dim) {
+    const std::uint32_t n = dim & (~dim + 1);
+    const float norm = exp2_sixteenths(-8 * std::countr_zero(n));
+    for (std::uint32_t first = 0; first < dim; first += n) {
+        float* y = x + first;
+        for (std::uint32_t half = 1; half < n; half *= 2) {
+            for (std::uint32_t i = 0; i < n; i += 2 * half) {
+                for (std::uint32_t j = i; j < i + half; ++j) {
+                    const float a = y[j], b = y[j + half];
+                    y[j] = a + b;
+                    y[j + half] = a - b;
+                }
+            }
+        }
+        for (std::uint32_t i = 0; i < n; ++i) y[i] *= norm;
+    }
+}
+
+}  // namespace gearkv

@@ -1,0 +1,337 @@
+// The trellis kernels at every level: the search against the reference to the last bit, the products against
+// sums in double.
+#include <algorithm>
+
+#include "format/trellis.hpp"
+#include "inputs.hpp"
+
+namespace gearkv::test {
+namespace {
+
+constexpr std::size_t n_entries = section_tokens * lane_tile;
+
+// ---- search ----
+
+struct Encoded {
+    std::vector<std::uint8_t> codes;
+    std::vector<std::int8_t> chosen;
+};
+
+struct Table {
+    const char* name;
+    std::uint32_t width;
+    std::vector<std::int8_t> levels;  // empty: uniform
+};
+
+std::vector<Table> all_tables() {
+    std::vector<Table> tables;
+    const auto add = [&](const char* name, std::uint32_t width, const std::int8_t* levels) {
+        tables.push_back({name, width, {levels, levels + (2u << width)}});
+    };
+    for (std::uint32_t width = 2; width <= max_value_width; ++width) {
+        add("keys", width, trellis_levels(TensorKind::key, width));
+        add("values", width, trellis_levels(TensorKind::value, width));
+    }
+    for (std::uint32_t width = 2; width <= max_key_width; ++width) {
+        tables.push_back({"uniform", width, {}});
+        // Neighbours close together, and levels that are equal.
+        std::vector<std::int8_t> close(2u << width), equal(2u << width);
+        for (std::size_t i = 0; i < close.size(); ++i) {
+            close[i] = static_cast<std::int8_t>(static_cast<int>(i) - 40);
+            equal[i] = static_cast<std::int8_t>(static_cast<int>(i / 12) * 20 - 60);
+        }
+        tables.push_back({"close", width, close});
+        tables.push_back({"equal", width, equal});
+    }
+    return tables;
+}
+
+Encoded encode(const Kernels& kernels, const Table& table, const std::vector<float>& x, Place place) {
+    GuardedArray<float> entries(x, place);
+    GuardedArray<std::int8_t> levels(table.levels, place);
+    GuardedArray<std::uint8_t> codes(n_entries, place);
+    GuardedArray<std::int8_t> chosen(n_entries, place);
+    GuardedArray<unsigned char> scratch(encode_scratch_bytes, Place::at_end);
+    kernels.codec.encode_trellis({entries.data(), table.levels.empty() ? nullptr : levels.data(), table.width,
+                                  codes.data(), chosen.data(), scratch.data()});
+    CHECK(codes.is_intact());
+    CHECK(chosen.is_intact());
+    CHECK(scratch.is_intact());
+    return {{codes.data(), codes.data() + n_entries}, {chosen.data(), chosen.data() + n_entries}};
+}
+
+void check_search(const Table& table, const std::vector<float>& x, const char* input) {
+    const Encoded want = encode(*kernels_scalar(), table, x, Place::at_end);
+    for (const Kernels* kernels : all_kernels()) {
+        for (Place place : all_places) {
+            const Encoded got = encode(*kernels, table, x, place);
+            CAPTURE(level_name(kernels->level), place_name(place), table.name, table.width, input);
+            CHECK(first_difference(got.codes.data(), want.codes.data(), n_entries) == n_entries);
+            CHECK(first_difference(got.chosen.data(), want.chosen.data(), n_entries) == n_entries);
+        }
+    }
+}
+
+template <class Entry>
+void check_search_all(const char* input, const Entry& entry) {
+    for (const Table& table : all_tables()) {
+        Random random(table.width);
+        std::vector<float> x(n_entries);
+        for (float& value : x)
+            value = entry(random, table);
+        check_search(table, x, input);
+    }
+}
+
+int table_level(const Table& table, std::uint32_t i) {
+    return table.levels.empty() ? trellis_level(TensorKind::key, 6, i) >> (6 - table.width) : table.levels[i];
+}
+
+TEST_CASE("the trellis search finds the codes of the reference") {
+    check_search_all("within the levels",
+                     [](Random& random, const Table&) { return 130.0f * random.real(); });
+    check_search_all("a normal distribution", [](Random& random, const Table&) {
+        float sum = 0.0f;
+        for (int i = 0; i < 6; ++i)
+            sum += random.real();
+        return 40.0f * sum;
+    });
+    check_search_all("far beyond the levels", [](Random& random, const Table&) {
+        return std::ldexp(random.real(), static_cast<int>(random.below(18)));
+    });
+    check_search_all("tiny", [](Random& random, const Table&) {
+        return std::ldexp(random.real(), -static_cast<int>(random.below(149)));
+    });
+}
+
+TEST_CASE("the trellis search breaks ties as the reference does") {
+    check_search_all("zero", [](Random&, const Table&) { return 0.0f; });
+    check_search_all("one number", [](Random&, const Table&) { return 17.5f; });
+    check_search_all("small integers and halves", [](Random& random, const Table&) {
+        return static_cast<float>(random.below(520)) * 0.5f - 130.0f;
+    });
+    check_search_all("multiples of 8", [](Random& random, const Table&) {
+        return static_cast<float>(random.below(40)) * 8.0f - 160.0f;
+    });
+    // Where two squares agree after rounding though one level is nearer.
+    check_search_all("beside midpoints and cells", [](Random& random, const Table& table) {
+        const std::uint32_t n = 2u << table.width;
+        const std::uint32_t i = random.below(n - 4);
+        float x = 0.5f * static_cast<float>(table_level(table, i) + table_level(table, i + 4));
+        if (random.below(3) == 0) x = static_cast<float>(random.below(17)) * 16.0f - 128.0f;
+        const float to = random.below(2) == 0 ? 1e9f : -1e9f;
+        for (std::uint32_t step = random.below(40); step > 0; --step)
+            x = std::nextafter(x, to);
+        return x;
+    });
+}
+
+TEST_CASE("the trellis search takes huge entries as the reference does") {
+    check_search_all("huge", [](Random& random, const Table&) {
+        return std::ldexp(random.real(), static_cast<int>(random.below(60)));
+    });
+    check_search_all("largest",
+                     [](Random& random, const Table&) { return random.below(2) == 0 ? 1e18f : -1e18f; });
+    check_search_all("one huge entry", [](Random& random, const Table&) {
+        return random.below(2000) == 0 ? 1e12f : 100.0f * random.real();
+    });
+    // On both sides of where the fast search ends.
+    check_search_all("near 2^18", [](Random& random, const Table&) {
+        const float x = 0x1p18f + 300.0f * random.real();
+        return random.below(2) == 0 ? x : -x;
+    });
+    check_search_all("at most 2^18", [](Random& random, const Table&) {
+        const float x = 0x1p18f - 300.0f * std::fabs(random.real());
+        return random.below(2) == 0 ? x : -x;
+    });
+}
+
+// ---- products ----
+
+struct SectionCase {
+    TensorKind kind;
+    std::vector<std::uint8_t> widths;
+    std::uint32_t n_rows;
+    Pattern pattern;
+};
+
+std::vector<SectionCase> section_cases(TensorKind kind) {
+    const std::uint32_t most = kind == TensorKind::key ? max_key_width : max_value_width;
+    std::vector<SectionCase> cases;
+    for (std::uint32_t n_rows = 1; n_rows <= max_rows; ++n_rows) {
+        for (std::uint8_t width = 0; width <= most; ++width) {
+            if (width == 1) continue;
+            cases.push_back({kind, {width}, n_rows, Pattern::random});
+            cases.push_back({kind, std::vector<std::uint8_t>(9, width), n_rows, Pattern::wide});
+        }
+        Random random(n_rows);
+        for (std::size_t n : {2, 7, 32, 33, 65}) {
+            std::vector<std::uint8_t> widths(n);
+            for (std::uint8_t& width : widths) {
+                width = static_cast<std::uint8_t>(random.below(most));
+                if (width > 0) ++width;
+            }
+            cases.push_back({kind, widths, n_rows, n % 2 == 0 ? Pattern::random : Pattern::wide});
+        }
+        cases.push_back({kind, {}, n_rows, Pattern::random});
+    }
+    return cases;
+}
+
+std::vector<std::uint32_t> make_planes(const SectionCase& shape) {
+    std::size_t n_planes = 0;
+    for (std::uint8_t width : shape.widths)
+        n_planes += width;
+    std::vector<std::uint32_t> words(n_planes * plane_words(shape.kind));
+    Random random(shape.widths.size() + shape.n_rows);
+    for (std::uint32_t& word : words)
+        word = static_cast<std::uint32_t>(random.bits());
+    return words;
+}
+
+// [token][channel], from the layout as format/trellis.hpp tells it.
+std::vector<int> section_levels(const SectionCase& shape, const std::vector<std::uint32_t>& words) {
+    const bool is_key = shape.kind == TensorKind::key;
+    const std::size_t granule = granule_channels(shape.kind), n_channels = shape.widths.size() * granule;
+    std::vector<int> levels(section_tokens * n_channels);
+    std::size_t first_plane = 0;
+    for (std::size_t c = 0; c < n_channels; ++c) {
+        const std::size_t in_granule = c % granule;
+        if (c > 0 && in_granule == 0) first_plane += shape.widths[c / granule - 1];
+        const std::uint32_t width = shape.widths[c / granule];
+        const auto bit = [&](std::size_t plane, std::size_t t) {
+            const std::uint32_t* at = words.data() + (first_plane + plane) * plane_words(shape.kind);
+            return is_key ? at[t / 8] >> (8 * in_granule + t % 8) & 1
+                          : at[t / 32 * 16 + in_granule] >> (t % 32) & 1;
+        };
+        for (std::size_t t = 0; t < section_tokens && width > 0; ++t) {
+            std::uint32_t index = t >= 1 ? bit(0, t - 1) : 0;
+            index |= (bit(0, t) ^ (t >= 2 ? bit(0, t - 2) : 0)) << 1;
+            for (std::uint32_t i = 1; i < width; ++i)
+                index |= bit(i, t) << (i + 1);
+            levels[t * n_channels + c] = trellis_level(shape.kind, width, index);
+        }
+    }
+    return levels;
+}
+
+// Factors are folded before they meet the levels, which takes roundings of its own: each term is counted once
+// more.
+void add_term(ExactSum& sum, float factor, int level) {
+    const double term = static_cast<double>(factor) * level;
+    sum.add(term);
+    sum.magnitude += std::fabs(term);
+    ++sum.n_terms;
+}
+// Folded factors are 2^-24 of the factors and meet numbers of up to 2^31: what they lose below the normal
+// floats.
+constexpr double lost_below = 0x1p-117;
+
+bool accepts(const ExactSum& sum, float value) {
+    const double error = std::fabs(static_cast<double>(value) - sum.sum);
+    return error <= sum.tolerance() + lost_below * static_cast<double>(sum.n_terms);
+}
+
+void check_score(const Kernels& kernels, const SectionCase& shape, Place place) {
+    const std::vector<std::uint32_t> planes = make_planes(shape);
+    const std::vector<int> levels = section_levels(shape, planes);
+    const std::size_t n_channels = shape.widths.size() * key_granule;
+    const std::size_t query_stride = n_channels + shape.n_rows % 3,
+                      score_stride = section_tokens + shape.n_rows % 3;
+    GuardedArray<std::uint32_t> words(planes, place);
+    GuardedArray<std::uint8_t> widths(shape.widths, place);
+    GuardedArray<float> query(make_floats((shape.n_rows - 1) * query_stride + n_channels, shape.pattern, 3),
+                              place);
+    const std::vector<float> before =
+        make_floats((shape.n_rows - 1) * score_stride + section_tokens, Pattern::random, 4);
+    GuardedArray<float> scores(before, place);
+    kernels.attention.score_trellis({words.data(), widths.data(),
+                                     static_cast<std::uint32_t>(shape.widths.size()), query.data(),
+                                     query_stride, scores.data(), score_stride, shape.n_rows});
+    std::size_t n_wrong = 0;
+    for (std::size_t i = 0; i < before.size(); ++i) {
+        const std::size_t row = i / score_stride, t = i % score_stride;
+        ExactSum sum;
+        sum.add(static_cast<double>(before[i]));
+        for (std::size_t c = 0; c < n_channels && t < section_tokens; ++c)
+            add_term(sum, query[row * query_stride + c], levels[t * n_channels + c]);
+        if (t >= section_tokens ? scores[i] != before[i] : !accepts(sum, scores[i])) ++n_wrong;
+    }
+    if (n_wrong == 0 && scores.is_intact()) return;
+    CAPTURE(level_name(kernels.level), place_name(place), shape.widths, shape.n_rows);
+    CHECK(n_wrong == 0);
+    CHECK(scores.is_intact());
+}
+
+void check_mix(const Kernels& kernels, const SectionCase& shape, Place place) {
+    const std::vector<std::uint32_t> planes = make_planes(shape);
+    const std::vector<int> levels = section_levels(shape, planes);
+    const std::size_t n_channels = shape.widths.size() * value_granule;
+    const std::size_t weight_stride = section_tokens + shape.n_rows % 3,
+                      out_stride = n_channels + shape.n_rows % 3;
+    GuardedArray<std::uint32_t> words(planes, place);
+    GuardedArray<std::uint8_t> widths(shape.widths, place);
+    GuardedArray<float> weight(
+        make_floats((shape.n_rows - 1) * weight_stride + section_tokens, shape.pattern, 3), place);
+    const std::vector<float> before =
+        make_floats((shape.n_rows - 1) * out_stride + n_channels, Pattern::random, 4);
+    GuardedArray<float> out(before, place);
+    kernels.attention.mix_trellis({words.data(), widths.data(),
+                                   static_cast<std::uint32_t>(shape.widths.size()), weight.data(),
+                                   weight_stride, out.data(), out_stride, shape.n_rows});
+    std::size_t n_wrong = 0;
+    for (std::size_t i = 0; i < before.size(); ++i) {
+        const std::size_t row = i / out_stride, c = i % out_stride;
+        ExactSum sum;
+        for (std::size_t t = 0; t < section_tokens && c < n_channels; ++t)
+            add_term(sum, weight[row * weight_stride + t], levels[t * n_channels + c]);
+        if (c >= n_channels ? out[i] != before[i] : !accepts(sum, out[i])) ++n_wrong;
+    }
+    if (n_wrong == 0 && out.is_intact()) return;
+    CAPTURE(level_name(kernels.level), place_name(place), shape.widths, shape.n_rows);
+    CHECK(n_wrong == 0);
+    CHECK(out.is_intact());
+}
+
+TEST_CASE("scores of a trellis section are sums of query and level") {
+    for (const SectionCase& shape : section_cases(TensorKind::key)) {
+        for (const Kernels* kernels : all_kernels()) {
+            for (Place place : all_places)
+                check_score(*kernels, shape, place);
+        }
+    }
+}
+
+TEST_CASE("mixing a trellis section sums weight and level") {
+    for (const SectionCase& shape : section_cases(TensorKind::value)) {
+        for (const Kernels* kernels : all_kernels()) {
+            for (Place place : all_places)
+                check_mix(*kernels, shape, place);
+        }
+    }
+}
+
+TEST_CASE("a factor of one and zeros beside it gives the levels themselves") {
+    for (const Kernels* kernels : all_kernels()) {
+        const std::uint32_t granules = 5;
+        const SectionCase shape = {TensorKind::key, {2, 3, 4, 5, 6}, 1, Pattern::random};
+        const std::vector<std::uint32_t> planes = make_planes(shape);
+        const std::vector<int> levels = section_levels(shape, planes);
+        for (std::size_t c = 0; c < granules * key_granule; ++c) {
+            std::vector<float> query(granules * key_granule), scores(section_tokens);
+            query[c] = 1.0f;
+            kernels->attention.score_trellis({planes.data(), shape.widths.data(), granules, query.data(),
+                                              query.size(), scores.data(), section_tokens, 1});
+            double worst = 0.0;
+            for (std::size_t t = 0; t < section_tokens; ++t) {
+                const double level = levels[t * granules * key_granule + c];
+                worst = std::max(worst, std::fabs(static_cast<double>(scores[t]) - level));
+            }
+            CAPTURE(level_name(kernels->level), c);
+            CHECK(worst <= 0x1p-15);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace gearkv::test
