@@ -9,7 +9,9 @@
 namespace gearkv::quality {
 namespace {
 
-constexpr std::size_t n_tokens = 2048, n_kv_heads = 2, n_shared = 2, n_queries = 128, n_dump_queries = 256;
+// Four sinks and whole blocks of 128, so that no format keeps a long uncompressed rest that others do not.
+constexpr std::size_t whole_tokens(std::size_t n) { return (n - 4) / 128 * 128 + 4; }
+constexpr std::size_t n_tokens = whole_tokens(2048), n_kv_heads = 2, n_shared = 2, n_queries = 128, n_dump_queries = 256;
 
 // Family parameters are drawn from here; the standard library's distributions differ between platforms.
 class Random {
@@ -141,7 +143,7 @@ Dataset load_dump(const std::string& folder, const std::string& name) {
     Dataset data;
     data.name = name;
     data.real = true;
-    const std::size_t n = k.shape.at(1), heads = k.shape.at(2), dim = k.shape.at(3), q_heads = q.shape.at(2);
+    const std::size_t n_all = k.shape.at(1), n = whole_tokens(n_all), heads = k.shape.at(2), dim = k.shape.at(3), q_heads = q.shape.at(2);
     for (std::size_t i = 0; i < k.shape[0]; ++i) {
         Layer layer;
         layer.shape = {
@@ -150,10 +152,10 @@ Dataset load_dump(const std::string& folder, const std::string& name) {
             return std::vector<float>(x.floats.begin() + static_cast<std::ptrdiff_t>(first),
                                       x.floats.begin() + static_cast<std::ptrdiff_t>(first + count));
         };
-        layer.keys = rows(k, i * n * heads * dim, n * heads * dim);
-        layer.values = rows(v, i * n * heads * dim, n * heads * dim);
+        layer.keys = rows(k, i * n_all * heads * dim, n * heads * dim);
+        layer.values = rows(v, i * n_all * heads * dim, n * heads * dim);
         layer.queries =
-            rows(q, ((i + 1) * n - n_dump_queries) * q_heads * dim, n_dump_queries * q_heads * dim);
+            rows(q, (i * n_all + n - n_dump_queries) * q_heads * dim, n_dump_queries * q_heads * dim);
         data.layers.push_back(std::move(layer));
     }
     return data;
@@ -165,8 +167,10 @@ Dataset load_conformance(const std::string& folder, const std::string& name) {
     Layer layer;
     layer.shape = {q.shape.at(0), k.shape.at(0), q.shape.at(1), k.shape.at(1),
                    k.shape.at(2), k.shape.at(2), 0.125,         false};
-    layer.keys = k.floats;
-    layer.values = v.floats;
+    layer.shape.n_tokens = whole_tokens(layer.shape.n_tokens);
+    const std::size_t n = layer.shape.n_tokens * layer.shape.n_kv_heads * layer.shape.key_dim;
+    layer.keys.assign(k.floats.begin(), k.floats.begin() + static_cast<std::ptrdiff_t>(n));
+    layer.values.assign(v.floats.begin(), v.floats.begin() + static_cast<std::ptrdiff_t>(n));
     layer.queries = q.floats;
     Dataset data = {name, name != "gauss", false, {std::move(layer)}};
     return data;
