@@ -130,10 +130,10 @@ class CommandLine(ToolTest):
         self.fails(2, "temperature", "generate", MODEL, "-p", "x", "--temperature", "-1")
 
     def test_a_wrong_spec_is_explained_by_the_library(self):
-        message = 'gearkv: "gear-[^]5" at character 6: expected 2, 3, 4 or 8 bits\n'
+        message = 'gearkv: "paper:gear-[^]5" at character 12: expected 2, 3, 4 or 8 bits\n'
         for command in (["generate", MODEL, "-p", "x"], ["perplexity", MODEL, "--file", RECALL],
                         ["recall", MODEL, "--file", RECALL], ["codec", "--k", "x", "--v", "x"]):
-            self.fails(2, message, *command, "--kv", "gear-5")
+            self.fails(2, message, *command, "--kv", "paper:gear-5")
 
     def test_failures_exit_with_1_and_name_their_code(self):
         self.fails(1, "io_error", "inspect", self.path("absent.gguf"))
@@ -173,7 +173,7 @@ class Generate(ToolTest):
         self.assertEqual(answer["text"], self.json("generate", MODEL, "--file", self.write("p.txt", PROMPT), "-n", 40)["text"])
 
     def test_text_does_not_depend_on_the_thread_count(self):
-        for kv in ("f16", "gear-2"):
+        for kv in ("f16", "gear-2", "paper:gear-2"):
             arguments = ["generate", MODEL, "-p", TEXT, "-n", 100, "--kv", kv, "--temperature", 0.8, "--seed", 5]
             one = self.json(*arguments, "--threads", 1)
             two = self.json(*arguments, "--threads", 2)
@@ -187,7 +187,7 @@ class Generate(ToolTest):
         self.assertEqual(len(greedy), 1)
 
     def test_bytes_add_up_and_match_the_plan(self):
-        answer = self.json("generate", MODEL, "-p", TEXT * 3, "-n", 150, "--kv", "gear-2", "--ignore-eos")
+        answer = self.json("generate", MODEL, "-p", TEXT * 3, "-n", 150, "--kv", "paper:gear-2", "--ignore-eos")
         cache = answer["cache"]
         self.assertEqual(cache["tokens"], answer["prefill"]["tokens"] + 149)
         self.assertGreater(cache["compressed_tokens"], 128)
@@ -203,7 +203,7 @@ class Generate(ToolTest):
         if (n_tokens - n_prompt % 64) % 64 == 0:
             self.skipTest("this prompt ends on a block")
         plan = self.json("plan", "--layers", 4, "--kv-heads", 2, "--head-dim", 64, "--ctx", n_tokens, "--prompt", n_prompt,
-                         "--kv", "gear-2")["results"][0]
+                         "--kv", "paper:gear-2")["results"][0]
         for field in ("stored_bytes", "keys", "values", "buffer"):
             self.assertEqual(plan[field], cache[field], field)
 
@@ -270,9 +270,9 @@ class Perplexity(ToolTest):
         self.assertNotAlmostEqual(two - one, whole - whole_start, delta=1e-3)
 
     def test_several_specs_in_one_run_equal_single_runs(self):
-        both = self.perplexity("--kv", "gear-2", "k=gear-2:s=0;v=kivi-4", "--ctx", 256)["results"]
+        both = self.perplexity("--kv", "paper:gear-2", "k=paper:gear-2:s=0;v=kivi-4", "--ctx", 256)["results"]
         self.assertEqual(both[1]["kv"], "k=gearl-2;v=kivi-4")
-        for row, kv in zip(both, ("gear-2", "k=gear-2:s=0;v=kivi-4")):
+        for row, kv in zip(both, ("paper:gear-2", "k=paper:gear-2:s=0;v=kivi-4")):
             self.assertEqual([row], self.perplexity("--kv", kv, "--ctx", 256)["results"])
 
     def test_an_empty_text_is_a_failure(self):
@@ -309,7 +309,7 @@ class Recall(ToolTest):
         self.assertEqual(self.exact(cases, "--kv", "f16"), (1, 2))
 
     def test_buckets_and_limit_are_as_in_the_file(self):
-        answer = self.json("recall", MODEL, "--file", RECALL, "--kv", "gear-4", "--limit", 1)
+        answer = self.json("recall", MODEL, "--file", RECALL, "--kv", "paper:gear-4", "--limit", 1)
         buckets = answer["results"][0]["buckets"]
         self.assertEqual([bucket["bucket"] for bucket in buckets], [256, 512, 1024, 2048])
         self.assertEqual([bucket["cases"] for bucket in buckets], [1, 1, 1, 1])
@@ -333,9 +333,9 @@ class Inspect(ToolTest):
         self.assertLess(os.path.getsize(MODEL) - answer["types"]["all"]["bytes"], 100000)
 
     def test_cache_sizes_are_those_of_the_plan(self):
-        cache = self.json("inspect", MODEL, "--ctx", 1000, "--kv", "gear-4")["cache"][0]
+        cache = self.json("inspect", MODEL, "--ctx", 1000, "--kv", "paper:gear-4")["cache"][0]
         plan = self.json("plan", "--layers", 4, "--kv-heads", 2, "--head-dim", 64, "--ctx", 1000, "--prompt", 1000,
-                         "--kv", "gear-4")["results"][0]
+                         "--kv", "paper:gear-4")["results"][0]
         self.assertEqual(cache["stored_bytes"], plan["stored_bytes"])
         self.assertAlmostEqual(cache["bytes_per_token"], plan["stored_bytes"] / 1000)
 
@@ -370,7 +370,7 @@ class Codec(ToolTest):
 
     def test_written_tensors_have_the_error_it_reports(self):
         out = self.path("k.npy"), self.path("v.npy")
-        row = self.codec("--kv", "gear-2", "--out-k", out[0], "--out-v", out[1])["results"][0]
+        row = self.codec("--kv", "paper:gear-2", "--out-k", out[0], "--out-v", out[1])["results"][0]
         for path, name, field in zip(out, ("outch_K", "outch_V"), ("key_error", "value_error")):
             shape, values = read_npy(path)
             expected_shape, expected = read_npy(conformance(name))
@@ -412,13 +412,13 @@ class Codec(ToolTest):
         values = values[: 2 * 128 * 4 * 64]
         write_npy(self.path("h"), (2, 128, 4, 64), values, "<f2")
         write_npy(self.path("f"), (128, 4, 64), [struct.unpack("e", struct.pack("e", x))[0] for x in values[128 * 256 :]])
-        layered = self.json("codec", "--k", self.path("h"), "--v", self.path("h"), "--layer", 1, "--kv", "gear-2")
-        flat = self.json("codec", "--k", self.path("f"), "--v", self.path("f"), "--kv", "gear-2")
+        layered = self.json("codec", "--k", self.path("h"), "--v", self.path("h"), "--layer", 1, "--kv", "paper:gear-2")
+        flat = self.json("codec", "--k", self.path("f"), "--v", self.path("f"), "--kv", "paper:gear-2")
         self.assertEqual(layered["results"], flat["results"])
 
     def test_smaller_units_cost_more_and_bytes_add_up(self):
-        whole = self.codec("--kv", "gear-2")["results"][0]
-        units = self.codec("--kv", "gear-2", "--block", 100)["results"][0]
+        whole = self.codec("--kv", "paper:gear-2")["results"][0]
+        units = self.codec("--kv", "paper:gear-2", "--block", 100)["results"][0]
         self.assertGreater(units["bits_per_element"], whole["bits_per_element"])
         self.assertEqual(units["keys"]["header"], 11 * whole["keys"]["header"])
         for row in (whole, units):
@@ -473,12 +473,12 @@ class Plan(ToolTest):
         self.assertAlmostEqual(row["bits_per_element"], row["stored_bytes"] * 8 / (2 * n_elements))
 
     def test_a_long_prompt_shares_its_factors(self):
-        self.assertLess(self.plan("gear-2", 4096, 4096)["stored_bytes"], self.plan("gear-2", 4096)["stored_bytes"])
+        self.assertLess(self.plan("paper:gear-2", 4096, 4096)["stored_bytes"], self.plan("paper:gear-2", 4096)["stored_bytes"])
 
     def test_text_names_every_spec(self):
-        text = self.ok("plan", "--layers", 2, "--kv-heads", 2, "--head-dim", 64, "--ctx", 1000, "--kv", "f16", "gear-2:r=8")
+        text = self.ok("plan", "--layers", 2, "--kv-heads", 2, "--head-dim", 64, "--ctx", 1000, "--kv", "f16", "paper:gear-2:r=8")
         self.assertIn("\nf16 ", text)
-        self.assertIn("\ngear-2:r=8 ", text)
+        self.assertIn("\npaper:gear-2:r=8 ", text)
 
 
 if __name__ == "__main__":
