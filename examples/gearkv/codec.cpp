@@ -178,6 +178,7 @@ class Codec final : public Command {
         options.seed = options_.seed;
         options.level = machine.level;
         for (std::size_t first = 0; first < tensor.n_tokens; first += unit) {
+            check_interrupt();
             const std::size_t n_tokens = std::min(unit, tensor.n_tokens - first);
             const BlockShape shape = {kind, static_cast<std::uint32_t>(n_tokens),
                                       static_cast<std::uint32_t>(tensor.n_heads),

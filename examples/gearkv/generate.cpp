@@ -107,6 +107,7 @@ class Generate final : public Command {
         auto start = std::chrono::steady_clock::now();
         check(session.prefill(tokens.data(), tokens.size()));
         result.prefill_seconds = seconds_since(start);
+        check_interrupt();
         start = std::chrono::steady_clock::now();
         while (result.n_generated < n_tokens_) {
             Token token;

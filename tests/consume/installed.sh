@@ -1,13 +1,22 @@
 #!/usr/bin/env bash
-# installed.sh BUILD SOURCE COMPILER: only what is installed, found through pkg-config --static.
+# installed.sh BUILD SOURCE COMPILER: programs built from nothing but what is installed, found by pkg-config --static.
 set -euo pipefail
 build=$1 source=$2 compiler=$3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-meson install -C "$build" --no-rebuild --destdir "$work" >/dev/null
-pc=$(find "$work" -name gearkv.pc)
-PKG_CONFIG_PATH=$(dirname "$pc")
-export PKG_CONFIG_PATH PKG_CONFIG_SYSROOT_DIR=$work
-# shellcheck disable=SC2046
-$compiler -std=c++20 -O1 "$source/tests/consume/app/main.cpp" -o "$work/app" $(pkg-config --static --cflags --libs gearkv)
+meson install -C "$build" --no-rebuild --destdir "$work/root" >/dev/null
+pc=$(find "$work/root" -name gearkv.pc)
+export PKG_CONFIG_PATH=${pc%/*} PKG_CONFIG_SYSROOT_DIR=$work/root
+
+# compile PROGRAM SOURCE_FILE PACKAGE
+compile() {
+  # shellcheck disable=SC2046
+  "$compiler" -std=c++20 -O1 "$2" -o "$work/$1" $(pkg-config --static --cflags --libs "$3")
+}
+
+compile app "$source/tests/consume/app/main.cpp" gearkv
 "$work/app"
+if [ -e "${pc%/*}/gearkv-decoder.pc" ]; then
+  compile generate "$source/examples/03_generate.cpp" gearkv-decoder
+  "$work/generate" "$source/examples/models/tiny-q8_0.gguf"
+fi
