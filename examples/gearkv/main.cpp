@@ -44,7 +44,8 @@ std::vector<std::string> known_words(const CLI::App& app) {
     return words;
 }
 
-// "; --thread is unknown, did you mean --threads?" for the first word that is close to a known one, else nothing.
+// "; --thread is unknown, did you mean --threads?" for the first word that is close to a known one, else
+// nothing.
 std::string suggestion(const CLI::App& app) {
     const std::vector<std::string> words = known_words(app);
     for (const std::string& argument : app.remaining(true)) {
@@ -53,7 +54,8 @@ std::string suggestion(const CLI::App& app) {
             return edit_distance(unknown, a) < edit_distance(unknown, b);
         };
         const auto best = std::min_element(words.begin(), words.end(), closer);
-        if (best != words.end() && edit_distance(unknown, *best) <= 2) return "; " + unknown + " is unknown, did you mean " + *best + "?";
+        if (best != words.end() && edit_distance(unknown, *best) <= 2)
+            return "; " + unknown + " is unknown, did you mean " + *best + "?";
     }
     return "";
 }
