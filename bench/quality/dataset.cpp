@@ -10,8 +10,11 @@ namespace gearkv::quality {
 namespace {
 
 // Four sinks and whole blocks of 128, so that no format keeps a long uncompressed rest that others do not.
-constexpr std::size_t whole_tokens(std::size_t n) { return (n - 4) / 128 * 128 + 4; }
-constexpr std::size_t n_tokens = whole_tokens(2048), n_kv_heads = 2, n_shared = 2, n_queries = 128, n_dump_queries = 256;
+constexpr std::size_t whole_tokens(std::size_t n) {
+    return (n - 4) / 128 * 128 + 4;
+}
+constexpr std::size_t n_tokens = whole_tokens(2048), n_kv_heads = 2, n_shared = 2, n_queries = 128,
+                      n_dump_queries = 256;
 
 // Family parameters are drawn from here; the standard library's distributions differ between platforms.
 class Random {
@@ -143,7 +146,8 @@ Dataset load_dump(const std::string& folder, const std::string& name) {
     Dataset data;
     data.name = name;
     data.real = true;
-    const std::size_t n_all = k.shape.at(1), n = whole_tokens(n_all), heads = k.shape.at(2), dim = k.shape.at(3), q_heads = q.shape.at(2);
+    const std::size_t n_all = k.shape.at(1), n = whole_tokens(n_all), heads = k.shape.at(2),
+                      dim = k.shape.at(3), q_heads = q.shape.at(2);
     for (std::size_t i = 0; i < k.shape[0]; ++i) {
         Layer layer;
         layer.shape = {

@@ -54,8 +54,8 @@ std::vector<Dataset> make_datasets(const Options& options) {
     return chosen;
 }
 
-// The best format that is not ours at this many bits or fewer. The little more lets KIVI take part, whose groups do
-// not divide the tokens and leave four of them in fp16.
+// The best format that is not ours at this many bits or fewer. The little more lets KIVI take part, whose
+// groups do not divide the tokens and leave four of them in fp16.
 const Row* best_rival(const std::vector<Row>& rows, const Row& row) {
     const Row* best = nullptr;
     for (const Row& other : rows) {

@@ -7,12 +7,13 @@
 //   OPTION  = g=GROUP | r=RANK | rg=RANK | s=FRACTION | nb=TOKENS | sinks=TOKENS
 //
 // gear-2, gear-3 and gear-4 are the best points found near 2.5, 3.5 and 4.5 bits per element with everything
-// counted (bench/README.md): trellis codes, more bits for keys than for values, four exact sink tokens. The paper's
-// own are paper:gear-2 and so on: kivi, kcvt and token are plain backbones; gearl adds low rank, gear low rank and
-// sparse outliers. Any option may be given to any of these, so every combination of the parts can be written:
+// counted (bench/README.md): trellis codes, more bits for keys than for values, four exact sink tokens. The
+// paper's own are paper:gear-2 and so on: kivi, kcvt and token are plain backbones; gearl adds low rank, gear
+// low rank and sparse outliers. Any option may be given to any of these, so every combination of the parts
+// can be written:
 //   paper:gear-2:g=64,r=4,rg=2,s=0.02,nb=64      k=kivi-4:r=4;v=kivi-2:s=0.02      kivi-2:r=0,s=0.02
-// A buffer (nb) is 64 tokens, with a trellis 128 and a multiple of it. Uncompressed first tokens (sinks) are 0,
-// with a trellis 4.
+// A buffer (nb) is 64 tokens, with a trellis 128 and a multiple of it. Uncompressed first tokens (sinks) are
+// 0, with a trellis 4.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +30,8 @@ enum class Backbone : std::uint8_t {
     kivi = 2,   // keys: per channel, `group` consecutive tokens;   values: per token, `group` channels
     kcvt = 3,   // keys: per channel, all tokens of the block;      values: per token, channels of all heads
     token = 4,  // keys and values: per token, `group` consecutive channels of one head
-    trellis = 5,  // trellis-coded, widths by channel; keys per channel, values rotated (src/format/trellis.hpp)
+    trellis =
+        5,  // trellis-coded, widths by channel; keys per channel, values rotated (src/format/trellis.hpp)
 };
 
 // One of the two tensors, keys or values.
@@ -51,7 +53,7 @@ struct KvSpec {
     TensorSpec key;
     TensorSpec value;
     std::uint32_t buffer_tokens = 64;
-    std::uint32_t sink_tokens = 0;   // first tokens of a sequence that stay uncompressed
+    std::uint32_t sink_tokens = 0;  // first tokens of a sequence that stay uncompressed
 
     friend bool operator==(const KvSpec&, const KvSpec&) = default;
 };

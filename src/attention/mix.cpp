@@ -154,16 +154,18 @@ void ValueMixer::mix_section(const Tile& tile) noexcept {
         float* scaled = s.partial + row * tile_tokens;
         for (std::uint32_t t = 0; t < section_tokens; ++t) {
             s.weight_sum[row] += weights[t];
-            scaled[t] = weights[t] * exp2_sixteenths(4 * (static_cast<int>(read_nibble(side + at.gains, t)) - gain_bias));
+            scaled[t] = weights[t] *
+                        exp2_sixteenths(4 * (static_cast<int>(read_nibble(side + at.gains, t)) - gain_bias));
         }
     }
     float sums[max_rows * max_dim];
     const std::size_t stride = s.out_stride;
-    pass_.kernels.attention.mix_trellis({run_.block.section_codes(pass_.head, index), widths, n_granules, s.partial,
-                                         tile_tokens, sums, stride, pass_.n_rows});
+    pass_.kernels.attention.mix_trellis({run_.block.section_codes(pass_.head, index), widths, n_granules,
+                                         s.partial, tile_tokens, sums, stride, pass_.n_rows});
     for (std::uint32_t c = 0; c < dim; ++c) {
         const float scale = exp2_sixteenths(base + side[at.scales + c]);
-        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) s.mixed[row * stride + c] += scale * sums[row * stride + c];
+        for (std::uint32_t row = 0; row < pass_.n_rows; ++row)
+            s.mixed[row * stride + c] += scale * sums[row * stride + c];
     }
 }
 
@@ -175,7 +177,8 @@ void ValueMixer::finish_sections() noexcept {
         float* mixed = s.mixed + row * s.out_stride;
         float* out = s.out + row * s.out_stride;
         rotate_head(mixed, pass_.value_dim);
-        for (std::uint32_t c = 0; c < pass_.value_dim; ++c) out[c] += mixed[c];
+        for (std::uint32_t c = 0; c < pass_.value_dim; ++c)
+            out[c] += mixed[c];
         pass_.kernels.attention.add_half(out, profile.mean, s.weight_sum[row], pass_.value_dim);
     }
 }

@@ -173,7 +173,8 @@ void KeyScorer::add_outliers(const Tile& tile) noexcept {
     }
 }
 
-// One section of a trellis block:  sum_c (q_c S_c) level_tc + sum_c q_c (zero_c + mean_c), channels in stored order.
+// One section of a trellis block:  sum_c (q_c S_c) level_tc + sum_c q_c (zero_c + mean_c), channels in stored
+// order.
 void KeyScorer::score_section(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
     const std::uint32_t index = tile.first / section_tokens;
@@ -192,7 +193,8 @@ void KeyScorer::score_section(const Tile& tile) noexcept {
         widths[g] = static_cast<std::uint8_t>(read_nibble(side + at.widths, g));
         for (std::uint32_t place = g * key_granule; place < (g + 1) * key_granule; ++place) {
             const float scale = exp2_sixteenths(base + side[at.scales + place]);
-            const float zero = static_cast<float>(static_cast<std::int8_t>(side[at.zeros + place])) * zero_unit(widths[g]);
+            const float zero =
+                static_cast<float>(static_cast<std::int8_t>(side[at.zeros + place])) * zero_unit(widths[g]);
             for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
                 const float folded = s.query[row * s.query_stride + profile.order[place]] * scale;
                 s.folded[row * s.query_stride + place] = folded;
@@ -201,11 +203,12 @@ void KeyScorer::score_section(const Tile& tile) noexcept {
         }
     }
     const std::uint32_t* words = run_.block.section_codes(pass_.head, index);
-    pass_.kernels.attention.score_trellis({words, widths, dim / key_granule, s.folded, s.query_stride, s.scores,
-                                           tile_tokens, pass_.n_rows});
+    pass_.kernels.attention.score_trellis(
+        {words, widths, dim / key_granule, s.folded, s.query_stride, s.scores, tile_tokens, pass_.n_rows});
     for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
         float* scores = s.scores + row * tile_tokens;
-        for (std::uint32_t t = 0; t < tile.n_tokens; ++t) scores[t] += bias[row];
+        for (std::uint32_t t = 0; t < tile.n_tokens; ++t)
+            scores[t] += bias[row];
     }
 }
 

@@ -74,11 +74,14 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
         }
         std::uint64_t n_blocks = (n_decode + left) / config.spec.buffer_tokens;
         if (first && n_blocks > 0) {
-            if (Status status = add_units({config.spec.buffer_tokens, false, true}, 1); !status.ok()) return status;
+            if (Status status = add_units({config.spec.buffer_tokens, false, true}, 1); !status.ok())
+                return status;
             --n_blocks;
         }
-        if (Status status = add_units({config.spec.buffer_tokens, false, false}, n_blocks); !status.ok()) return status;
-        bytes.buffer += config.n_layers * buffer_bytes(config, kind, config.spec.buffer_tokens + config.spec.sink_tokens);
+        if (Status status = add_units({config.spec.buffer_tokens, false, false}, n_blocks); !status.ok())
+            return status;
+        bytes.buffer +=
+            config.n_layers * buffer_bytes(config, kind, config.spec.buffer_tokens + config.spec.sink_tokens);
     }
     bytes.bytes = bytes.keys.bytes + bytes.values.bytes + bytes.buffer;
     *out = bytes;

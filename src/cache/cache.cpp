@@ -46,7 +46,8 @@ bool Cache::Impl::create() noexcept {
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         for (const bool prompt : {false, true}) {
             BlockHeader header;
-            if (!lay_out_unit(config, kind, {config.spec.buffer_tokens, prompt, true}, &header).ok()) return false;
+            if (!lay_out_unit(config, kind, {config.spec.buffer_tokens, prompt, true}, &header).ok())
+                return false;
             compress_bytes = std::max(compress_bytes, compress_scratch_bytes(header));
         }
     }

@@ -25,7 +25,8 @@ void add_bytes(BlockBytes* total, const BlockBytes& block, std::int64_t sign) {
 Status lay_out_unit(const CacheConfig& config, TensorKind kind, const Unit& unit, BlockHeader* out) noexcept {
     const bool keys = kind == TensorKind::key;
     const TensorSpec& spec = keys ? config.spec.key : config.spec.value;
-    const BlockShape shape = {kind, unit.n_tokens, config.n_kv_heads, keys ? config.key_dim : config.value_dim};
+    const BlockShape shape = {kind, unit.n_tokens, config.n_kv_heads,
+                              keys ? config.key_dim : config.value_dim};
     return lay_out_block(shape, spec, unit.prompt ? spec.rank_prompt : spec.rank_decode, out, unit.first);
 }
 
@@ -135,7 +136,9 @@ Status LayerStream::compress_tensor(CacheContext* context, TensorKind kind, std:
     task.rows = (kind == TensorKind::key ? key_buffer_ : value_buffer_).source(0);
     task.seed =
         context->config.seed + 0x100000001b3u * (n_closed_ * 8192 + index_ * 2 + static_cast<unsigned>(kind));
-    if (Status status = lay_out_unit(context->config, kind, {n_tokens, prompt_, n_blocks_ == 0}, &task.header); !status.ok())
+    if (Status status =
+            lay_out_unit(context->config, kind, {n_tokens, prompt_, n_blocks_ == 0}, &task.header);
+        !status.ok())
         return status;
 
     if (n_blocks_ > 0) task.profiles = profiles(kind);
@@ -184,14 +187,15 @@ void LayerStream::read_range(const CacheContext& context, std::uint64_t first, s
                              float* values) const noexcept {
     const std::uint64_t key_row = std::uint64_t{context.config.n_kv_heads} * context.config.key_dim;
     const std::uint64_t value_row = std::uint64_t{context.config.n_kv_heads} * context.config.value_dim;
-    const auto read_rows = [&](const TokenBuffer& from_keys, const TokenBuffer& from_values, std::uint64_t token,
-                               std::uint64_t at) {
+    const auto read_rows = [&](const TokenBuffer& from_keys, const TokenBuffer& from_values,
+                               std::uint64_t token, std::uint64_t at) {
         if (keys != nullptr) from_keys.read(context, token, keys + (at - first) * key_row);
         if (values != nullptr) from_values.read(context, token, values + (at - first) * value_row);
     };
     const std::uint64_t end = first + n;
     std::uint64_t at = first;
-    for (; at < std::min<std::uint64_t>(end, n_sinks_); ++at) read_rows(key_sinks_, value_sinks_, at, at);
+    for (; at < std::min<std::uint64_t>(end, n_sinks_); ++at)
+        read_rows(key_sinks_, value_sinks_, at, at);
     std::uint64_t start = n_sinks_;
     for (std::uint64_t i = 0; i < n_blocks_ && at < end; ++i) {
         const BlockView key = view(i, TensorKind::key);
@@ -207,7 +211,8 @@ void LayerStream::read_range(const CacheContext& context, std::uint64_t first, s
         }
         start = stop;
     }
-    for (; at < end; ++at) read_rows(key_buffer_, value_buffer_, at - n_sinks_ - n_closed_, at);
+    for (; at < end; ++at)
+        read_rows(key_buffer_, value_buffer_, at - n_sinks_ - n_closed_, at);
 }
 
 }  // namespace gearkv

@@ -73,7 +73,7 @@ class TokenBuffer {
     unsigned char* data_ = nullptr;  // base_ or a larger run while a prompt is fed
     unsigned char* base_ = nullptr;  // buffer_tokens, always there
     std::uint64_t base_tokens_ = 0;
-    std::uint64_t capacity_ = 0;     // tokens
+    std::uint64_t capacity_ = 0;  // tokens
     std::size_t dim_ = 0, row_stride_ = 0, token_stride_ = 0, element_bytes_ = 0;
     std::uint32_t n_heads_ = 0;
     TensorKind kind_ = TensorKind::key;
@@ -119,7 +119,7 @@ class LayerStream {
     std::uint64_t n_buffered_ = 0;
     std::uint32_t n_sinks_ = 0;
     std::uint32_t index_ = 0;
-    bool prompt_ = false;  // the last append brought a block's worth of tokens or more
+    bool prompt_ = false;    // the last append brought a block's worth of tokens or more
     TokenBuffer key_sinks_;  // first tokens of the sequence, kept as they are
     TokenBuffer value_sinks_;
     TokenBuffer key_buffer_;

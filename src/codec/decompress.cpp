@@ -62,12 +62,12 @@ void add_low_rank(float* row, const BlockView& view, std::uint32_t head, std::ui
     }
 }
 
-// One head of one section, [128][dim], into rows `stride` apart; tokens beyond [first, first + n) are skipped.
+// One head of one section, [128][dim], into rows `stride` apart; tokens beyond [first, first + n) are
+// skipped.
 class TrellisReader {
   public:
     TrellisReader(const BlockView& view, std::uint32_t head, std::uint32_t section)
-        : view_(view),
-          kind_(view.kind()),
+        : kind_(view.kind()),
           dim_(view.header->dim),
           at_(section_layout(kind_, dim_)),
           side_(view.section(head, section)),
@@ -81,9 +81,11 @@ class TrellisReader {
     // The token as it was before compression, but for the mean.
     void read(std::uint32_t token, float* row) const {
         float stored[max_dim];
-        for (std::uint32_t place = 0; place < dim_; ++place) stored[place] = read_entry(place, token);
+        for (std::uint32_t place = 0; place < dim_; ++place)
+            stored[place] = read_entry(place, token);
         if (kind_ == TensorKind::key) {
-            for (std::uint32_t place = 0; place < dim_; ++place) row[profile_.order[place]] = stored[place];
+            for (std::uint32_t place = 0; place < dim_; ++place)
+                row[profile_.order[place]] = stored[place];
         } else {
             rotate_head(stored, dim_);
             std::copy_n(stored, dim_, row);
@@ -102,10 +104,12 @@ class TrellisReader {
     }
 
     float read_entry(std::uint32_t place, std::uint32_t t) const {
-        const std::uint32_t granule = place / granule_channels(kind_), channel = place % granule_channels(kind_);
+        const std::uint32_t granule = place / granule_channels(kind_),
+                            channel = place % granule_channels(kind_);
         const std::uint32_t width = read_nibble(side_ + at_.widths, granule);
         const std::uint32_t* plane = words_;
-        for (std::uint32_t g = 0; g < granule; ++g) plane += read_nibble(side_ + at_.widths, g) * plane_words(kind_);
+        for (std::uint32_t g = 0; g < granule; ++g)
+            plane += read_nibble(side_ + at_.widths, g) * plane_words(kind_);
         const float scale = exp2_sixteenths(base_ + side_[at_.scales + place]);
         float level = 0.0f;
         if (width > 0) {
@@ -125,7 +129,6 @@ class TrellisReader {
         return scale * level * exp2_sixteenths(4 * gain);
     }
 
-    const BlockView& view_;
     TensorKind kind_;
     std::uint32_t dim_;
     SectionLayout at_;

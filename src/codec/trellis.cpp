@@ -1,4 +1,5 @@
-// The trellis backbone: widths by variance, scales by search, codes by the best path (src/format/trellis.hpp).
+// The trellis backbone: widths by variance, scales by search, codes by the best path
+// (src/format/trellis.hpp).
 #include "codec/trellis.hpp"
 
 #include <algorithm>
@@ -14,15 +15,17 @@ constexpr std::uint32_t panel = lane_tile;  // channels encoded at once
 constexpr std::uint32_t max_width = max_key_width;
 
 // Error of a width beside that of width 0: fixed-rate trellis codes lose about 6 dB a bit.
-float width_error(std::uint32_t width) { return width == 0 ? 1.0f : 0.67f * std::exp2(-2.0f * static_cast<float>(width)); }
+float width_error(std::uint32_t width) {
+    return width == 0 ? 1.0f : 0.67f * std::exp2(-2.0f * static_cast<float>(width));
+}
 
 // One section of one head on its way to codes.
 struct Section {
     const BlockWork& work;
     TrellisScratch scratch;
     SectionLayout at;
-    unsigned char* side;      // of this section
-    std::uint32_t* words;     // of this section
+    unsigned char* side;   // of this section
+    std::uint32_t* words;  // of this section
     std::uint32_t dim;
     std::uint32_t n_granules;
     std::uint8_t width[max_dim / key_granule];  // by granule
@@ -32,7 +35,8 @@ struct Section {
     float* row(std::size_t t) const { return scratch.x + t * work.stride; }
 };
 
-// Gives the planes of the section to the granules in which they save most error, by the mean variance of each.
+// Gives the planes of the section to the granules in which they save most error, by the mean variance of
+// each.
 void choose_widths(Section* s, const float* variance) {
     const std::uint32_t most = s->work.keys() ? max_key_width : max_value_width;
     std::uint32_t left = s->work.view.sizes.n_planes;
@@ -42,8 +46,10 @@ void choose_widths(Section* s, const float* variance) {
         std::uint32_t best_granule = 0, best_width = 0;
         for (std::uint32_t g = 0; g < s->n_granules; ++g) {
             const std::uint32_t now = s->width[g];
-            for (std::uint32_t next = std::max(now + 1, 2u); next <= std::min(most, now + 2) && next - now <= left; ++next) {
-                const float gain = variance[g] * (width_error(now) - width_error(next)) / static_cast<float>(next - now);
+            for (std::uint32_t next = std::max(now + 1, 2u);
+                 next <= std::min(most, now + 2) && next - now <= left; ++next) {
+                const float gain =
+                    variance[g] * (width_error(now) - width_error(next)) / static_cast<float>(next - now);
                 if (gain <= best) continue;
                 best = gain;
                 best_granule = g;
@@ -54,7 +60,8 @@ void choose_widths(Section* s, const float* variance) {
         left -= best_width - s->width[best_granule];
         s->width[best_granule] = static_cast<std::uint8_t>(best_width);
     }
-    for (std::uint32_t g = 0; g < s->n_granules; ++g) s->side[s->at.widths + g / 2] |= static_cast<unsigned char>(s->width[g] << (4 * (g % 2)));
+    for (std::uint32_t g = 0; g < s->n_granules; ++g)
+        s->side[s->at.widths + g / 2] |= static_cast<unsigned char>(s->width[g] << (4 * (g % 2)));
 }
 
 // Sixteenths of an octave at or above log2(scale), with a little grace.
@@ -69,14 +76,17 @@ int write_base(Section* s, int largest) {
     return base;
 }
 
-std::uint8_t scale_code(int sixteenths, int base) { return static_cast<std::uint8_t>(std::clamp(sixteenths - base, 0, 255)); }
+std::uint8_t scale_code(int sixteenths, int base) {
+    return static_cast<std::uint8_t>(std::clamp(sixteenths - base, 0, 255));
+}
 
 // Writes the codes of one channel of a granule into its planes.
 void write_planes(const Section& s, std::uint32_t place, const std::uint8_t* codes) {
     const std::uint32_t n_channels = granule_channels(s.kind());
     const std::uint32_t granule = place / n_channels, channel = place % n_channels;
     std::uint32_t first = 0;
-    for (std::uint32_t g = 0; g < granule; ++g) first += s.width[g];
+    for (std::uint32_t g = 0; g < granule; ++g)
+        first += s.width[g];
     const std::uint32_t n_words = plane_words(s.kind());
     for (std::uint32_t i = 0; i < s.width[granule]; ++i) {
         std::uint32_t* plane = s.words + (first + i) * n_words;
@@ -114,7 +124,8 @@ void for_panels(const Section& s, std::uint32_t n_places, const Visit& visit) {
 }
 
 void encode(const Section& s, std::uint32_t width, std::uint8_t* codes, std::int8_t* chosen) {
-    s.work.kernels->codec.encode_trellis({s.scratch.panel, trellis_levels(s.kind(), width), width, codes, chosen, s.scratch.kernel});
+    s.work.kernels->codec.encode_trellis(
+        {s.scratch.panel, trellis_levels(s.kind(), width), width, codes, chosen, s.scratch.kernel});
 }
 
 // ---- keys ----
@@ -146,7 +157,8 @@ float key_scale(const Range& range, std::uint32_t width, float share) {
 }
 
 std::int8_t key_zero(float centre, float scale, std::uint32_t width) {
-    return static_cast<std::int8_t>(std::clamp(std::nearbyint(centre / (scale * zero_unit(width))), -127.0f, 127.0f));
+    return static_cast<std::int8_t>(
+        std::clamp(std::nearbyint(centre / (scale * zero_unit(width))), -127.0f, 127.0f));
 }
 
 // Takes the profile's mean off and puts the channels in stored order.
@@ -168,7 +180,8 @@ void gather_keys(Section* s, std::uint32_t head, std::uint32_t first) {
     }
 }
 
-// The best of the shares for the channels of one panel, by the third power of the error: large errors move scores.
+// The best of the shares for the channels of one panel, by the third power of the error: large errors move
+// scores.
 void encode_key_panel(Section* s, const Panel& p, const Range* ranges, int base) {
     float best[panel];
     std::fill_n(best, panel, HUGE_VALF);
@@ -186,24 +199,29 @@ void encode_key_panel(Section* s, const Panel& p, const Range* ranges, int base)
         }
         for (std::uint32_t t = 0; t < section_tokens; ++t) {
             for (std::uint32_t lane = 0; lane < panel; ++lane) {
-                s->scratch.panel[t * panel + lane] = lane < p.n ? (s->row(t)[p.place[lane]] - zero[lane]) / scale[lane] : 0.0f;
+                s->scratch.panel[t * panel + lane] =
+                    lane < p.n ? (s->row(t)[p.place[lane]] - zero[lane]) / scale[lane] : 0.0f;
             }
         }
         encode(*s, p.width, s->scratch.codes, s->scratch.chosen);
         for (std::uint32_t lane = 0; lane < p.n; ++lane) {
             float error = 0.0f;
             for (std::uint32_t t = 0; t < section_tokens; ++t) {
-                const float e = std::fabs(s->scratch.panel[t * panel + lane] - s->scratch.chosen[t * panel + lane]) * scale[lane];
+                const float e =
+                    std::fabs(s->scratch.panel[t * panel + lane] - s->scratch.chosen[t * panel + lane]) *
+                    scale[lane];
                 error += e * e * e;
             }
             if (error >= best[lane]) continue;
             best[lane] = error;
             s->side[s->at.scales + p.place[lane]] = codes[lane];
             std::memcpy(s->side + s->at.zeros + p.place[lane], &zeros[lane], 1);
-            for (std::uint32_t t = 0; t < section_tokens; ++t) s->scratch.best[t * panel + lane] = s->scratch.codes[t * panel + lane];
+            for (std::uint32_t t = 0; t < section_tokens; ++t)
+                s->scratch.best[t * panel + lane] = s->scratch.codes[t * panel + lane];
         }
     }
-    for (std::uint32_t lane = 0; lane < p.n; ++lane) write_planes(*s, p.place[lane], s->scratch.best + lane);
+    for (std::uint32_t lane = 0; lane < p.n; ++lane)
+        write_planes(*s, p.place[lane], s->scratch.best + lane);
 }
 
 void encode_keys(Section* s, std::uint32_t head, std::uint32_t first) {
@@ -225,7 +243,8 @@ void encode_keys(Section* s, std::uint32_t head, std::uint32_t first) {
     for (std::uint32_t place = 0; place < s->dim; ++place) {
         ranges[place] = {(lo[place] + hi[place]) / 2, (hi[place] - lo[place]) / 2};
         const float mean = sum[place] / section_tokens;
-        variance[place / key_granule] += std::max(square[place] / section_tokens - mean * mean, 0.0f) / key_granule;
+        variance[place / key_granule] +=
+            std::max(square[place] / section_tokens - mean * mean, 0.0f) / key_granule;
     }
     choose_widths(s, variance);
     int largest = scale_sixteenths(0.0f);
@@ -256,7 +275,8 @@ void gather_values(Section* s, std::uint32_t head, std::uint32_t first) {
         std::fill_n(to, s->work.stride, 0.0f);
         if (t >= n) continue;
         const float* x = s->work.x_head(head) + (first + t) * s->work.stride;
-        for (std::uint32_t c = 0; c < s->dim; ++c) to[c] = x[c] - mean[c];
+        for (std::uint32_t c = 0; c < s->dim; ++c)
+            to[c] = x[c] - mean[c];
         rotate_head(to, s->dim);
     }
 }
@@ -271,9 +291,11 @@ float value_level_scale(std::uint32_t width) {
 void choose_gains(Section* s, float* gain, float* rms) {
     std::fill_n(rms, s->work.stride, 0.0f);
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
-        for (std::uint32_t c = 0; c < s->dim; ++c) rms[c] += s->row(t)[c] * s->row(t)[c];
+        for (std::uint32_t c = 0; c < s->dim; ++c)
+            rms[c] += s->row(t)[c] * s->row(t)[c];
     }
-    for (std::uint32_t c = 0; c < s->dim; ++c) rms[c] = std::sqrt(rms[c] / section_tokens);
+    for (std::uint32_t c = 0; c < s->dim; ++c)
+        rms[c] = std::sqrt(rms[c] / section_tokens);
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
         float square = 0.0f;
         std::uint32_t n = 0;
@@ -296,11 +318,12 @@ void choose_gains(Section* s, float* gain, float* rms) {
             rms[c] += u * u;
         }
     }
-    for (std::uint32_t c = 0; c < s->dim; ++c) rms[c] = std::sqrt(rms[c] / section_tokens);
+    for (std::uint32_t c = 0; c < s->dim; ++c)
+        rms[c] = std::sqrt(rms[c] / section_tokens);
 }
 
-// Codes of 16 channels: once for the scales, whose best value follows from the levels, once with these, and once
-// with the mean error of each channel put back, which attention averages over.
+// Codes of 16 channels: once for the scales, whose best value follows from the levels, once with these, and
+// once with the mean error of each channel put back, which attention averages over.
 void encode_value_panel(Section* s, const Panel& p, const float* gain, const float* rms, int base) {
     float scale[panel] = {};
     const auto set_scale = [&](std::uint32_t lane, float wanted) {
@@ -319,7 +342,8 @@ void encode_value_panel(Section* s, const Panel& p, const float* gain, const flo
         }
         encode(*s, p.width, s->scratch.codes, s->scratch.chosen);
     };
-    for (std::uint32_t lane = 0; lane < p.n; ++lane) set_scale(lane, rms[p.place[lane]] * value_level_scale(p.width));
+    for (std::uint32_t lane = 0; lane < p.n; ++lane)
+        set_scale(lane, rms[p.place[lane]] * value_level_scale(p.width));
     run();
     for (std::uint32_t lane = 0; lane < p.n; ++lane) {
         float along = 0.0f, square = 0.0f;
@@ -334,12 +358,14 @@ void encode_value_panel(Section* s, const Panel& p, const float* gain, const flo
     for (std::uint32_t lane = 0; lane < p.n; ++lane) {
         float error = 0.0f;
         for (std::uint32_t t = 0; t < section_tokens; ++t) {
-            error += s->row(t)[p.place[lane]] - static_cast<float>(s->scratch.chosen[t * panel + lane]) * gain[t] * scale[lane];
+            error += s->row(t)[p.place[lane]] -
+                     static_cast<float>(s->scratch.chosen[t * panel + lane]) * gain[t] * scale[lane];
         }
         shift[lane] = error / section_tokens;
     }
     run();
-    for (std::uint32_t lane = 0; lane < p.n; ++lane) write_planes(*s, p.place[lane], s->scratch.codes + lane);
+    for (std::uint32_t lane = 0; lane < p.n; ++lane)
+        write_planes(*s, p.place[lane], s->scratch.codes + lane);
 }
 
 void encode_values(Section* s, std::uint32_t head, std::uint32_t first) {
@@ -383,7 +409,8 @@ std::uint64_t place_trellis_scratch(TrellisScratch* scratch, std::uint32_t dim, 
 void write_profile(const BlockWork& work, std::size_t head) noexcept {
     const auto kind = work.keys() ? TensorKind::key : TensorKind::value;
     const std::uint32_t dim = work.dim();
-    auto* mean = reinterpret_cast<std::uint16_t*>(work.part<unsigned char>(work.header->profile) + head * profile_bytes(kind, dim));
+    auto* mean = reinterpret_cast<std::uint16_t*>(work.part<unsigned char>(work.header->profile) +
+                                                  head * profile_bytes(kind, dim));
     double sum[max_dim] = {}, square[max_dim] = {};
     for (std::uint32_t t = 0; t < work.n_tokens(); ++t) {
         const float* x = work.x_head(head) + t * work.stride;
@@ -394,17 +421,20 @@ void write_profile(const BlockWork& work, std::size_t head) noexcept {
     }
     const double n = work.n_tokens();
     float means[max_dim] = {};
-    for (std::uint32_t c = 0; c < dim; ++c) means[c] = static_cast<float>(sum[c] / n);
+    for (std::uint32_t c = 0; c < dim; ++c)
+        means[c] = static_cast<float>(sum[c] / n);
     work.kernels->codec.to_half(mean, means, dim);
     if (kind == TensorKind::value) return;
     std::uint16_t* order = mean + dim;
-    for (std::uint32_t c = 0; c < dim; ++c) order[c] = static_cast<std::uint16_t>(c);
+    for (std::uint32_t c = 0; c < dim; ++c)
+        order[c] = static_cast<std::uint16_t>(c);
     const auto variance = [&](std::uint16_t c) { return square[c] / n - sum[c] / n * (sum[c] / n); };
     // Insertion sort: stable, no allocation, a few hundred entries once per stream.
     for (std::uint32_t i = 1; i < dim; ++i) {
         const std::uint16_t channel = order[i];
         std::uint32_t j = i;
-        for (; j > 0 && variance(order[j - 1]) < variance(channel); --j) order[j] = order[j - 1];
+        for (; j > 0 && variance(order[j - 1]) < variance(channel); --j)
+            order[j] = order[j - 1];
         order[j] = channel;
     }
 }
@@ -414,12 +444,18 @@ void encode_sections(const BlockWork& work, std::size_t head, void* memory) noex
     TrellisScratch scratch;
     place_trellis_scratch(&scratch, work.dim(), memory);
     for (std::uint32_t i = 0; i < work.view.sizes.n_sections; ++i) {
-        Section section = {work, scratch, section_layout(kind, work.dim()),
-                           const_cast<unsigned char*>(work.view.section(static_cast<std::uint32_t>(head), i)),
-                           const_cast<std::uint32_t*>(work.view.section_codes(static_cast<std::uint32_t>(head), i)),
-                           work.dim(), static_cast<std::uint32_t>(ceil_div(work.dim(), granule_channels(kind))), {}};
+        Section section = {
+            work,
+            scratch,
+            section_layout(kind, work.dim()),
+            const_cast<unsigned char*>(work.view.section(static_cast<std::uint32_t>(head), i)),
+            const_cast<std::uint32_t*>(work.view.section_codes(static_cast<std::uint32_t>(head), i)),
+            work.dim(),
+            static_cast<std::uint32_t>(ceil_div(work.dim(), granule_channels(kind))),
+            {}};
         const auto h = static_cast<std::uint32_t>(head);
-        kind == TensorKind::key ? encode_keys(&section, h, i * section_tokens) : encode_values(&section, h, i * section_tokens);
+        kind == TensorKind::key ? encode_keys(&section, h, i * section_tokens)
+                                : encode_values(&section, h, i * section_tokens);
     }
 }
 

@@ -199,8 +199,9 @@ Status check_trellis(const BlockView& view) noexcept {
         for (std::uint32_t c = 0; keys && c < header.dim; ++c) {
             const std::uint32_t channel = profile.order[c];
             if (channel >= header.dim || seen[channel]) {
-                return Status::error(Code::bad_block, "order of head %u holds %u at %u, expected each below %u once",
-                                     head, channel, c, header.dim);
+                return Status::error(Code::bad_block,
+                                     "order of head %u holds %u at %u, expected each below %u once", head,
+                                     channel, c, header.dim);
             }
             seen[channel] = true;
         }
@@ -210,13 +211,15 @@ Status check_trellis(const BlockView& view) noexcept {
                 const std::uint32_t width = read_nibble(view.section(head, i) + at.widths, g);
                 const std::uint32_t most = keys ? max_key_width : max_value_width;
                 if (width == 1 || width > most) {
-                    return Status::error(Code::bad_block, "width %u of granule %u, expected 0 or 2 to %u", width, g, most);
+                    return Status::error(Code::bad_block, "width %u of granule %u, expected 0 or 2 to %u",
+                                         width, g, most);
                 }
                 n_planes += width;
             }
             if (n_planes > view.sizes.n_planes) {
-                return Status::error(Code::bad_block, "widths of section %u, head %u take %u planes, expected at most %u",
-                                     i, head, n_planes, view.sizes.n_planes);
+                return Status::error(Code::bad_block,
+                                     "widths of section %u, head %u take %u planes, expected at most %u", i,
+                                     head, n_planes, view.sizes.n_planes);
             }
         }
     }
@@ -320,7 +323,8 @@ TensorSpec spec_of(const BlockHeader& header) noexcept {
     spec.backbone = static_cast<Backbone>(header.backbone);
     spec.bits = header.bits;
     spec.rate = header.rate;
-    if (spec.backbone != Backbone::trellis && spec.backbone != Backbone::kcvt && !spec.raw()) spec.group = header.group;
+    if (spec.backbone != Backbone::trellis && spec.backbone != Backbone::kcvt && !spec.raw())
+        spec.group = header.group;
     spec.rank_prompt = spec.rank_decode = static_cast<std::uint16_t>(std::min(header.rank, 65535u));
     spec.sparsity = header.sparsity;
     return spec;
@@ -397,7 +401,8 @@ Status open_block(const void* bytes, std::uint64_t n_bytes, BlockView* out) noex
     if (Status status = check_codec(header, &spec, &shape); !status.ok()) return status;
     BlockHeader expected;
     if (is_trellis(header) && header.profile == 0) {
-        return Status::error(Code::bad_block, "the profile of this block is in another one, expected its own");
+        return Status::error(Code::bad_block,
+                             "the profile of this block is in another one, expected its own");
     }
     if (Status status = lay_out_block(shape, spec, header.rank, &expected); !status.ok()) {
         return Status::error(Code::bad_block, "%s", status.message());

@@ -144,8 +144,8 @@ constexpr std::uint64_t scale_index(const BlockHeader& header, const BlockSizes&
     return channel / sizes.group_channels * header.n_tokens + token;
 }
 
-// Lays out a block; a trellis block with its profile or without. Errors: wrong_size (shape out of its range, or a block of 2^32 bytes or more).
-// `spec` must be valid; rank is clamped to min(n_tokens, dim).
+// Lays out a block; a trellis block with its profile or without. Errors: wrong_size (shape out of its range,
+// or a block of 2^32 bytes or more). `spec` must be valid; rank is clamped to min(n_tokens, dim).
 Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank, BlockHeader* out,
                      bool with_profile = true) noexcept;
 BlockSizes block_sizes(const BlockHeader& header) noexcept;

@@ -12,7 +12,8 @@ namespace gearkv {
 namespace {
 
 constexpr const char* known_names =
-    "f32, f16, q8, gear-2, gear-3, gear-4, trellis-RATE, kivi-B, kcvt-B, token-B, or [paper:]gear[l][-kcvt|-token]-B, "
+    "f32, f16, q8, gear-2, gear-3, gear-4, trellis-RATE, kivi-B, kcvt-B, token-B, or "
+    "[paper:]gear[l][-kcvt|-token]-B, "
     "B = 2 3 4 8";
 constexpr const char* known_options = "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS, sinks=TOKENS";
 constexpr const char* trellis_options = "nb=TOKENS or sinks=TOKENS; paper:gear-B takes g, r, rg and s";
@@ -43,7 +44,9 @@ bool has_trellis(const KvSpec& spec) noexcept {
 std::uint32_t default_buffer(bool trellis) noexcept {
     return trellis ? trellis_buffer_tokens : default_buffer_tokens;
 }
-std::uint32_t default_sinks(bool trellis) noexcept { return trellis ? trellis_sink_tokens : 0; }
+std::uint32_t default_sinks(bool trellis) noexcept {
+    return trellis ? trellis_sink_tokens : 0;
+}
 
 // A name without its bits, and the parts it stands for.
 struct Family {
@@ -135,7 +138,8 @@ class Parser {
         const std::size_t key_at = key.at(Option::buffer_tokens), value_at = value.at(Option::buffer_tokens);
         char expected[80];
         if (key_at != 0 && value_at != 0 && key.buffer_tokens != value.buffer_tokens) {
-            std::snprintf(expected, sizeof(expected), "%u, one buffer for keys and values", key.buffer_tokens);
+            std::snprintf(expected, sizeof(expected), "%u, one buffer for keys and values",
+                          key.buffer_tokens);
             return fail_at(value_at, expected);
         }
         const bool given = key_at != 0 || value_at != 0;
@@ -162,7 +166,8 @@ class Parser {
         const std::size_t key_at = key.at(Option::sink_tokens), value_at = value.at(Option::sink_tokens);
         if (key_at != 0 && value_at != 0 && key.sink_tokens != value.sink_tokens) {
             char expected[80];
-            std::snprintf(expected, sizeof(expected), "%u, the same sinks for keys and values", key.sink_tokens);
+            std::snprintf(expected, sizeof(expected), "%u, the same sinks for keys and values",
+                          key.sink_tokens);
             return fail_at(value_at, expected);
         }
         spec->sink_tokens = key_at != 0     ? key.sink_tokens
@@ -198,7 +203,8 @@ class Parser {
             *spec = {Backbone::token, 8};
         } else if (accept("trellis-")) {
             *spec = {Backbone::trellis, 0};
-            if (Status status = parse_number({least_rate, most_key_rate}, &spec->rate); !status.ok()) return status;
+            if (Status status = parse_number({least_rate, most_key_rate}, &spec->rate); !status.ok())
+                return status;
         } else {
             if (Status status = parse_family(out); !status.ok()) return status;
         }
@@ -213,7 +219,8 @@ class Parser {
         const std::size_t start = at_;
         for (const Family& family : families) {
             if (!accept(family.prefix)) continue;
-            if (at_ == text_.size() || std::strchr("2348", text_[at_]) == nullptr) return fail("2, 3, 4 or 8 bits");
+            if (at_ == text_.size() || std::strchr("2348", text_[at_]) == nullptr)
+                return fail("2, 3, 4 or 8 bits");
             TensorSpec& spec = out->spec;
             spec.backbone = family.backbone;
             spec.bits = static_cast<std::uint8_t>(text_[at_++] - '0');
@@ -303,8 +310,8 @@ class Parser {
         const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), number);
         if (error != std::errc() || !(number >= range.least && number <= range.most)) {
             char expected[64];
-            std::snprintf(expected, sizeof(expected), "a number from %g to %g", static_cast<double>(range.least),
-                          static_cast<double>(range.most));
+            std::snprintf(expected, sizeof(expected), "a number from %g to %g",
+                          static_cast<double>(range.least), static_cast<double>(range.most));
             return fail(expected);
         }
         at_ = static_cast<std::size_t>(end - text_.data());
@@ -328,13 +335,15 @@ class Parser {
 
 Status validate_trellis(const TensorSpec& spec, const char* name, float most) noexcept {
     if (spec.bits != 0 || spec.rank_prompt != 0 || spec.rank_decode != 0 || spec.sparsity != 0.0f) {
-        return Status::error(Code::bad_spec,
-                             "%s are a trellis with %u bits, ranks %u and %u, sparsity %g, expected a rate and 0 for these",
-                             name, spec.bits, spec.rank_prompt, spec.rank_decode, static_cast<double>(spec.sparsity));
+        return Status::error(
+            Code::bad_spec,
+            "%s are a trellis with %u bits, ranks %u and %u, sparsity %g, expected a rate and 0 for these",
+            name, spec.bits, spec.rank_prompt, spec.rank_decode, static_cast<double>(spec.sparsity));
     }
     if (spec.rate >= least_rate && spec.rate <= most) return {};
     return Status::error(Code::bad_spec, "%s have a rate of %g bits, expected %g to %g", name,
-                         static_cast<double>(spec.rate), static_cast<double>(least_rate), static_cast<double>(most));
+                         static_cast<double>(spec.rate), static_cast<double>(least_rate),
+                         static_cast<double>(most));
 }
 
 Status validate_tensor(const TensorSpec& spec, const char* name) noexcept {
@@ -462,7 +471,8 @@ Status parse_spec(const char* text, KvSpec* out) noexcept {
 Status validate_spec(const KvSpec& spec) noexcept {
     const bool keys_are_trellis = spec.key.backbone == Backbone::trellis;
     const bool values_are_trellis = spec.value.backbone == Backbone::trellis;
-    Status status = keys_are_trellis ? validate_trellis(spec.key, "keys", most_key_rate) : validate_tensor(spec.key, "keys");
+    Status status = keys_are_trellis ? validate_trellis(spec.key, "keys", most_key_rate)
+                                     : validate_tensor(spec.key, "keys");
     if (!status.ok()) return status;
     status = values_are_trellis ? validate_trellis(spec.value, "values", most_value_rate)
                                 : validate_tensor(spec.value, "values");
@@ -472,10 +482,12 @@ Status validate_spec(const KvSpec& spec) noexcept {
                              max_buffer_tokens);
     }
     if (spec.sink_tokens > max_sink_tokens) {
-        return Status::error(Code::bad_spec, "%u sink tokens, expected at most %u", spec.sink_tokens, max_sink_tokens);
+        return Status::error(Code::bad_spec, "%u sink tokens, expected at most %u", spec.sink_tokens,
+                             max_sink_tokens);
     }
     if (has_trellis(spec) && spec.buffer_tokens % trellis_buffer_tokens != 0) {
-        return Status::error(Code::bad_spec, "buffer of %u tokens, expected a multiple of %u, the section of a trellis",
+        return Status::error(Code::bad_spec,
+                             "buffer of %u tokens, expected a multiple of %u, the section of a trellis",
                              spec.buffer_tokens, trellis_buffer_tokens);
     }
     if (spec.key.backbone == Backbone::kivi && spec.buffer_tokens % spec.key.group != 0) {

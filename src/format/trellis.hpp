@@ -1,15 +1,16 @@
 // The trellis backbone: fixed-rate trellis-coded scalar quantisation along the tokens of a channel.
 //
-// A section is 128 consecutive tokens of one head. A channel of width b spends b bits on every token: one path bit
-// p and b - 1 free bits u. With p[-1] = p[-2] = 0,
+// A section is 128 consecutive tokens of one head. A channel of width b spends b bits on every token: one
+// path bit p and b - 1 free bits u. With p[-1] = p[-2] = 0,
 //
 //   z0 = p[t-1];   z1 = p[t] ^ p[t-2];   level = T_b[u << 2 | z1 << 1 | z0]       2^(b+1) sorted levels
 //
-// so 2^(b+1) levels are told apart by b bits: the two low index bits follow from the path, which a Viterbi search
-// chooses. A token depends on earlier tokens only. Width 0 spends nothing: every level is 0.
+// so 2^(b+1) levels are told apart by b bits: the two low index bits follow from the path, which a Viterbi
+// search chooses. A token depends on earlier tokens only. Width 0 spends nothing: every level is 0.
 //
-//   keys:    x' = mean_c + zero_c + S_c level          channels in the stored order of the profile, granules of 4
-//   values:  H x' = S_c gain_t level, x' += mean_c     granules of 16; H a Hadamard transform of the head
+//   keys:    x' = mean_c + zero_c + S_c level          channels in the stored order of the profile, granules
+//   of 4 values:  H x' = S_c gain_t level, x' += mean_c     granules of 16; H a Hadamard transform of the
+//   head
 //
 // Parts of a block:
 //   profile    [head] mean fp16 [dim], keys: order u16 [dim]. In the first block of a stream, used by all.
@@ -30,13 +31,13 @@
 namespace gearkv {
 
 inline constexpr std::uint32_t section_tokens = 128;
-inline constexpr std::uint32_t key_granule = 4;      // channels that share a width
+inline constexpr std::uint32_t key_granule = 4;  // channels that share a width
 inline constexpr std::uint32_t value_granule = 16;
 inline constexpr std::uint32_t key_plane_words = 16;
 inline constexpr std::uint32_t value_plane_words = 64;
 inline constexpr std::uint32_t max_key_width = 6;
 inline constexpr std::uint32_t max_value_width = 4;
-inline constexpr int gain_bias = 8;                  // gain = 2^((nibble - 8) / 4)
+inline constexpr int gain_bias = 8;  // gain = 2^((nibble - 8) / 4)
 
 constexpr std::uint32_t granule_channels(TensorKind kind) {
     return kind == TensorKind::key ? key_granule : value_granule;
@@ -45,34 +46,42 @@ constexpr std::uint32_t plane_words(TensorKind kind) {
     return kind == TensorKind::key ? key_plane_words : value_plane_words;
 }
 
-// Levels by width; widths 5 and 6 are uniform: 2 j - (2^(b+1) - 1). Trained on Gaussian data: keys scaled to their
-// range over a section, values to unit variance.
-inline constexpr std::int8_t key_levels_2[8] = {-127, -73, -43, -12, 12, 43, 73, 127};
-inline constexpr std::int8_t key_levels_3[16] = {-127, -95, -74, -58, -44, -30, -18, -6, 6, 18, 30, 44, 58, 74, 95, 127};
-inline constexpr std::int8_t key_levels_4[32] = {-127, -122, -107, -95, -85, -77, -68, -61, -53, -46, -39,
+// Levels by width; widths 5 and 6 are uniform: 2 j - (2^(b+1) - 1). Trained on Gaussian data: keys scaled to
+// their range over a section, values to unit variance.
+constexpr std::int8_t key_levels_2[8] = {-127, -73, -43, -12, 12, 43, 73, 127};
+constexpr std::int8_t key_levels_3[16] = {-127, -95, -74, -58, -44, -30, -18, -6,
+                                                 6,    18,  30,  44,  58,  74,  95,  127};
+constexpr std::int8_t key_levels_4[32] = {-127, -122, -107, -95, -85, -77, -68, -61, -53, -46, -39,
                                                  -31,  -24,  -17,  -11, -3,  3,   11,  17,  24,  31,  39,
                                                  46,   53,   61,   68,  77,  85,  95,  107, 122, 127};
-inline constexpr std::int8_t value_levels_3[16] = {-127, -91, -69, -53, -40, -27, -17, -5, 5, 17, 27, 40, 53, 69, 91, 127};
-inline constexpr std::int8_t value_levels_4[32] = {-127, -100, -83, -70, -60, -52, -45, -39, -34, -28, -24,
+constexpr std::int8_t value_levels_3[16] = {-127, -91, -69, -53, -40, -27, -17, -5,
+                                                   5,    17,  27,  40,  53,  69,  91,  127};
+constexpr std::int8_t value_levels_4[32] = {-127, -100, -83, -70, -60, -52, -45, -39, -34, -28, -24,
                                                    -19,  -15,  -10, -7,  -2,  2,   7,   10,  15,  19,  24,
                                                    28,   34,   39,  45,  52,  60,  70,  83,  100, 127};
 
 // The table of a width of 2 to 4; null for 0, 5 and 6.
 constexpr const std::int8_t* trellis_levels(TensorKind kind, std::uint32_t width) {
     switch (width) {
-        case 2: return key_levels_2;
-        case 3: return kind == TensorKind::key ? key_levels_3 : value_levels_3;
-        case 4: return kind == TensorKind::key ? key_levels_4 : value_levels_4;
-        default: return nullptr;
+        case 2:
+            return key_levels_2;
+        case 3:
+            return kind == TensorKind::key ? key_levels_3 : value_levels_3;
+        case 4:
+            return kind == TensorKind::key ? key_levels_4 : value_levels_4;
+        default:
+            return nullptr;
     }
 }
 constexpr int trellis_level(TensorKind kind, std::uint32_t width, std::uint32_t index) {
     if (width == 0) return 0;
     const std::int8_t* levels = trellis_levels(kind, width);
-    return levels != nullptr ? levels[index] : 2 * static_cast<int>(index) - static_cast<int>((2u << width) - 1);
+    return levels != nullptr ? levels[index]
+                             : 2 * static_cast<int>(index) - static_cast<int>((2u << width) - 1);
 }
 
-// A key's zero is a signed byte times S times this: half a step of the levels, and coarser where steps are fine.
+// A key's zero is a signed byte times S times this: half a step of the levels, and coarser where steps are
+// fine.
 constexpr float zero_unit(std::uint32_t width) {
     constexpr float units[max_key_width + 1] = {1.0f, 1.0f, 127.0f / 7, 127.0f / 15, 127.0f / 31, 4.0f, 8.0f};
     return units[width];
@@ -86,11 +95,11 @@ constexpr std::uint32_t section_planes(TensorKind kind, std::uint32_t dim, float
 
 // Byte offsets within the side information of one section, 4-byte aligned.
 struct SectionLayout {
-    std::uint32_t base = 0;      // i16, S = 2^((base + scale) / 16)
-    std::uint32_t scales = 4;    // u8 [dim], keys in stored order
-    std::uint32_t zeros;         // keys: i8 [dim], stored order
-    std::uint32_t gains;         // values: nibbles [128], low first
-    std::uint32_t widths;        // nibbles [granules], low first
+    std::uint32_t base = 0;    // i16, S = 2^((base + scale) / 16)
+    std::uint32_t scales = 4;  // u8 [dim], keys in stored order
+    std::uint32_t zeros;       // keys: i8 [dim], stored order
+    std::uint32_t gains;       // values: nibbles [128], low first
+    std::uint32_t widths;      // nibbles [granules], low first
     std::uint32_t n_bytes;
 };
 constexpr SectionLayout section_layout(TensorKind kind, std::uint32_t dim) {
@@ -133,12 +142,14 @@ constexpr std::uint32_t read_nibble(const unsigned char* nibbles, std::uint32_t 
 // 2^(sixteenths / 16), a normal float or 0 below 2^-126.
 inline float exp2_sixteenths(int sixteenths) {
     // 2^(i / 16) as floats.
-    constexpr float fractions[16] = {1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
-                                     1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
+    constexpr float fractions[16] = {1.0f,        1.04427378f, 1.09050773f, 1.13878863f,
+                                     1.18920712f, 1.24185781f, 1.29683955f, 1.35425555f,
+                                     1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
                                      1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
     const int exponent = sixteenths >> 4;
     if (exponent < -126 || exponent > 126) return exponent < 0 ? 0.0f : 0x1p127f;
-    return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23) * fractions[sixteenths & 15];
+    return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23) *
+           fractions[sixteenths & 15];
 }
 
 // Orthonormal Walsh-Hadamard transform of the largest power of two that divides dim, block by block; its own
@@ -157,7 +168,8 @@ inline void rotate_head(float* x, std::uint32_t dim) {
                 }
             }
         }
-        for (std::uint32_t i = 0; i < n; ++i) y[i] *= norm;
+        for (std::uint32_t i = 0; i < n; ++i)
+            y[i] *= norm;
     }
 }
 

@@ -187,14 +187,16 @@ TEST_CASE("closed blocks never change and the buffer holds the rest", "[cache]")
     REQUIRE(cache->compress(0, serial_executor()).ok());
     CHECK(cache->stats().compressed_tokens == 128);
     const auto before = read_all(cache.get());
-    for (std::size_t t = 130 + n_sinks; t < 400; ++t) REQUIRE(append(cache.get(), k, v, t, 1).ok());
+    for (std::size_t t = 130 + n_sinks; t < 400; ++t)
+        REQUIRE(append(cache.get(), k, v, t, 1).ok());
     const auto after = read_all(cache.get());
     for (std::size_t i = 0; i < (128 + n_sinks) * 2 * 64; ++i) {
         REQUIRE(before.first.data[i] == after.first.data[i]);
         REQUIRE(before.second.data[i] == after.second.data[i]);
     }
     const std::size_t n_closed = cache->stats().compressed_tokens;
-    CHECK(n_closed == (400 - n_sinks) / cache->config().spec.buffer_tokens * cache->config().spec.buffer_tokens);
+    CHECK(n_closed ==
+          (400 - n_sinks) / cache->config().spec.buffer_tokens * cache->config().spec.buffer_tokens);
     // Sinks and recent tokens are as exact as fp16.
     for (std::size_t t = 0; t < 400; ++t) {
         if (t >= n_sinks && t < n_sinks + n_closed) continue;

@@ -1,6 +1,7 @@
 #include <cstddef>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "format/block.hpp"
 #include "support/catch.hpp"
@@ -250,6 +251,86 @@ TEST_CASE("damaged blocks are refused or decode within bounds", "[codec][hostile
         CHECK(decode(longer.bytes() + 1, block.parts.bytes).code() == Code::bad_block);
         CHECK(decompress_block(out.data(), out.size() - 1, block.bytes.bytes(), block.parts.bytes).code() ==
               Code::wrong_size);
+    }
+}
+
+namespace {
+
+TensorSpec make_trellis(float rate) {
+    TensorSpec spec = {Backbone::trellis, 0};
+    spec.rate = rate;
+    return spec;
+}
+
+}  // namespace
+
+TEST_CASE("trellis codes lie below the scalar quantiser's limit on Gaussian data, and fall with the rate",
+          "[codec]") {
+    for (const TensorKind kind : kinds) {
+        const Tensor x = gaussian(512, 2, 64, 5);
+        double before = 1;
+        // A Lloyd-Max quantiser has .343, .186 and .097 at 2, 3 and 4 bits.
+        for (const auto& [rate, most] :
+             {std::pair{1.0f, 0.75}, {2.0f, 0.33}, {2.5f, 0.25}, {3.0f, 0.18}, {4.0f, 0.095}}) {
+            const Block block = compress(x, kind, make_options(make_trellis(rate)));
+            REQUIRE(block.status.ok());
+            const double error = reference::relative_error(x, decompress(block, 512, 2, 64));
+            INFO("kind " << int(kind) << " rate " << rate << " error " << error);
+            CHECK(error < most);
+            CHECK(error < before);
+            CHECK(block.parts.codes == static_cast<std::uint64_t>(rate * 512 * 2 * 64 / 8));
+            before = error;
+        }
+    }
+}
+
+TEST_CASE("trellis blocks hold any shape, constants and the full range", "[codec]") {
+    for (const TensorKind kind : kinds) {
+        for (const std::size_t dim : {8u, 40u, 64u, 72u, 80u, 112u, 192u, 256u}) {
+            for (const std::size_t n_tokens : {1u, 5u, 127u, 128u, 129u, 300u}) {
+                const Tensor x = structured(n_tokens, 2, dim, 3);
+                const Block block = compress(x, kind, make_options(make_trellis(4.0f)));
+                REQUIRE(block.status.ok());
+                const double error = reference::relative_error(x, decompress(block, n_tokens, 2, dim));
+                INFO("kind " << int(kind) << " dim " << dim << " tokens " << n_tokens << " error " << error);
+                CHECK(error < (n_tokens < 128 ? 0.6 : 0.3));
+            }
+        }
+        for (const double value : {0.0, 1.0, -3.5, 65504.0, 1e-6, 1e-40}) {
+            const Tensor x = constant(200, 2, 64, value);
+            const Block block = compress(x, kind, make_options(make_trellis(2.0f)));
+            REQUIRE(block.status.ok());
+            for (double v : decompress(block, 200, 2, 64).data)
+                REQUIRE(std::abs(v - value) <= 1e-3 * std::abs(value) + 1e-7);
+        }
+        Tensor x = gaussian(128, 1, 64, 3);
+        for (std::size_t i = 0; i < x.data.size(); ++i)
+            x.data[i] = i * 7919 % 5 < 2 ? 65504.0 : -65504.0;
+        const Block block = compress(x, kind, make_options(make_trellis(4.0f)));
+        REQUIRE(block.status.ok());
+        for (double v : decompress(block, 128, 1, 64).data)
+            REQUIRE(std::isfinite(v));
+    }
+}
+
+TEST_CASE("damaged trellis blocks are refused or decode within bounds", "[codec][hostile]") {
+    for (const TensorKind kind : kinds) {
+        const Block block = compress(structured(130, 2, 16, 4), kind, make_options(make_trellis(2.5f)));
+        REQUIRE(block.status.ok());
+        std::vector<float> out(130 * 2 * 16);
+        AlignedBytes damaged(block.parts.bytes);
+        std::memcpy(damaged.bytes(), block.bytes.bytes(), block.parts.bytes);
+        const auto decode = [&] {
+            return decompress_block(out.data(), out.size(), damaged.bytes(), block.parts.bytes);
+        };
+        REQUIRE(decode().ok());
+        std::size_t n_refused = 0;
+        for (std::size_t bit = 0; bit < block.parts.bytes * 8; ++bit) {
+            damaged.bytes()[bit / 8] ^= static_cast<unsigned char>(1u << bit % 8);
+            n_refused += !decode().ok();
+            damaged.bytes()[bit / 8] ^= static_cast<unsigned char>(1u << bit % 8);
+        }
+        CHECK(n_refused > sizeof(BlockHeader) * 6);
     }
 }
 

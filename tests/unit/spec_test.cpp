@@ -43,16 +43,11 @@ TEST_CASE("names stand for backbones, bits and parts", "[spec]") {
         Backbone backbone;
         int bits, rank;
         float sparsity;
-    } names[] = {{"f32", Backbone::raw32, 32, 0, 0},
-                 {"f16", Backbone::raw16, 16, 0, 0},
-                 {"q8", Backbone::token, 8, 0, 0},
-                 {"kivi-2", Backbone::kivi, 2, 0, 0},
-                 {"kcvt-4", Backbone::kcvt, 4, 0, 0},
-                 {"token-3", Backbone::token, 3, 0, 0},
-                 {"gearl-2", Backbone::kivi, 2, 4, 0},
-                 {"paper:gear-2", Backbone::kivi, 2, 4, 0.02f},
-                 {"gear-8", Backbone::kivi, 8, 4, 0.02f},
-                 {"gear-kcvt-4", Backbone::kcvt, 4, 4, 0.02f},
+    } names[] = {{"f32", Backbone::raw32, 32, 0, 0},         {"f16", Backbone::raw16, 16, 0, 0},
+                 {"q8", Backbone::token, 8, 0, 0},           {"kivi-2", Backbone::kivi, 2, 0, 0},
+                 {"kcvt-4", Backbone::kcvt, 4, 0, 0},        {"token-3", Backbone::token, 3, 0, 0},
+                 {"gearl-2", Backbone::kivi, 2, 4, 0},       {"paper:gear-2", Backbone::kivi, 2, 4, 0.02f},
+                 {"gear-8", Backbone::kivi, 8, 4, 0.02f},    {"gear-kcvt-4", Backbone::kcvt, 4, 4, 0.02f},
                  {"gearl-token-3", Backbone::token, 3, 4, 0}};
     for (const auto& name : names) {
         const KvSpec spec = parsed(name.text);
@@ -113,46 +108,47 @@ TEST_CASE("options set what they name", "[spec]") {
 TEST_CASE("a bad SPEC is refused with its place and what is known there", "[spec]") {
     const struct {
         const char *text, *place, *known;
-    } cases[] = {{"", "character 1:", "f32, f16, q8, gear-2"},
-                 {"gaer-2", "character 1:", "gear[l]"},
-                 {"gear-5", "character 6:", "2, 3, 4 or 8"},
-                 {"gear-", "character 6:", "2, 3, 4 or 8"},
-                 {"paper:gear-22", "character 13:", "options"},
-                 {"paper:gear-2:x=1", "character 14:", "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS"},
-                 {"paper:gear-2:", "character 14:", "g=GROUP"},
-                 {"paper:gear-2:g=", "character 16:", "multiple of 32"},
-                 {"paper:gear-2:g=-1", "character 16:", "multiple of 32"},
-                 {"paper:gear-2:r=65", "character 16:", "from 0 to 64"},
-                 {"paper:gear-2:r=99999999999", "character 16:", "from 0 to 64"},
-                 {"paper:gear-2:s=1", "character 16:", "fraction"},
-                 {"paper:gear-2:s=nan", "character 16:", "fraction"},
-                 {"paper:gear-2:s=-0.1", "character 16:", "fraction"},
-                 {"paper:gear-2:g=64;", "character 18:", "the end"},
-                 {"paper:gear-2:g=48", "character 16:", "a multiple of 32 from 32 to 4096"},
-                 {"paper:gear-2:g=8192", "character 16:", "a multiple of 32 from 32 to 4096"},
-                 {"paper:gear-2:g=0", "character 16:", "a multiple of 32 from 32 to 4096"},
-                 {"paper:gear-2:nb=0", "character 17:", "from 1 to 4096"},
-                 {"paper:gear-2:nb=4097", "character 17:", "from 1 to 4096"},
-                 {"paper:gear-2:r=4,r=4", "character 18:", "every option once"},
-                 {"paper:gear-2:nb=96", "character 17:", "a multiple of the keys' group of 64"},
-                 {"k=paper:gear-2:g=128;v=kivi-2:nb=64", "character 34:", "a multiple of the keys' group of 128"},
-                 {"paper:gear-2:r=4,g=128", "character 20:", "a group that divides the buffer of 64"},
-                 {"k=kivi-2:nb=64;v=kivi-2:nb=128", "character 28:", "64, one buffer for keys and values"},
-                 {"k=k=gear-2;v=f16", "character 3:", "gear[l]"},
-                 {"f16:g=64", "character 5:", "nb=TOKENS"},
-                 {"gear-2:g=32", "character 8:", "paper:gear-B"},
-                 {"gear-2:nb=64", "character 11:", "multiple of 128"},
-                 {"paper:kivi-2", "character 7:", "gear or gearl"},
-                 {"paper:f16", "character 7:", "gear or gearl"},
-                 {"trellis-", "character 9:", "a number from 0.5 to 6"},
-                 {"trellis-7", "character 9:", "a number from 0.5 to 6"},
-                 {"trellis-2:r=1", "character 11:", "nb=TOKENS or sinks=TOKENS"},
-                 {"f16:sinks=65", "character 11:", "from 0 to 64"},
-                 {"k=f16:sinks=1;v=f16:sinks=2", "character 27:", "the same sinks"},
-                 {"k=gear-2", "character 9:", "v=SPEC"},
-                 {"k=gear-2;gear-2", "character 10:", "v=SPEC"},
-                 {"k=gear-2;v=", "character 12:", "f32"},
-                 {"gear-2 ", "character 7:", "options"}};
+    } cases[] = {
+        {"", "character 1:", "f32, f16, q8, gear-2"},
+        {"gaer-2", "character 1:", "gear[l]"},
+        {"gear-5", "character 6:", "2, 3, 4 or 8"},
+        {"gear-", "character 6:", "2, 3, 4 or 8"},
+        {"paper:gear-22", "character 13:", "options"},
+        {"paper:gear-2:x=1", "character 14:", "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS"},
+        {"paper:gear-2:", "character 14:", "g=GROUP"},
+        {"paper:gear-2:g=", "character 16:", "multiple of 32"},
+        {"paper:gear-2:g=-1", "character 16:", "multiple of 32"},
+        {"paper:gear-2:r=65", "character 16:", "from 0 to 64"},
+        {"paper:gear-2:r=99999999999", "character 16:", "from 0 to 64"},
+        {"paper:gear-2:s=1", "character 16:", "fraction"},
+        {"paper:gear-2:s=nan", "character 16:", "fraction"},
+        {"paper:gear-2:s=-0.1", "character 16:", "fraction"},
+        {"paper:gear-2:g=64;", "character 18:", "the end"},
+        {"paper:gear-2:g=48", "character 16:", "a multiple of 32 from 32 to 4096"},
+        {"paper:gear-2:g=8192", "character 16:", "a multiple of 32 from 32 to 4096"},
+        {"paper:gear-2:g=0", "character 16:", "a multiple of 32 from 32 to 4096"},
+        {"paper:gear-2:nb=0", "character 17:", "from 1 to 4096"},
+        {"paper:gear-2:nb=4097", "character 17:", "from 1 to 4096"},
+        {"paper:gear-2:r=4,r=4", "character 18:", "every option once"},
+        {"paper:gear-2:nb=96", "character 17:", "a multiple of the keys' group of 64"},
+        {"k=paper:gear-2:g=128;v=kivi-2:nb=64", "character 34:", "a multiple of the keys' group of 128"},
+        {"paper:gear-2:r=4,g=128", "character 20:", "a group that divides the buffer of 64"},
+        {"k=kivi-2:nb=64;v=kivi-2:nb=128", "character 28:", "64, one buffer for keys and values"},
+        {"k=k=gear-2;v=f16", "character 3:", "gear[l]"},
+        {"f16:g=64", "character 5:", "nb=TOKENS"},
+        {"gear-2:g=32", "character 8:", "paper:gear-B"},
+        {"gear-2:nb=64", "character 11:", "multiple of 128"},
+        {"paper:kivi-2", "character 7:", "gear or gearl"},
+        {"paper:f16", "character 7:", "gear or gearl"},
+        {"trellis-", "character 9:", "a number from 0.5 to 6"},
+        {"trellis-7", "character 9:", "a number from 0.5 to 6"},
+        {"trellis-2:r=1", "character 11:", "nb=TOKENS or sinks=TOKENS"},
+        {"f16:sinks=65", "character 11:", "from 0 to 64"},
+        {"k=f16:sinks=1;v=f16:sinks=2", "character 27:", "the same sinks"},
+        {"k=gear-2", "character 9:", "v=SPEC"},
+        {"k=gear-2;gear-2", "character 10:", "v=SPEC"},
+        {"k=gear-2;v=", "character 12:", "f32"},
+        {"gear-2 ", "character 7:", "options"}};
     for (const auto& c : cases) {
         const std::string message = refusal(c.text);
         INFO(c.text << " -> " << message);
@@ -196,16 +192,19 @@ TEST_CASE("a field out of its range is named", "[spec]") {
         {"paper:gear-2", "buffer of 0 tokens", [](KvSpec& s) { s.buffer_tokens = 0; }},
         {"paper:gear-2", "buffer of 4160 tokens", [](KvSpec& s) { s.buffer_tokens = 4160; }},
         {"paper:gear-2", "buffer of 65 tokens", [](KvSpec& s) { s.buffer_tokens = 65; }},
-        {"paper:gear-2", "backbone of values is 6", [](KvSpec& s) { s.value.backbone = static_cast<Backbone>(6); }},
+        {"paper:gear-2", "backbone of values is 6",
+         [](KvSpec& s) { s.value.backbone = static_cast<Backbone>(6); }},
         {"f16", "keys are uncompressed with 32 bits", [](KvSpec& s) { s.key.bits = 32; }},
         {"f32", "ranks 1 and 0", [](KvSpec& s) { s.value.rank_prompt = 1; }},
         {"f16", "ranks 0 and 1", [](KvSpec& s) { s.key.rank_decode = 1; }},
         {"f16", "sparsity 0.5", [](KvSpec& s) { s.key.sparsity = 0.5f; }},
         {"gear-2", "keys have a rate of 6.5", [](KvSpec& s) { s.key.rate = 6.5f; }},
         {"gear-2", "values have a rate of 5", [](KvSpec& s) { s.value.rate = 5.0f; }},
-        {"gear-2", "keys have a rate of nan", [](KvSpec& s) { s.key.rate = std::numeric_limits<float>::quiet_NaN(); }},
+        {"gear-2", "keys have a rate of nan",
+         [](KvSpec& s) { s.key.rate = std::numeric_limits<float>::quiet_NaN(); }},
         {"gear-2", "keys are a trellis with 2 bits", [](KvSpec& s) { s.key.bits = 2; }},
-        {"gear-2", "buffer of 64 tokens, expected a multiple of 128", [](KvSpec& s) { s.buffer_tokens = 64; }},
+        {"gear-2", "buffer of 64 tokens, expected a multiple of 128",
+         [](KvSpec& s) { s.buffer_tokens = 64; }},
         {"f16", "65 sink tokens", [](KvSpec& s) { s.sink_tokens = 65; }},
     };
     for (const auto& c : cases) {
@@ -223,8 +222,8 @@ TEST_CASE("a field out of its range is named", "[spec]") {
 
 TEST_CASE("every name with every single option parses back from its canonical form", "[spec]") {
     int n_specs = 0;
-    for (const char* name :
-         {"kivi", "kcvt", "token", "gearl", "paper:gear", "gearl-kcvt", "gear-kcvt", "gearl-token", "gear-token"}) {
+    for (const char* name : {"kivi", "kcvt", "token", "gearl", "paper:gear", "gearl-kcvt", "gear-kcvt",
+                             "gearl-token", "gear-token"}) {
         for (const char* bits : {"2", "3", "4", "8"}) {
             for (const char* options : {"", ":g=32", ":g=64", ":r=0", ":r=1", ":r=2", ":r=4", ":r=64",
                                         ":rg=0", ":rg=2", ":rg=64", ":s=0", ":s=0.02", ":s=0.1", ":nb=64",
@@ -303,7 +302,8 @@ TEST_CASE("what is formatted parses back to the same", "[spec]") {
         spec.key = tensor();
         spec.value = random() % 2 == 0 ? spec.key : tensor();
         spec.sink_tokens = random() % 2 == 0 ? 4 : static_cast<std::uint32_t>(random() % 65);
-        spec.buffer_tokens = random() % 2 == 0 ? static_cast<std::uint32_t>(random() % 2 == 0 ? 64 : 128) : static_cast<std::uint32_t>(1 + random() % 4096);
+        spec.buffer_tokens = random() % 2 == 0 ? static_cast<std::uint32_t>(random() % 2 == 0 ? 64 : 128)
+                                               : static_cast<std::uint32_t>(1 + random() % 4096);
         if (!validate_spec(spec).ok()) continue;
         ++n_valid;
         const std::string text = formatted(spec);

@@ -13,7 +13,7 @@ int main() {
     config.max_tokens = 256;
     std::unique_ptr<gearkv::Executor> executor;
     std::unique_ptr<gearkv::Cache> cache;
-    gearkv::Status status = gearkv::parse_spec("gear-2", &config.spec);
+    gearkv::Status status = gearkv::parse_spec("paper:gear-2", &config.spec);
     if (status.ok()) status = gearkv::create_executor(0, &executor);
     if (status.ok()) status = gearkv::Cache::create(config, &cache);
     std::vector<float> rows(128 * 2 * 64);
