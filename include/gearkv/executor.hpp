@@ -35,7 +35,8 @@ Status create_threads_executor(unsigned n_threads, std::unique_ptr<Executor>* ou
 // share the arena. Errors: as above, and invalid_argument in a build without oneTBB.
 Status create_tbb_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexcept;
 
-// The executor this build prefers: oneTBB, then std threads, then serial.
+// The executor this build prefers: oneTBB, then std threads, then a serial one whatever number is asked for;
+// n_threads() tells what came of it. Errors: as above.
 Status create_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexcept;
 
 // Calls fn(i) for every i in [0, n_tasks) on the executor.

@@ -30,10 +30,11 @@ Status create_executor(unsigned n_threads, std::unique_ptr<Executor>* out) noexc
 #elif defined(GEARKV_HAVE_THREADS)
     return create_threads_executor(n_threads, out);
 #else
+    constexpr unsigned max_threads = 1024;
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
-    if (n_threads > 1) {
-        return Status::error(Code::invalid_argument,
-                             "%u threads asked of a build without threads, expected 0 or 1", n_threads);
+    if (n_threads > max_threads) {
+        return Status::error(Code::invalid_argument, "%u threads, expected at most %u", n_threads,
+                             max_threads);
     }
     auto* executor = new (std::nothrow) SerialExecutor;
     if (executor == nullptr) return Status::error(Code::out_of_memory, "no memory for an executor");
