@@ -114,6 +114,10 @@ void ValueMixer::add_outliers(const Tile& tile) noexcept {
 void ValueMixer::rescale(std::uint32_t row, float alpha) noexcept {
     const AttendScratch& s = pass_.scratch;
     pass_.kernels.attention.scale(s.out + row * s.out_stride, alpha, s.out_stride);
+    if (run_.block.header != nullptr && run_.block.trellis()) {
+        pass_.kernels.attention.scale(s.mixed + row * s.out_stride, alpha, s.out_stride);
+        s.weight_sum[row] *= alpha;
+    }
     const std::uint32_t rank = run_.block.header == nullptr ? 0 : run_.block.header->rank;
     for (std::uint32_t r = 0; r < rank; ++r)
         s.along_value[row * max_rank + r] *= alpha;
