@@ -240,6 +240,13 @@ class Perplexity(ToolTest):
         self.assertGreater(results["kivi-2"]["bits_per_element"], 2.5)
         self.assertLess(results["kivi-2"]["bits_per_element"], f16["bits_per_element"])
 
+    def test_blocks_of_long_prompts_are_attended_as_well_as_short_ones(self):
+        for kv in ("gear-4", "paper:gear-4", "kivi-4"):
+            short, long = (self.perplexity("--kv", kv, "--ctx", 2048, "--chunk", chunk, text=TEXT * 20)["results"][0]
+                           for chunk in (128, 512))
+            # A long chunk sees more of itself uncompressed.
+            self.assertLess(long["kl_divergence"], 1.5 * short["kl_divergence"] + 1e-5, kv)
+
     def test_perplexity_and_bits_per_byte_agree_on_the_whole_text(self):
         answer = self.perplexity("--kv", "f16", "--ctx", 64)
         self.assertEqual(answer["bytes"], len(TEXT * 4))
