@@ -88,7 +88,7 @@ TEST_CASE("logits equal the reference within 1e-3, for F16 and Q8_0 weights and 
     CHECK(compare_logits(f16_model, "logits_f16", "f16", 512) < 1e-2);
 }
 
-TEST_CASE("the model recalls every sampled fact with an uncompressed cache") {
+TEST_CASE("the model recalls every sampled fact with an uncompressed cache", "[slow]") {
     const auto model = load(q8_model);
     std::unique_ptr<Executor> executor;
     REQUIRE(create_executor(0, &executor).ok());
