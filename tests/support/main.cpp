@@ -1,6 +1,6 @@
 // The entry point of every test executable. The level comes from GEARKV_LEVEL; one that this machine cannot
-// run ends the run with 77, which the build tool counts as skipped. GEARKV_TESTS chooses tests beside the arguments,
-// for example "~[slow]" all but those with this tag.
+// run ends the run with 77, which the build tool counts as skipped. GEARKV_TESTS chooses tests beside the
+// arguments, for example "~[slow]" all but those with this tag.
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
