@@ -3,7 +3,10 @@
 //
 // One layer is a row of immutable compressed blocks followed by a buffer of recent tokens in fp16. Appended
 // tokens go to the buffer and are attended uncompressed; when it holds buffer_tokens or more, whole multiples
-// of buffer_tokens are compressed once, as one block, and never touched again.
+// of buffer_tokens are compressed once, as one block, and never touched again. The work is spread over the
+// next spread_tokens tokens: a few pieces in every attend, beside the heads, while the tokens are still
+// attended in fp16. The block takes their place after a number of tokens, not when it happens to be ready, so
+// results depend neither on time nor on threads.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +29,10 @@ struct CacheConfig {
     std::uint32_t value_dim = 0;   // channels of a value head, the same range
     std::uint64_t max_tokens = 0;  // reserved length per layer, [1, 2^31); appending beyond it fails
     KvSpec spec;
+    // Tokens over which the compression of one block is spread, at most buffer_tokens; 0 compresses a full
+    // buffer at the next append. Costs room for as many more tokens in fp16. Blocks are the same whatever it
+    // is.
+    std::uint32_t spread_tokens = 16;
     std::uint64_t seed = 0;  // start of the subspace iterations; equal inputs and seeds give equal bytes
     Level level = Level::automatic;
     Allocator allocator = default_allocator();
@@ -47,9 +54,9 @@ struct Queries {
 // Bytes of a cache by part, as allocated. `bytes` is the sum.
 struct CacheBytes {
     std::uint64_t bytes = 0;
-    BlockBytes keys;  // all closed blocks
+    BlockBytes keys;  // all blocks, the one being compressed included
     BlockBytes values;
-    std::uint64_t buffer = 0;   // fp16 (f32 with raw32) tokens not yet in a block, capacity
+    std::uint64_t buffer = 0;   // fp16 (f32 with raw32) tokens not yet in a closed block, capacity
     std::uint64_t scratch = 0;  // working memory of attend and compress that is kept
     std::uint64_t tables = 0;   // block tables and bookkeeping
 };
@@ -63,8 +70,8 @@ struct CacheStats {
 };
 
 // Exact bytes a cache of this configuration holds in blocks and buffers with n_tokens in every layer, when
-// the first prompt_tokens came in one append and the others one by one; scratch and tables are not in it.
-// Errors: as Cache::create.
+// the first prompt_tokens came in one append, the others one by one, and compress was called after the first
+// and the last of them; scratch and tables are not in it. Errors: as Cache::create.
 Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::uint64_t prompt_tokens,
                       CacheBytes* out) noexcept;
 
@@ -78,9 +85,10 @@ class Cache {
     Cache(const Cache&) = delete;
     Cache& operator=(const Cache&) = delete;
 
-    // Appends n_tokens >= 1 keys and values [n_tokens, n_kv_heads, dim] to a layer, first compressing what
-    // has filled up before. The tokens are attended in fp16 until the next append or compress. After an error
-    // the cache is as it was, but that earlier tokens may have been compressed. Errors: invalid_argument,
+    // Appends n_tokens >= 1 keys and values [n_tokens, n_kv_heads, dim] to a layer. First it does what is due
+    // of the compression of earlier tokens; of a long prompt that is all but the last block, and all of it
+    // when n_tokens fill a block themselves. The tokens are attended in fp16 until then. After an error the
+    // cache is as it was, but that earlier tokens may have been compressed. Errors: invalid_argument,
     // wrong_size, capacity_exceeded, non_finite, not_representable, out_of_memory.
     Status append(std::uint32_t layer, const Rows& keys, const Rows& values, std::uint32_t n_tokens,
                   Executor& executor) noexcept;
@@ -91,8 +99,8 @@ class Cache {
     // when causal, head counts), non_finite, out_of_memory; out is untouched then.
     Status attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept;
 
-    // Compresses now what append would compress first. Calling it after attend frees the room of a long
-    // prompt. Errors: invalid_argument, out_of_memory; the tokens stay in the buffer then.
+    // Compresses now all that fills blocks. Calling it after attend frees the room of a long prompt. Errors:
+    // invalid_argument, out_of_memory; the tokens stay in the buffer then.
     Status compress(std::uint32_t layer, Executor& executor) noexcept;
 
     // Writes tokens [first, first + n_tokens) as the cache holds them, [n_tokens, n_kv_heads, dim] float

@@ -50,6 +50,21 @@ struct BlockBytes {
     std::uint64_t low_rank = 0;  // both factors
     std::uint64_t outliers = 0;  // counts, indices and values
     std::uint64_t padding = 0;   // alignment between the parts
+
+    BlockBytes& operator+=(const BlockBytes& other) noexcept {
+        bytes += other.bytes;
+        header += other.header;
+        codes += other.codes;
+        scales += other.scales;
+        low_rank += other.low_rank;
+        outliers += other.outliers;
+        padding += other.padding;
+        return *this;
+    }
+    friend BlockBytes operator*(const BlockBytes& a, std::uint64_t times) noexcept {
+        return {a.bytes * times,    a.header * times,   a.codes * times,  a.scales * times,
+                a.low_rank * times, a.outliers * times, a.padding * times};
+    }
 };
 
 // Exact size of the block these arguments produce. Errors: bad_spec, wrong_size.

@@ -20,16 +20,6 @@ Status check_dim(const char* name, std::uint32_t dim) {
                          max_dim);
 }
 
-void add_scaled(BlockBytes* total, const BlockBytes& block, std::uint64_t times) {
-    total->bytes += times * block.bytes;
-    total->header += times * block.header;
-    total->codes += times * block.codes;
-    total->scales += times * block.scales;
-    total->low_rank += times * block.low_rank;
-    total->outliers += times * block.outliers;
-    total->padding += times * block.padding;
-}
-
 }  // namespace
 
 Status check_config(const CacheConfig& config) noexcept {
@@ -61,7 +51,7 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
         const auto add_units = [&](const Unit& unit, std::uint64_t times) {
             BlockHeader header;
             Status status = lay_out_unit(config, kind, unit, &header);
-            if (status.ok()) add_scaled(total, bytes_by_part(header), times * config.n_layers);
+            if (status.ok()) *total += bytes_by_part(header) * (times * config.n_layers);
             return status;
         };
         std::uint64_t left = prompt_tokens - std::min<std::uint64_t>(prompt_tokens, config.spec.sink_tokens);
@@ -81,7 +71,7 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
         if (Status status = add_units({config.spec.buffer_tokens, false, false}, n_blocks); !status.ok())
             return status;
         bytes.buffer +=
-            config.n_layers * buffer_bytes(config, kind, config.spec.buffer_tokens + config.spec.sink_tokens);
+            config.n_layers * buffer_bytes(config, kind, base_tokens(config) + config.spec.sink_tokens);
     }
     bytes.bytes = bytes.keys.bytes + bytes.values.bytes + bytes.buffer;
     *out = bytes;

@@ -23,7 +23,8 @@ struct Cache::Impl {
     void destroy() noexcept;
     Status check_layer(std::uint32_t layer) const noexcept;
     Status check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept;
-    void attend_heads(const Queries& queries, float* out, const LayerStream& layer, std::uint32_t n_splits,
+    // Runs the due pieces of the layer's compression beside the heads.
+    void attend_heads(const Queries& queries, float* out, LayerStream& layer, std::uint32_t n_splits,
                       Executor& executor) noexcept;
 };
 
@@ -123,7 +124,7 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     const auto any_float = [](const TensorSpec& spec) { return spec.backbone == Backbone::raw32; };
     Status status = check_rows(*context.kernels, keys, key_shape, any_float(config.spec.key));
     if (status.ok()) status = check_rows(*context.kernels, values, value_shape, any_float(config.spec.value));
-    if (status.ok()) status = stream.compress(&context, executor);
+    if (status.ok()) status = stream.advance(&context, n_tokens, executor);
     if (!status.ok()) return status;
     if (!stream.reserve_append(&context, n_tokens)) {
         return Status::error(Code::out_of_memory, "no memory to buffer %u tokens of layer %u", n_tokens,
@@ -168,15 +169,22 @@ Status Cache::Impl::check_queries(const Queries& queries, std::uint64_t n_tokens
     return {};
 }
 
-void Cache::Impl::attend_heads(const Queries& queries, float* out, const LayerStream& layer,
-                               std::uint32_t n_splits, Executor& executor) noexcept {
+void Cache::Impl::attend_heads(const Queries& queries, float* out, LayerStream& layer, std::uint32_t n_splits,
+                               Executor& executor) noexcept {
     const CacheConfig& config = context.config;
     const std::uint32_t n_shared = queries.n_heads / config.n_kv_heads;
     const std::uint64_t n_rows = std::uint64_t{queries.n_queries} * n_shared;
     const std::uint64_t n_groups = ceil_div(n_rows, max_rows);
     const std::uint64_t n_tokens = layer.n_tokens();
     const std::size_t n_runs = layer.n_runs();
-    parallel_for(executor, std::size_t{config.n_kv_heads} * n_splits, [&](std::size_t task) {
+    // Compression first: a piece takes longer than a head of a short context.
+    const PieceRun pieces = layer.due_pieces(context);
+    parallel_for(executor, pieces.n + std::size_t{config.n_kv_heads} * n_splits, [&](std::size_t task) {
+        if (task < pieces.n) {
+            run_piece(pieces, static_cast<std::uint32_t>(task), serial_executor());
+            return;
+        }
+        task -= pieces.n;
         const auto head = static_cast<std::uint32_t>(task / n_splits);
         const std::uint64_t split = task % n_splits;
         void* memory = static_cast<unsigned char*>(attend_scratch.data()) + task * slot_bytes;
@@ -197,12 +205,13 @@ void Cache::Impl::attend_heads(const Queries& queries, float* out, const LayerSt
                         queries.scale);
         }
     });
+    layer.note_done(pieces);
 }
 
 Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept {
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
-    const LayerStream& stream = impl_->layers[layer];
+    LayerStream& stream = impl_->layers[layer];
     if (Status status = impl_->check_queries(queries, stream.n_tokens()); !status.ok()) return status;
     const CacheConfig& config = impl_->context.config;
     const std::uint64_t n_groups =

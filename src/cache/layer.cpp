@@ -5,22 +5,6 @@
 #include "codec/decompress.hpp"
 
 namespace gearkv {
-namespace {
-
-void add_bytes(BlockBytes* total, const BlockBytes& block, std::int64_t sign) {
-    const auto add = [sign](std::uint64_t* to, std::uint64_t n) {
-        *to += static_cast<std::uint64_t>(sign) * n;
-    };
-    add(&total->bytes, block.bytes);
-    add(&total->header, block.header);
-    add(&total->codes, block.codes);
-    add(&total->scales, block.scales);
-    add(&total->low_rank, block.low_rank);
-    add(&total->outliers, block.outliers);
-    add(&total->padding, block.padding);
-}
-
-}  // namespace
 
 Status lay_out_unit(const CacheConfig& config, TensorKind kind, const Unit& unit, BlockHeader* out) noexcept {
     const bool keys = kind == TensorKind::key;
@@ -36,6 +20,14 @@ std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) n
     return static_cast<std::uint32_t>(std::min(n_buffered / step * step, most));
 }
 
+std::uint32_t spread_tokens(const CacheConfig& config) noexcept {
+    return std::min(config.spread_tokens, config.spec.buffer_tokens);
+}
+
+std::uint32_t base_tokens(const CacheConfig& config) noexcept {
+    return config.spec.buffer_tokens + spread_tokens(config);
+}
+
 std::uint64_t max_blocks(const CacheConfig& config) noexcept {
     return config.max_tokens / config.spec.buffer_tokens;
 }
@@ -45,8 +37,9 @@ bool LayerStream::create(CacheContext* context, std::uint32_t index) noexcept {
     const std::uint64_t n = std::max<std::uint64_t>(max_blocks(context->config), 1);
     blocks_ = static_cast<ClosedBlock*>(context->ledger.take(n * sizeof(ClosedBlock), Use::table));
     const KvSpec& spec = context->config.spec;
-    return blocks_ != nullptr && key_buffer_.create(context, TensorKind::key, spec.buffer_tokens) &&
-           value_buffer_.create(context, TensorKind::value, spec.buffer_tokens) &&
+    const std::uint32_t n_base = base_tokens(context->config);
+    return blocks_ != nullptr && key_buffer_.create(context, TensorKind::key, n_base) &&
+           value_buffer_.create(context, TensorKind::value, n_base) &&
            key_sinks_.create(context, TensorKind::key, spec.sink_tokens) &&
            value_sinks_.create(context, TensorKind::value, spec.sink_tokens);
 }
@@ -64,16 +57,18 @@ void LayerStream::destroy(CacheContext* context) noexcept {
 
 void LayerStream::free_block(CacheContext* context, void* block) noexcept {
     const auto& header = *static_cast<const BlockHeader*>(block);
-    add_bytes(&context->bytes(static_cast<TensorKind>(header.kind)), bytes_by_part(header), -1);
-    --context->n_blocks;
+    // Unsigned sums wrap: adding the number's complement takes it off.
+    context->bytes(static_cast<TensorKind>(header.kind)) += bytes_by_part(header) * ~std::uint64_t{0};
     context->ledger.give_back(block, header.n_bytes, Use::block);
 }
 
 void LayerStream::reset(CacheContext* context) noexcept {
+    drop_unit(context);
     for (std::uint64_t i = 0; i < n_blocks_; ++i) {
         free_block(context, blocks_[i].key);
         free_block(context, blocks_[i].value);
     }
+    context->n_blocks -= 2 * n_blocks_;
     if (n_buffered_ > 0) {
         key_buffer_.drop_front(context, n_buffered_, n_buffered_);
         value_buffer_.drop_front(context, n_buffered_, n_buffered_);
@@ -101,65 +96,147 @@ void LayerStream::append(const CacheContext& context, const Rows& keys, const Ro
     key_buffer_.write(context, n_buffered_, skip(keys, n_sinks), n_tokens - n_sinks);
     value_buffer_.write(context, n_buffered_, skip(values, n_sinks), n_tokens - n_sinks);
     n_buffered_ += n_tokens - n_sinks;
+    if (pending_.n_tokens > 0) pending_.n_appended += n_tokens;
 }
 
 Status LayerStream::compress(CacheContext* context, Executor& executor) noexcept {
+    finish_unit(context, executor);
     while (const std::uint32_t n = unit_tokens(context->config, n_buffered_)) {
-        if (Status status = close_unit(context, n, executor); !status.ok()) return status;
+        if (Status status = begin_unit(context, n); !status.ok()) return status;
+        finish_unit(context, executor);
     }
     return {};
 }
 
-Status LayerStream::close_unit(CacheContext* context, std::uint32_t n_tokens, Executor& executor) noexcept {
-    ClosedBlock block;
-    if (Status status = compress_tensor(context, TensorKind::key, n_tokens, executor, &block.key);
-        !status.ok()) {
-        return status;
+Status LayerStream::advance(CacheContext* context, std::uint32_t n_tokens, Executor& executor) noexcept {
+    const CacheConfig& config = context->config;
+    const bool at_once = config.spread_tokens == 0 || n_tokens >= config.spec.buffer_tokens;
+    if (pending_.n_tokens > 0) {
+        // The next unit begins when it would have begun without spreading.
+        const bool next_is_full = unit_tokens(config, n_buffered_ - pending_.n_tokens) > 0;
+        if (at_once || next_is_full || pending_.n_appended >= spread_tokens(config)) {
+            finish_unit(context, executor);
+        } else {
+            run_pieces(*context, n_due(*context), executor);
+            return {};
+        }
     }
-    if (Status status = compress_tensor(context, TensorKind::value, n_tokens, executor, &block.value);
-        !status.ok()) {
-        free_block(context, block.key);
-        return status;
+    while (const std::uint32_t n = unit_tokens(config, n_buffered_)) {
+        if (Status status = begin_unit(context, n); !status.ok()) return status;
+        if (!at_once && unit_tokens(config, n_buffered_ - n) == 0) return {};
+        finish_unit(context, executor);
     }
-    blocks_[n_blocks_++] = block;
-    key_buffer_.drop_front(context, n_tokens, n_buffered_);
-    value_buffer_.drop_front(context, n_tokens, n_buffered_);
-    n_closed_ += n_tokens;
-    n_buffered_ -= n_tokens;
     return {};
 }
 
-Status LayerStream::compress_tensor(CacheContext* context, TensorKind kind, std::uint32_t n_tokens,
-                                    Executor& executor, void** out) noexcept {
-    CompressTask task;
-    task.kernels = context->kernels;
-    task.rows = (kind == TensorKind::key ? key_buffer_ : value_buffer_).source(0);
-    task.seed =
-        context->config.seed + 0x100000001b3u * (n_closed_ * 8192 + index_ * 2 + static_cast<unsigned>(kind));
-    if (Status status =
-            lay_out_unit(context->config, kind, {n_tokens, prompt_, n_blocks_ == 0}, &task.header);
-        !status.ok())
-        return status;
+Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens) noexcept {
+    pending_.n_tokens = n_tokens;
+    pending_.n_appended = pending_.n_done = 0;
+    for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+        if (Status status = begin_tensor(context, kind, n_tokens); !status.ok()) {
+            drop_unit(context);
+            return status;
+        }
+    }
+    return {};
+}
 
-    if (n_blocks_ > 0) task.profiles = profiles(kind);
-    const std::uint64_t scratch_bytes = compress_scratch_bytes(task.header);
-    const bool keep = n_tokens <= context->config.spec.buffer_tokens;
-    Scratch large;
-    Scratch* scratch = keep ? &context->compress_scratch : &large;
-    void* block = context->ledger.take(task.header.n_bytes, Use::block);
-    if (block == nullptr || !scratch->ensure(&context->ledger, scratch_bytes)) {
-        context->ledger.give_back(block, task.header.n_bytes, Use::block);
+Status LayerStream::begin_tensor(CacheContext* context, TensorKind kind, std::uint32_t n_tokens) noexcept {
+    BlockHeader header;
+    if (Status status = lay_out_unit(context->config, kind, {n_tokens, prompt_, n_blocks_ == 0}, &header);
+        !status.ok()) {
+        return status;
+    }
+    const std::uint64_t scratch_bytes = compress_scratch_bytes(header);
+    // A trellis needs no more for a long unit.
+    const bool large = scratch_bytes > context->compress_scratch.n_bytes();
+    void* block = context->ledger.take(header.n_bytes, Use::block);
+    if (block == nullptr || (large && !pending_.scratch.ensure(&context->ledger, scratch_bytes))) {
+        context->ledger.give_back(block, header.n_bytes, Use::block);
         return Status::error(Code::out_of_memory,
                              "no memory to compress %u tokens of layer %u: %llu bytes and %llu of scratch",
-                             n_tokens, index_, static_cast<unsigned long long>(task.header.n_bytes),
+                             n_tokens, index_, static_cast<unsigned long long>(header.n_bytes),
                              static_cast<unsigned long long>(scratch_bytes));
     }
-    compress_into(block, scratch->data(), task, executor);
-    large.free(&context->ledger);
-    add_bytes(&context->bytes(kind), bytes_by_part(task.header), 1);
-    ++context->n_blocks;
-    *out = block;
+    CompressTask begun;
+    begun.header = header;
+    begin_block(block, begun);
+    context->bytes(kind) += bytes_by_part(header);
+    (kind == TensorKind::key ? pending_.block.key : pending_.block.value) = block;
     return {};
+}
+
+void LayerStream::finish_unit(CacheContext* context, Executor& executor) noexcept {
+    if (pending_.n_tokens == 0) return;
+    run_pieces(*context, n_pieces(), executor);
+    blocks_[n_blocks_++] = pending_.block;
+    context->n_blocks += 2;
+    key_buffer_.drop_front(context, pending_.n_tokens, n_buffered_);
+    value_buffer_.drop_front(context, pending_.n_tokens, n_buffered_);
+    n_closed_ += pending_.n_tokens;
+    n_buffered_ -= pending_.n_tokens;
+    pending_.block = {};
+    drop_unit(context);
+}
+
+void LayerStream::drop_unit(CacheContext* context) noexcept {
+    for (void* block : {pending_.block.key, pending_.block.value}) {
+        if (block != nullptr) free_block(context, block);
+    }
+    pending_.block = {};
+    pending_.scratch.free(&context->ledger);
+    pending_.n_tokens = 0;
+}
+
+// ---- pieces of the pending unit: those of keys, then those of values ----
+
+std::uint32_t LayerStream::n_pieces() const noexcept {
+    return gearkv::n_pieces(*static_cast<const BlockHeader*>(pending_.block.key)) +
+           gearkv::n_pieces(*static_cast<const BlockHeader*>(pending_.block.value));
+}
+
+std::uint32_t LayerStream::n_due(const CacheContext& context) const noexcept {
+    if (pending_.n_tokens == 0) return 0;
+    const std::uint64_t n = std::min(pending_.n_appended, spread_tokens(context.config));
+    return static_cast<std::uint32_t>(ceil_div(n_pieces() * n, spread_tokens(context.config)));
+}
+
+PieceRun LayerStream::next_pieces(const CacheContext& context, std::uint32_t until) const noexcept {
+    PieceRun run;
+    if (pending_.n_done >= until) return run;
+    const auto& key = *static_cast<const BlockHeader*>(pending_.block.key);
+    const std::uint32_t n_key = gearkv::n_pieces(key);
+    const bool keys = pending_.n_done < n_key;
+    run.kind = keys ? TensorKind::key : TensorKind::value;
+    run.block = keys ? pending_.block.key : pending_.block.value;
+    run.first = keys ? pending_.n_done : pending_.n_done - n_key;
+    run.task.kernels = context.kernels;
+    run.task.rows = (keys ? key_buffer_ : value_buffer_).source(0);
+    run.task.header = *static_cast<const BlockHeader*>(run.block);
+    run.task.seed = context.config.seed + 0x100000001b3u * (n_closed_ * 8192 + index_ * 2 + (keys ? 0 : 1));
+    if (n_blocks_ > 0) run.task.profiles = profiles(run.kind);
+    const bool large = compress_scratch_bytes(run.task.header) > context.compress_scratch.n_bytes();
+    run.scratch = large ? pending_.scratch.data() : context.compress_scratch.data();
+    run.n = std::min(
+        {stage_left(run.task.header, run.first), piece_slots(run.task.header), until - pending_.n_done});
+    return run;
+}
+
+PieceRun LayerStream::due_pieces(const CacheContext& context) const noexcept {
+    return next_pieces(context, n_due(context));
+}
+
+void LayerStream::run_pieces(const CacheContext& context, std::uint32_t until, Executor& executor) noexcept {
+    while (pending_.n_done < until) {
+        const PieceRun run = next_pieces(context, until);
+        if (run.n == 1) {
+            run_piece(run, 0, executor);  // which may spread over the executor itself
+        } else {
+            parallel_for(executor, run.n,
+                         [&](std::size_t i) { run_piece(run, static_cast<std::uint32_t>(i), executor); });
+        }
+        note_done(run);
+    }
 }
 
 const unsigned char* LayerStream::profiles(TensorKind kind) const noexcept {

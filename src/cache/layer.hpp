@@ -38,6 +38,10 @@ struct Unit {
     bool first = false;   // of its stream
 };
 Status lay_out_unit(const CacheConfig& config, TensorKind kind, const Unit& unit, BlockHeader* out) noexcept;
+// The configured number, as far as it is allowed.
+std::uint32_t spread_tokens(const CacheConfig& config) noexcept;
+// Tokens that a buffer always has room for: a unit, and those that come while it is compressed.
+std::uint32_t base_tokens(const CacheConfig& config) noexcept;
 // Tokens of the next unit out of n_buffered; 0 when they do not fill one.
 std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) noexcept;
 // Bytes of n_tokens keys or values in the buffer.
@@ -50,6 +54,29 @@ struct ClosedBlock {
     void* key = nullptr;
     void* value = nullptr;
 };
+
+// A unit on its way to a closed block. Its tokens are the first of the buffer and attended there until the
+// block is finished.
+struct PendingUnit {
+    ClosedBlock block;
+    std::uint32_t n_tokens = 0;    // 0: there is none
+    std::uint32_t n_appended = 0;  // tokens since it was begun
+    std::uint32_t n_done = 0;      // pieces, first of keys and then of values
+    Scratch scratch;               // of a unit too large for what the layers share
+};
+
+// Pieces of a compression that may run at once, each with a number below n as its slot.
+struct PieceRun {
+    std::uint32_t n = 0;
+    std::uint32_t first = 0;
+    TensorKind kind = TensorKind::key;
+    void* block = nullptr;
+    void* scratch = nullptr;
+    CompressTask task;
+};
+inline void run_piece(const PieceRun& run, std::uint32_t i, Executor& executor) noexcept {
+    compress_piece(run.block, run.scratch, run.task, run.first + i, i, executor);
+}
 
 // Rows [token][head][dim padded to 16] in half, or in float for a raw32 tensor.
 class TokenBuffer {
@@ -93,6 +120,12 @@ class LayerStream {
                 std::uint32_t n_tokens) noexcept;
     // Closes every full unit. Errors: out_of_memory; the unit stays in the buffer.
     Status compress(CacheContext* context, Executor& executor) noexcept;
+    // Before an append of n_tokens: does what is due, and begins the compression of full units. Errors: as
+    // above.
+    Status advance(CacheContext* context, std::uint32_t n_tokens, Executor& executor) noexcept;
+    // Pieces that are due, as many as may run at once. They may run beside attention; then note_done.
+    PieceRun due_pieces(const CacheContext& context) const noexcept;
+    void note_done(const PieceRun& pieces) noexcept { pending_.n_done += pieces.n; }
 
     // Sinks, blocks, buffer, as far as they hold tokens; runs has room for n_runs().
     std::size_t n_runs() const noexcept { return (n_sinks_ > 0) + n_blocks_ + (n_buffered_ > 0); }
@@ -105,15 +138,22 @@ class LayerStream {
     std::uint64_t n_closed() const noexcept { return n_closed_; }
 
   private:
-    Status close_unit(CacheContext* context, std::uint32_t n_tokens, Executor& executor) noexcept;
-    Status compress_tensor(CacheContext* context, TensorKind kind, std::uint32_t n_tokens, Executor& executor,
-                           void** out) noexcept;
+    Status begin_unit(CacheContext* context, std::uint32_t n_tokens) noexcept;
+    Status begin_tensor(CacheContext* context, TensorKind kind, std::uint32_t n_tokens) noexcept;
+    void finish_unit(CacheContext* context, Executor& executor) noexcept;
+    void drop_unit(CacheContext* context) noexcept;  // without closing it
+    std::uint32_t n_pieces() const noexcept;         // of the pending unit
+    // All pieces of the pending unit below `until`, from the first that is not done.
+    void run_pieces(const CacheContext& context, std::uint32_t until, Executor& executor) noexcept;
+    PieceRun next_pieces(const CacheContext& context, std::uint32_t until) const noexcept;
+    std::uint32_t n_due(const CacheContext& context) const noexcept;
     // What the first block carries for all; null but for a trellis.
     const unsigned char* profiles(TensorKind kind) const noexcept;
     BlockView view(std::uint64_t block, TensorKind kind) const noexcept;
     void free_block(CacheContext* context, void* block) noexcept;
 
     ClosedBlock* blocks_ = nullptr;
+    PendingUnit pending_;
     std::uint64_t n_blocks_ = 0;
     std::uint64_t n_closed_ = 0;
     std::uint64_t n_buffered_ = 0;

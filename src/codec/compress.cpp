@@ -40,13 +40,6 @@ std::uint64_t place_scratch(BlockWork* work, const BlockHeader& header, void* ba
     work->n_slices = std::min(header.n_tokens, max_slices);
     work->line_floats = std::max<std::size_t>(work->stride, 16);
     work->x = cursor.take<float>(n_entries);
-    if (header.backbone == static_cast<std::uint8_t>(Backbone::trellis)) {
-        TrellisScratch scratch;
-        work->lines = cursor.take<float>(n_heads * 4 * work->line_floats);
-        work->trellis_bytes = place_trellis_scratch(&scratch, header.dim, nullptr);
-        work->trellis = cursor.take<unsigned char>(n_heads * work->trellis_bytes);
-        return cursor.used();
-    }
     work->codes = cursor.take<std::uint8_t>(n_entries);
     work->lines = cursor.take<float>(n_heads * 4 * work->line_floats);
     work->factors = cursor.take<float>(n_heads * header.rank * (sizes.a_stride + work->stride));
@@ -86,12 +79,18 @@ void write_raw_head(const BlockWork& work, std::size_t head) {
     }
 }
 
-void compress_trellis(const BlockWork& work, Executor& executor) {
-    parallel_for(executor, work.n_heads(), [&](std::size_t head) {
-        gather_head(work, head);
-        if (work.header->profile != 0) write_profile(work, head);
-        encode_sections(work, head, work.trellis + head * work.trellis_bytes);
-    });
+bool is_trellis(const BlockHeader& header) {
+    return header.backbone == static_cast<std::uint8_t>(Backbone::trellis);
+}
+
+std::uint64_t trellis_slot_bytes(const BlockHeader& header) {
+    TrellisScratch scratch;
+    return place_trellis_scratch(&scratch, header.dim, nullptr);
+}
+
+// Heads whose profiles are pieces of their own, before the sections.
+std::uint32_t n_profiles(const BlockHeader& header) {
+    return is_trellis(header) && header.profile != 0 ? header.n_heads : 0;
 }
 
 void compress_parts(const BlockWork& work, Executor& executor) {
@@ -141,15 +140,34 @@ Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& sh
 
 std::uint64_t compress_scratch_bytes(const BlockHeader& header) noexcept {
     if (header.bits >= 16) return 0;
+    if (is_trellis(header)) return piece_slots(header) * trellis_slot_bytes(header);
     BlockWork work;
     return place_scratch(&work, header, nullptr);
 }
 
-void compress_into(void* block, void* scratch, const CompressTask& task, Executor& executor) noexcept {
-    const BlockHeader& header = task.header;
+void begin_block(void* block, const CompressTask& task) noexcept {
     // Alignment gaps and unused fields are part of the block's bytes: equal inputs give equal blocks.
-    std::memset(block, 0, header.n_bytes);
-    std::memcpy(block, &header, sizeof(header));
+    std::memset(block, 0, task.header.n_bytes);
+    std::memcpy(block, &task.header, sizeof(task.header));
+}
+
+std::uint32_t n_pieces(const BlockHeader& header) noexcept {
+    if (!is_trellis(header)) return 1;
+    return n_profiles(header) + header.n_heads * block_sizes(header).n_sections;
+}
+
+std::uint32_t stage_left(const BlockHeader& header, std::uint32_t next) noexcept {
+    const std::uint32_t n_first = n_profiles(header);
+    return (next < n_first ? n_first : n_pieces(header)) - next;
+}
+
+std::uint32_t piece_slots(const BlockHeader& header) noexcept {
+    return is_trellis(header) ? header.n_heads : 1;
+}
+
+void compress_piece(void* block, void* scratch, const CompressTask& task, std::uint32_t piece,
+                    std::uint32_t slot, Executor& executor) noexcept {
+    const BlockHeader& header = task.header;
     BlockWork work;
     work.kernels = task.kernels;
     work.rows = task.rows;
@@ -160,12 +178,39 @@ void compress_into(void* block, void* scratch, const CompressTask& task, Executo
         parallel_for(executor, header.n_heads, [&](std::size_t head) { write_raw_head(work, head); });
         return;
     }
-    place_scratch(&work, header, scratch);
-    if (work.view.trellis()) {
-        if (header.profile == 0) work.view.profiles = task.profiles;
-        compress_trellis(work, executor);
-    } else {
+    if (!work.view.trellis()) {
+        place_scratch(&work, header, scratch);
         compress_parts(work, executor);
+        return;
+    }
+    work.stride = round_up(header.dim, 16);
+    if (header.profile == 0) work.view.profiles = task.profiles;
+    unsigned char* memory = static_cast<unsigned char*>(scratch) + slot * trellis_slot_bytes(header);
+    const std::uint32_t n_first = n_profiles(header);
+    if (piece < n_first) {
+        write_profile(work, piece, memory);
+    } else {
+        const std::uint32_t n_sections = work.view.sizes.n_sections;
+        encode_section(work, (piece - n_first) / n_sections, (piece - n_first) % n_sections, memory);
+    }
+}
+
+void compress_into(void* block, void* scratch, const CompressTask& task, Executor& executor) noexcept {
+    begin_block(block, task);
+    const std::uint32_t n = n_pieces(task.header), n_slots = piece_slots(task.header);
+    for (std::uint32_t next = 0; next < n;) {
+        const std::uint32_t n_left = stage_left(task.header, next);
+        if (n_left == 1) {  // free to use the executor itself
+            compress_piece(block, scratch, task, next, 0, executor);
+        } else {
+            // A slot serves one piece after the other.
+            parallel_for(executor, std::min(n_left, n_slots), [&](std::size_t slot) {
+                for (auto i = static_cast<std::uint32_t>(slot); i < n_left; i += n_slots)
+                    compress_piece(block, scratch, task, next + i, static_cast<std::uint32_t>(slot),
+                                   executor);
+            });
+        }
+        next += n_left;
     }
 }
 

@@ -170,7 +170,7 @@ void gather_keys(Section* s, std::uint32_t head, std::uint32_t first) {
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
         float* to = s->row(t);
         if (t < n) {
-            const float* x = s->work.x_head(head) + (first + t) * s->work.stride;
+            const float* x = s->work.row(first + t, head, s->scratch.line + s->work.stride);
             for (std::uint32_t place = 0; place < s->dim; ++place) {
                 to[place] = x[profile.order[place]] - mean[profile.order[place]];
             }
@@ -274,7 +274,7 @@ void gather_values(Section* s, std::uint32_t head, std::uint32_t first) {
         float* to = s->row(t);
         std::fill_n(to, s->work.stride, 0.0f);
         if (t >= n) continue;
-        const float* x = s->work.x_head(head) + (first + t) * s->work.stride;
+        const float* x = s->work.row(first + t, head, s->scratch.line + s->work.stride);
         for (std::uint32_t c = 0; c < s->dim; ++c)
             to[c] = x[c] - mean[c];
         rotate_head(to, s->dim);
@@ -406,14 +406,16 @@ std::uint64_t place_trellis_scratch(TrellisScratch* scratch, std::uint32_t dim, 
     return used;
 }
 
-void write_profile(const BlockWork& work, std::size_t head) noexcept {
+void write_profile(const BlockWork& work, std::uint32_t head, void* memory) noexcept {
+    TrellisScratch scratch;
+    place_trellis_scratch(&scratch, work.dim(), memory);
     const auto kind = work.keys() ? TensorKind::key : TensorKind::value;
     const std::uint32_t dim = work.dim();
     auto* mean = reinterpret_cast<std::uint16_t*>(work.part<unsigned char>(work.header->profile) +
                                                   head * profile_bytes(kind, dim));
     double sum[max_dim] = {}, square[max_dim] = {};
     for (std::uint32_t t = 0; t < work.n_tokens(); ++t) {
-        const float* x = work.x_head(head) + t * work.stride;
+        const float* x = work.row(t, head, scratch.line);
         for (std::uint32_t c = 0; c < dim; ++c) {
             sum[c] += x[c];
             square[c] += static_cast<double>(x[c]) * x[c];
@@ -439,24 +441,20 @@ void write_profile(const BlockWork& work, std::size_t head) noexcept {
     }
 }
 
-void encode_sections(const BlockWork& work, std::size_t head, void* memory) noexcept {
+void encode_section(const BlockWork& work, std::uint32_t head, std::uint32_t section, void* memory) noexcept {
     const auto kind = work.keys() ? TensorKind::key : TensorKind::value;
     TrellisScratch scratch;
     place_trellis_scratch(&scratch, work.dim(), memory);
-    for (std::uint32_t i = 0; i < work.view.sizes.n_sections; ++i) {
-        Section section = {
-            work,
-            scratch,
-            section_layout(kind, work.dim()),
-            const_cast<unsigned char*>(work.view.section(static_cast<std::uint32_t>(head), i)),
-            const_cast<std::uint32_t*>(work.view.section_codes(static_cast<std::uint32_t>(head), i)),
-            work.dim(),
-            static_cast<std::uint32_t>(ceil_div(work.dim(), granule_channels(kind))),
-            {}};
-        const auto h = static_cast<std::uint32_t>(head);
-        kind == TensorKind::key ? encode_keys(&section, h, i * section_tokens)
-                                : encode_values(&section, h, i * section_tokens);
-    }
+    Section s = {work,
+                 scratch,
+                 section_layout(kind, work.dim()),
+                 const_cast<unsigned char*>(work.view.section(head, section)),
+                 const_cast<std::uint32_t*>(work.view.section_codes(head, section)),
+                 work.dim(),
+                 static_cast<std::uint32_t>(ceil_div(work.dim(), granule_channels(kind))),
+                 {}};
+    kind == TensorKind::key ? encode_keys(&s, head, section * section_tokens)
+                            : encode_values(&s, head, section * section_tokens);
 }
 
 }  // namespace gearkv

@@ -20,9 +20,9 @@ struct TrellisScratch {
 std::uint64_t place_trellis_scratch(TrellisScratch* scratch, std::uint32_t dim, void* base) noexcept;
 
 // Writes mean and order of one head into the block, which carries its profile.
-void write_profile(const BlockWork& work, std::size_t head) noexcept;
+void write_profile(const BlockWork& work, std::uint32_t head, void* scratch) noexcept;
 
-// Writes all sections of one head. work.view.profiles is set.
-void encode_sections(const BlockWork& work, std::size_t head, void* scratch) noexcept;
+// Writes one section of one head. work.view.profiles is set.
+void encode_section(const BlockWork& work, std::uint32_t head, std::uint32_t section, void* scratch) noexcept;
 
 }  // namespace gearkv

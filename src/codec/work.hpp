@@ -18,8 +18,8 @@ struct RowSource {
     std::size_t head_stride = 0;
 };
 
-// The block being written and the scratch of all heads. Rows of a head are [n_tokens][stride] with stride =
-// dim padded to 16; the padding of x is 0.
+// The block being written and the scratch of all heads, which a trellis does without. Rows of a head are
+// [n_tokens][stride] with stride = dim padded to 16; the padding of x is 0.
 struct BlockWork {
     const Kernels* kernels = nullptr;
     RowSource rows;                 // the input
@@ -37,8 +37,6 @@ struct BlockWork {
     std::size_t vector_floats = 0;    // tokens (keys) or channels of all heads (values)
     std::uint32_t n_slices = 0;       // token ranges that values are searched in; slots of keys are heads
     float* factors = nullptr;         // [head][rank * (tokens padded to 16 + stride)]
-    unsigned char* trellis = nullptr;  // [head][trellis_bytes], see codec/trellis.hpp
-    std::uint64_t trellis_bytes = 0;
 
     std::uint32_t n_tokens() const { return header->n_tokens; }
     std::uint32_t n_heads() const { return header->n_heads; }

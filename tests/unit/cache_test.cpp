@@ -44,10 +44,14 @@ std::unique_ptr<Cache> make_cache(const CacheConfig& config) {
 // Appends tokens [first, first + n) of whole tensors.
 Status append(Cache* cache, const Tensor& keys, const Tensor& values, std::size_t first, std::size_t n,
               std::uint32_t layer = 0, Executor& executor = serial_executor()) {
-    const std::vector<float> k = to_floats(keys), v = to_floats(values);
-    Rows key_rows = rows_of(k, keys.n_heads, keys.dim), value_rows = rows_of(v, values.n_heads, values.dim);
-    key_rows.data += first * key_rows.token_stride;
-    value_rows.data += first * value_rows.token_stride;
+    const auto slice = [&](const Tensor& x) {
+        const auto from = x.data.begin() + static_cast<std::ptrdiff_t>(first * x.n_heads * x.dim);
+        return std::vector<float>(
+            from, from + static_cast<std::ptrdiff_t>(std::max<std::size_t>(n, 1) * x.n_heads * x.dim));
+    };
+    const std::vector<float> k = slice(keys), v = slice(values);
+    const Rows key_rows = rows_of(k, keys.n_heads, keys.dim),
+               value_rows = rows_of(v, values.n_heads, values.dim);
     return cache->append(layer, key_rows, value_rows, static_cast<std::uint32_t>(n), executor);
 }
 
@@ -208,6 +212,7 @@ TEST_CASE("closed blocks never change and the buffer holds the rest", "[cache]")
     const auto before = read_all(cache.get());
     for (std::size_t t = 130 + n_sinks; t < 400; ++t)
         REQUIRE(append(cache.get(), k, v, t, 1).ok());
+    REQUIRE(cache->compress(0, serial_executor()).ok());
     const auto after = read_all(cache.get());
     for (std::size_t i = 0; i < (128 + n_sinks) * 2 * 64; ++i) {
         REQUIRE(before.first.data[i] == after.first.data[i]);
@@ -259,6 +264,89 @@ TEST_CASE("results do not depend on the executor", "[cache]") {
         const Tensor out = attend(cache.get(), q, 64, true, *executor);
         if (n_threads == 1) expected = out;
         CHECK(out.data == expected.data);
+    }
+}
+
+TEST_CASE("compression in pieces gives the blocks of compression at once, in any order of calls", "[cache]") {
+    const auto spec = GENERATE(as<std::string>{}, "gear-2", "k=trellis-3;v=kivi-2:s=0.05,nb=128",
+                               "paper:gear-kcvt-4:nb=32", "f32");
+    const Tensor k = structured(600, 3, 64, 1), v = structured(600, 3, 64, 2), q = gaussian(1, 6, 64, 3);
+    const std::vector<std::vector<std::size_t>> patterns = {{1},   {300, 1}, {129, 1, 1, 40}, {500, 1, 1, 1},
+                                                            {100}, {127, 17}};
+    std::unique_ptr<Executor> executor;
+    REQUIRE(create_executor(3, &executor).ok());
+    for (std::size_t pattern = 0; pattern < patterns.size(); ++pattern) {
+        std::pair<Tensor, Tensor> expected;
+        BlockBytes expected_keys;
+        for (const std::uint32_t spread : {0u, 1u, 5u, 16u, 1000u}) {
+            CacheConfig config = make_config(spec, 3, 64, 64);
+            config.spread_tokens = spread;
+            auto cache = make_cache(config);
+            INFO(spec << " pattern " << pattern << " spread " << spread);
+            std::size_t fed = 0;
+            for (std::size_t i = 0; fed < 600; ++i) {
+                const std::size_t n = std::min(patterns[pattern][i % patterns[pattern].size()], 600 - fed);
+                REQUIRE(append(cache.get(), k, v, fed, n, 0, i % 2 ? *executor : serial_executor()).ok());
+                fed += n;
+                // Some steps attend, twice or not at all: pieces then wait for the next call.
+                for (std::size_t j = 0; j < i % 3; ++j)
+                    attend(cache.get(), q, 64, true, *executor);
+                if (i % 41 == 7) CHECK(attention_error(cache.get(), q, true) < 2e-5);
+            }
+            REQUIRE(cache->compress(0, *executor).ok());
+            const auto found = read_all(cache.get());
+            if (spread == 0) {
+                expected = found;
+                expected_keys = cache->stats().bytes.keys;
+            }
+            CHECK(found.first.data == expected.first.data);
+            CHECK(found.second.data == expected.second.data);
+            CHECK(cache->stats().bytes.keys.bytes == expected_keys.bytes);
+            CHECK(cache->stats().bytes.keys.codes == expected_keys.codes);
+        }
+    }
+}
+
+TEST_CASE("attention while a block is compressed does not depend on the executor", "[cache]") {
+    const Tensor k = structured(400, 3, 64, 1), v = structured(400, 3, 64, 2), q = gaussian(1, 6, 64, 3);
+    const auto spec = GENERATE(as<std::string>{}, "gear-3", "paper:gear-3");
+    std::vector<Tensor> expected;
+    for (const unsigned n_threads : {1u, 2u, 3u}) {
+        std::unique_ptr<Executor> executor;
+        REQUIRE(create_executor(n_threads, &executor).ok());
+        auto cache = make_cache(make_config(spec, 3, 64, 64));
+        for (std::size_t t = 0; t < 400; ++t) {
+            REQUIRE(append(cache.get(), k, v, t, 1, 0, *executor).ok());
+            const Tensor out = attend(cache.get(), q, 64, true, *executor);
+            if (n_threads == 1) expected.push_back(out);
+            REQUIRE(out.data == expected[t].data);
+        }
+        CHECK(cache->stats().compressed_tokens > 0);
+    }
+}
+
+TEST_CASE("a cache that ends while a block is compressed gives all memory back", "[cache]") {
+    const auto spec = GENERATE(as<std::string>{}, "gear-2", "paper:gear-2");
+    const Tensor k = structured(400, 2, 64, 1), v = structured(400, 2, 64, 2);
+    CountingMemory memory;
+    CacheConfig config = make_config(spec, 2, 64, 64);
+    config.allocator = memory.allocator();
+    for (const bool reset : {true, false}) {
+        auto cache = make_cache(config);
+        const std::uint64_t empty = memory.held;
+        REQUIRE(append(cache.get(), k, v, 0, 390).ok());
+        REQUIRE(append(cache.get(), k, v, 390, 1).ok());  // begins a large unit and finishes nothing
+        CHECK(cache->stats().compressed_tokens == 0);
+        CHECK(cache->stats().bytes.keys.bytes > 0);
+        CHECK(cache->stats().bytes.bytes == memory.held);
+        if (reset) {
+            cache->reset();
+            CHECK(memory.held == empty);
+            CHECK(cache->stats().bytes.keys.bytes == 0);
+            REQUIRE(append(cache.get(), k, v, 0, 10).ok());
+        }
+        cache.reset();
+        CHECK(memory.held == 0);
     }
 }
 
