@@ -1,0 +1,124 @@
+// Latency of decode steps across block boundaries: append one token and attend, in every layer. The median is
+// what a user waits for a token, the 99th percentile what compression adds to some.
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "gearkv/cache.hpp"
+#include "inputs.hpp"
+#include "rounds.hpp"
+
+using namespace gearkv;
+using namespace gearkv::bench;
+
+namespace {
+
+struct Shape {
+    std::uint32_t n_layers = 4, n_kv_heads = 8, n_heads = 32, dim = 128, prompt = 4096, steps = 1024;
+};
+
+// Seconds of every step.
+std::vector<double> run_steps(const Shape& shape, const CacheConfig& config, Executor& executor) {
+    std::unique_ptr<Cache> cache;
+    require(Cache::create(config, &cache));
+    const std::vector<float> k = make_rows(shape.prompt, shape.n_kv_heads, shape.dim, 1),
+                             v = make_rows(shape.prompt, shape.n_kv_heads, shape.dim, 2),
+                             q = make_rows(1, shape.n_heads, shape.dim, 3);
+    for (std::uint32_t layer = 0; layer < shape.n_layers; ++layer) {
+        require(cache->append(layer, rows_of(k, shape.n_kv_heads, shape.dim),
+                              rows_of(v, shape.n_kv_heads, shape.dim), shape.prompt, executor));
+        require(cache->compress(layer, executor));
+    }
+    Queries queries;
+    queries.data = q.data();
+    queries.query_stride = q.size();
+    queries.head_stride = shape.dim;
+    queries.n_queries = 1;
+    queries.n_heads = shape.n_heads;
+    queries.scale = 1.0f / std::sqrt(static_cast<float>(shape.dim));
+    std::vector<float> out(q.size());
+    std::vector<double> seconds;
+    for (std::uint32_t step = 0; step < shape.steps; ++step) {
+        const auto start = std::chrono::steady_clock::now();
+        for (std::uint32_t layer = 0; layer < shape.n_layers; ++layer) {
+            const std::size_t token = step % shape.prompt;
+            require(cache->append(layer, rows_of(k, shape.n_kv_heads, shape.dim, token),
+                                  rows_of(v, shape.n_kv_heads, shape.dim, token), 1, executor));
+            require(cache->attend(layer, queries, out.data(), executor));
+        }
+        const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+        seconds.push_back(taken.count());
+    }
+    return seconds;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CLI::App app{"Latency of decode steps: append and attend in every layer"};
+    Shape shape;
+    std::vector<std::string> specs = {"gear-4", "gear-2", "paper:gear-2", "kivi-2"};
+    std::vector<unsigned> threads = {1, 2};
+    std::vector<std::uint32_t> spreads = {0, CacheConfig{}.spread_tokens};
+    std::string json_path;
+    app.add_option("--kv", specs, "SPECs of the cache")->capture_default_str();
+    app.add_option("--threads", threads, "thread counts")->capture_default_str();
+    app.add_option("--spread", spreads, "tokens a compression is spread over; 0 compresses at once")
+        ->capture_default_str();
+    app.add_option("--layers", shape.n_layers)->capture_default_str();
+    app.add_option("--kv-heads", shape.n_kv_heads)->capture_default_str();
+    app.add_option("--heads", shape.n_heads)->capture_default_str();
+    app.add_option("--head-dim", shape.dim)->capture_default_str();
+    app.add_option("--prompt", shape.prompt, "tokens before the first step")->capture_default_str();
+    app.add_option("--steps", shape.steps)->capture_default_str();
+    app.add_option("--json", json_path, "also write the table as JSON to this file");
+    CLI11_PARSE(app, argc, argv);
+
+    Level level;
+    require(resolve_level(Level::automatic, &level));
+    std::printf(
+        "%u layers, %u/%u heads of %u channels, %u tokens and %u steps, level %s; microseconds a step\n",
+        shape.n_layers, shape.n_heads, shape.n_kv_heads, shape.dim, shape.prompt, shape.steps,
+        level_name(level));
+    std::printf("%-14s %7s %7s %9s %9s %9s %10s\n", "spec", "threads", "spread", "median", "p99", "largest",
+                "p99/median");
+    nlohmann::json json = {
+        {"schema_version", 1}, {"level", level_name(level)}, {"rows", nlohmann::json::array()}};
+    for (const std::string& text : specs) {
+        for (const unsigned n : threads) {
+            std::unique_ptr<Executor> executor;
+            require(create_executor(n, &executor));
+            for (const std::uint32_t spread_tokens : spreads) {
+                CacheConfig config;
+                config.n_layers = shape.n_layers;
+                config.n_kv_heads = shape.n_kv_heads;
+                config.key_dim = config.value_dim = shape.dim;
+                config.max_tokens = shape.prompt + shape.steps;
+                config.spread_tokens = spread_tokens;
+                require(parse_spec(text.c_str(), &config.spec));
+                const std::vector<double> seconds = run_steps(shape, config, *executor);
+                const double middle = 1e6 * median(seconds), late = 1e6 * quantile(seconds, 0.99),
+                             most = 1e6 * quantile(seconds, 1.0);
+                std::printf("%-14s %7u %7u %9.0f %9.0f %9.0f %10.2f\n", text.c_str(), n, spread_tokens,
+                            middle, late, most, late / middle);
+                json["rows"].push_back({{"spec", text},
+                                        {"threads", n},
+                                        {"spread_tokens", spread_tokens},
+                                        {"median_us", middle},
+                                        {"p99_us", late},
+                                        {"largest_us", most}});
+            }
+        }
+    }
+    if (!json_path.empty() && !(std::ofstream(json_path) << json.dump(2) << '\n')) {
+        std::fprintf(stderr, "cannot write %s\n", json_path.c_str());
+        return 1;
+    }
+    return 0;
+}

@@ -1,0 +1,64 @@
+// Timing by rounds: every case once in each round, so that what disturbs the machine disturbs all of them
+// alike, and ratios are taken within a round.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace gearkv::bench {
+
+struct Timed {
+    std::string name;
+    std::function<void()> run;
+    std::vector<double> seconds;  // one entry a round
+};
+
+// One round first to warm up, which is not counted.
+inline void run_rounds(std::vector<Timed>* cases, std::size_t n_rounds) {
+    for (std::size_t round = 0; round <= n_rounds; ++round) {
+        for (Timed& one : *cases) {
+            const auto start = std::chrono::steady_clock::now();
+            one.run();
+            const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+            if (round > 0) one.seconds.push_back(taken.count());
+        }
+    }
+}
+
+// Linear between the neighbours; share in [0, 1].
+inline double quantile(std::vector<double> values, double share) {
+    std::sort(values.begin(), values.end());
+    const double at = share * static_cast<double>(values.size() - 1);
+    const auto low = static_cast<std::size_t>(at);
+    const std::size_t high = std::min(low + 1, values.size() - 1);
+    return values[low] + (at - static_cast<double>(low)) * (values[high] - values[low]);
+}
+
+inline double median(const std::vector<double>& values) {
+    return quantile(values, 0.5);
+}
+
+// Half the distance of the quartiles, as a share of the median.
+inline double spread(const std::vector<double>& values) {
+    return (quantile(values, 0.75) - quantile(values, 0.25)) / 2 / median(values);
+}
+
+// Median over the rounds of a / b.
+inline double ratio(const Timed& a, const Timed& b) {
+    std::vector<double> ratios(a.seconds.size());
+    for (std::size_t i = 0; i < ratios.size(); ++i)
+        ratios[i] = a.seconds[i] / b.seconds[i];
+    return median(ratios);
+}
+
+// Keeps the compiler from dropping the computation of x.
+template <class T>
+inline void keep(const T& x) {
+    asm volatile("" : : "r"(&x) : "memory");
+}
+
+}  // namespace gearkv::bench
