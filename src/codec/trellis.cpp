@@ -15,8 +15,8 @@ constexpr std::uint32_t panel = lane_tile;  // channels encoded at once
 constexpr std::uint32_t max_width = max_key_width;
 
 // Error of a width beside that of width 0: fixed-rate trellis codes lose about 6 dB a bit.
-float width_error(std::uint32_t width) {
-    return width == 0 ? 1.0f : 0.67f * std::exp2(-2.0f * static_cast<float>(width));
+constexpr float width_error(std::uint32_t width) {
+    return width == 0 ? 1.0f : 0.67f / static_cast<float>(1u << (2 * width));
 }
 
 // One section of one head on its way to codes.
@@ -80,33 +80,81 @@ std::uint8_t scale_code(int sixteenths, int base) {
     return static_cast<std::uint8_t>(std::clamp(sixteenths - base, 0, 255));
 }
 
-// Writes the codes of one channel of a granule into its planes.
-void write_planes(const Section& s, std::uint32_t place, const std::uint8_t* codes) {
-    const std::uint32_t n_channels = granule_channels(s.kind());
-    const std::uint32_t granule = place / n_channels, channel = place % n_channels;
+// Up to 16 stored places of one width: whole granules, or the first half of one.
+struct Panel {
+    std::uint32_t width;
+    std::uint32_t n;
+    std::uint32_t place[panel];  // beyond n any valid place
+
+    bool contiguous() const { return place[panel - 1] == place[0] + panel - 1; }
+};
+
+// One float of each lane: the loops below go over all of them and become vectors.
+struct Lane16 {
+    float lane[panel];
+};
+
+Lane16 read_places(const Panel& p, bool contiguous, const float* row) {
+    Lane16 x;
+    if (contiguous) {
+        std::memcpy(x.lane, row + p.place[0], sizeof(x.lane));
+    } else {
+        for (std::uint32_t i = 0; i < panel; ++i)
+            x.lane[i] = row[p.place[i]];
+    }
+    return x;
+}
+
+// First plane of a granule.
+std::uint32_t first_plane(const Section& s, std::uint32_t granule) {
     std::uint32_t first = 0;
     for (std::uint32_t g = 0; g < granule; ++g)
         first += s.width[g];
-    const std::uint32_t n_words = plane_words(s.kind());
-    for (std::uint32_t i = 0; i < s.width[granule]; ++i) {
-        std::uint32_t* plane = s.words + (first + i) * n_words;
-        for (std::uint32_t t = 0; t < section_tokens; ++t) {
-            const std::uint32_t bit = codes[t * panel] >> i & 1;
-            if (s.work.keys()) {
-                plane[t / 8] |= bit << (8 * channel + t % 8);
-            } else {
-                plane[t / 32 * 16 + channel] |= bit << (t % 32);
+    return first;
+}
+
+// Writes the codes of a panel of keys into the planes of its granules: a byte holds 8 tokens of a channel.
+void write_key_planes(const Section& s, const Panel& p, const std::uint8_t* codes) {
+    for (std::uint32_t i = 0; i < p.width; ++i) {
+        std::uint8_t bytes[section_tokens / 8][panel];
+        for (std::uint32_t word = 0; word < section_tokens / 8; ++word) {
+            std::uint8_t sum[panel] = {};
+            for (std::uint32_t t = 8; t-- > 0;) {
+                const std::uint8_t* from = codes + (word * 8 + t) * panel;
+                for (std::uint32_t lane = 0; lane < panel; ++lane)
+                    sum[lane] = static_cast<std::uint8_t>(sum[lane] + sum[lane] + (from[lane] >> i & 1));
+            }
+            std::memcpy(bytes[word], sum, sizeof(sum));
+        }
+        for (std::uint32_t lane = 0; lane < p.n; lane += key_granule) {
+            std::uint32_t* plane =
+                s.words + (first_plane(s, p.place[lane] / key_granule) + i) * plane_words(TensorKind::key);
+            for (std::uint32_t word = 0; word < section_tokens / 8; ++word) {
+                std::uint32_t packed = 0;
+                for (std::uint32_t c = 0; c < key_granule; ++c)
+                    packed |= std::uint32_t{bytes[word][lane + c]} << (8 * c);
+                plane[word] = packed;
             }
         }
     }
 }
 
-// Up to 16 stored places of one width.
-struct Panel {
-    std::uint32_t width;
-    std::uint32_t n;
-    std::uint32_t place[panel];
-};
+// Writes the codes of a panel of values, one granule, into its planes: a word holds 32 tokens of a channel.
+void write_value_planes(const Section& s, const Panel& p, const std::uint8_t* codes) {
+    std::uint32_t* plane =
+        s.words + first_plane(s, p.place[0] / value_granule) * plane_words(TensorKind::value);
+    for (std::uint32_t i = 0; i < p.width; ++i, plane += plane_words(TensorKind::value)) {
+        for (std::uint32_t word = 0; word < section_tokens / 32; ++word) {
+            std::uint32_t sum[panel] = {};
+            for (std::uint32_t t = 32; t-- > 0;) {
+                const std::uint8_t* from = codes + (word * 32 + t) * panel;
+                for (std::uint32_t lane = 0; lane < panel; ++lane)
+                    sum[lane] = sum[lane] + sum[lane] + (from[lane] >> i & 1u);
+            }
+            std::memcpy(plane + word * panel, sum, p.n * sizeof(sum[0]));
+        }
+    }
+}
 
 // Calls visit(panel) for all places of all widths but 0.
 template <class Visit>
@@ -116,6 +164,7 @@ void for_panels(const Section& s, std::uint32_t n_places, const Visit& visit) {
         for (std::uint32_t place = 0; place < n_places; ++place) {
             if (s.width_of(place) == width) p.place[p.n++] = place;
             if (p.n == panel || (place + 1 == n_places && p.n > 0)) {
+                std::fill(p.place + p.n, p.place + panel, p.place[0]);
                 visit(p);
                 p.n = 0;
             }
@@ -166,14 +215,18 @@ void gather_keys(Section* s, std::uint32_t head, std::uint32_t first) {
     const TrellisProfile profile = trellis_profile(s->work.view, head);
     float* mean = s->scratch.line;
     s->work.kernels->codec.from_half(mean, profile.mean, s->dim);
+    float* __restrict ordered = s->scratch.line + 2 * s->work.stride;  // the means in stored order
+    std::uint16_t order[max_dim];
+    std::copy_n(profile.order, s->dim, order);
+    for (std::uint32_t place = 0; place < s->dim; ++place)
+        ordered[place] = mean[order[place]];
     const std::uint32_t n = std::min(section_tokens, s->work.n_tokens() - first);
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
-        float* to = s->row(t);
+        float* __restrict to = s->row(t);
         if (t < n) {
             const float* x = s->work.row(first + t, head, s->scratch.line + s->work.stride);
-            for (std::uint32_t place = 0; place < s->dim; ++place) {
-                to[place] = x[profile.order[place]] - mean[profile.order[place]];
-            }
+            for (std::uint32_t place = 0; place < s->dim; ++place)
+                to[place] = x[order[place]] - ordered[place];
         } else {
             std::copy_n(s->row(n - 1), s->dim, to);
         }
@@ -185,43 +238,54 @@ void gather_keys(Section* s, std::uint32_t head, std::uint32_t first) {
 void encode_key_panel(Section* s, const Panel& p, const Range* ranges, int base) {
     float best[panel];
     std::fill_n(best, panel, HUGE_VALF);
+    const bool contiguous = p.contiguous();
     const Shares shares = shares_of(p.width);
     for (std::uint32_t i = 0; i < shares.n; ++i) {
-        float scale[panel] = {}, zero[panel] = {};
+        float scale[panel] = {}, inverse[panel] = {}, zero[panel] = {};
         std::uint8_t codes[panel] = {};
         std::int8_t zeros[panel] = {};
         for (std::uint32_t lane = 0; lane < p.n; ++lane) {
             const Range& range = ranges[p.place[lane]];
             codes[lane] = scale_code(scale_sixteenths(key_scale(range, p.width, shares.share[i])), base);
             scale[lane] = exp2_sixteenths(base + codes[lane]);
+            inverse[lane] = 1.0f / scale[lane];
             zeros[lane] = key_zero(range.centre, scale[lane], p.width);
             zero[lane] = static_cast<float>(zeros[lane]) * scale[lane] * zero_unit(p.width);
         }
         for (std::uint32_t t = 0; t < section_tokens; ++t) {
-            for (std::uint32_t lane = 0; lane < panel; ++lane) {
-                s->scratch.panel[t * panel + lane] =
-                    lane < p.n ? (s->row(t)[p.place[lane]] - zero[lane]) / scale[lane] : 0.0f;
-            }
+            const Lane16 x = read_places(p, contiguous, s->row(t));
+            float* __restrict to = s->scratch.panel + t * panel;
+            for (std::uint32_t lane = 0; lane < panel; ++lane)
+                to[lane] = (x.lane[lane] - zero[lane]) * inverse[lane];
         }
         encode(*s, p.width, s->scratch.codes, s->scratch.chosen);
-        for (std::uint32_t lane = 0; lane < p.n; ++lane) {
-            float error = 0.0f;
-            for (std::uint32_t t = 0; t < section_tokens; ++t) {
-                const float e =
-                    std::fabs(s->scratch.panel[t * panel + lane] - s->scratch.chosen[t * panel + lane]) *
-                    scale[lane];
-                error += e * e * e;
+        float error[panel] = {};
+        for (std::uint32_t t = 0; t < section_tokens; ++t) {
+            for (std::uint32_t lane = 0; lane < panel; ++lane) {
+                const float e = std::fabs(s->scratch.panel[t * panel + lane] -
+                                          static_cast<float>(s->scratch.chosen[t * panel + lane])) *
+                                scale[lane];
+                error[lane] += e * e * e;
             }
-            if (error >= best[lane]) continue;
-            best[lane] = error;
+        }
+        std::uint8_t kept[panel];  // all bits of a lane whose codes so far are better
+        for (std::uint32_t lane = 0; lane < panel; ++lane) {
+            kept[lane] = error[lane] >= best[lane] ? 0xff : 0;
+            if (lane >= p.n || kept[lane] != 0) continue;
+            best[lane] = error[lane];
             s->side[s->at.scales + p.place[lane]] = codes[lane];
             std::memcpy(s->side + s->at.zeros + p.place[lane], &zeros[lane], 1);
-            for (std::uint32_t t = 0; t < section_tokens; ++t)
-                s->scratch.best[t * panel + lane] = s->scratch.codes[t * panel + lane];
+        }
+        const std::uint8_t* now = s->scratch.codes;
+        std::uint8_t* __restrict chosen = s->scratch.best;
+        for (std::uint32_t t = 0; t < section_tokens * panel; t += panel) {
+            for (std::uint32_t lane = 0; lane < panel; ++lane) {
+                chosen[t + lane] = static_cast<std::uint8_t>((chosen[t + lane] & kept[lane]) |
+                                                             (now[t + lane] & ~kept[lane]));
+            }
         }
     }
-    for (std::uint32_t lane = 0; lane < p.n; ++lane)
-        write_planes(*s, p.place[lane], s->scratch.best + lane);
+    write_key_planes(*s, p, s->scratch.best);
 }
 
 void encode_keys(Section* s, std::uint32_t head, std::uint32_t first) {
@@ -231,13 +295,14 @@ void encode_keys(Section* s, std::uint32_t head, std::uint32_t first) {
     float* lo = s->scratch.line;
     float* hi = lo + s->work.stride;
     s->work.kernels->codec.column_range(lo, hi, s->scratch.x, s->work.stride, section_tokens, s->dim);
-    float* sum = s->scratch.line + 2 * s->work.stride;
-    float* square = sum + s->work.stride;
+    float* __restrict sum = s->scratch.line + 2 * s->work.stride;
+    float* __restrict square = sum + s->work.stride;
     std::fill_n(sum, 2 * s->work.stride, 0.0f);
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
+        const float* row = s->row(t);
         for (std::uint32_t place = 0; place < s->dim; ++place) {
-            sum[place] += s->row(t)[place];
-            square[place] += s->row(t)[place] * s->row(t)[place];
+            sum[place] += row[place];
+            square[place] += row[place] * row[place];
         }
     }
     for (std::uint32_t place = 0; place < s->dim; ++place) {
@@ -287,92 +352,117 @@ float value_level_scale(std::uint32_t width) {
     return sizes[width] / 127.0f;
 }
 
-// Gains of the tokens against the channels' own sizes, and what is left for the channels: rms of both.
-void choose_gains(Section* s, float* gain, float* rms) {
-    std::fill_n(rms, s->work.stride, 0.0f);
+// Root of the mean square of each channel, of rows divided by the gain of their token.
+void root_mean_squares(const Section& s, const float* inverse_gain, float* __restrict rms) {
+    std::fill_n(rms, s.work.stride, 0.0f);
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
-        for (std::uint32_t c = 0; c < s->dim; ++c)
-            rms[c] += s->row(t)[c] * s->row(t)[c];
-    }
-    for (std::uint32_t c = 0; c < s->dim; ++c)
-        rms[c] = std::sqrt(rms[c] / section_tokens);
-    for (std::uint32_t t = 0; t < section_tokens; ++t) {
-        float square = 0.0f;
-        std::uint32_t n = 0;
-        for (std::uint32_t c = 0; c < s->dim; ++c) {
-            if (rms[c] <= 0.0f) continue;
-            const float u = s->row(t)[c] / rms[c];
-            square += u * u;
-            ++n;
+        const float* row = s.row(t);
+        for (std::uint32_t c = 0; c < s.dim; ++c) {
+            const float u = row[c] * inverse_gain[t];
+            rms[c] += u * u;
         }
+    }
+    for (std::uint32_t c = 0; c < s.dim; ++c)
+        rms[c] = std::sqrt(rms[c] / section_tokens);
+}
+
+// Gains of the tokens against the channels' own sizes.
+struct Gains {
+    float gain[section_tokens];
+    float inverse[section_tokens];
+};
+
+// Chooses the gains, and what is left for the channels: rms of both.
+void choose_gains(Section* s, Gains* gains, float* rms) {
+    std::fill_n(gains->inverse, section_tokens, 1.0f);
+    root_mean_squares(*s, gains->inverse, rms);
+    float inverse[max_dim];
+    std::uint32_t n = 0;
+    for (std::uint32_t c = 0; c < s->dim; ++c) {
+        inverse[c] = rms[c] > 0.0f ? 1.0f / rms[c] : 0.0f;
+        n += rms[c] > 0.0f;
+    }
+    for (std::uint32_t t = 0; t < section_tokens; ++t) {
+        const float* row = s->row(t);
+        float parts[panel] = {};
+        std::uint32_t c = 0;
+        for (; c + panel <= s->dim; c += panel) {
+            for (std::uint32_t lane = 0; lane < panel; ++lane) {
+                const float u = row[c + lane] * inverse[c + lane];
+                parts[lane] += u * u;
+            }
+        }
+        for (std::uint32_t lane = 0; c + lane < s->dim; ++lane)
+            parts[lane] += row[c + lane] * inverse[c + lane] * row[c + lane] * inverse[c + lane];
+        float square = 0.0f;
+        for (const float part : parts)
+            square += part;
         const float size = n == 0 ? 1.0f : std::sqrt(square / static_cast<float>(n));
         const float quarter = size > 0.0f ? std::nearbyint(4.0f * std::log2(size)) : -8.0f;
         const int nibble = static_cast<int>(std::clamp(quarter, -8.0f, 7.0f)) + gain_bias;
         s->side[s->at.gains + t / 2] |= static_cast<unsigned char>(nibble << (4 * (t % 2)));
-        gain[t] = exp2_sixteenths(4 * (nibble - gain_bias));
+        gains->gain[t] = exp2_sixteenths(4 * (nibble - gain_bias));
+        gains->inverse[t] = 1.0f / gains->gain[t];
     }
-    std::fill_n(rms, s->work.stride, 0.0f);
-    for (std::uint32_t t = 0; t < section_tokens; ++t) {
-        for (std::uint32_t c = 0; c < s->dim; ++c) {
-            const float u = s->row(t)[c] / gain[t];
-            rms[c] += u * u;
-        }
-    }
-    for (std::uint32_t c = 0; c < s->dim; ++c)
-        rms[c] = std::sqrt(rms[c] / section_tokens);
+    root_mean_squares(*s, gains->inverse, rms);
 }
 
 // Codes of 16 channels: once for the scales, whose best value follows from the levels, once with these, and
 // once with the mean error of each channel put back, which attention averages over.
-void encode_value_panel(Section* s, const Panel& p, const float* gain, const float* rms, int base) {
-    float scale[panel] = {};
+void encode_value_panel(Section* s, const Panel& p, const Gains& gains, const float* rms, int base) {
+    float scale[panel] = {}, inverse[panel] = {}, shift[panel] = {};
+    const bool contiguous = p.contiguous();
     const auto set_scale = [&](std::uint32_t lane, float wanted) {
         const auto sixteenths = static_cast<int>(std::nearbyint(16.0f * std::log2(std::max(wanted, 1e-20f))));
         const std::uint8_t code = scale_code(sixteenths, base);
         s->side[s->at.scales + p.place[lane]] = code;
         scale[lane] = exp2_sixteenths(base + code);
+        inverse[lane] = 1.0f / scale[lane];
     };
-    float shift[panel] = {};
     const auto run = [&] {
         for (std::uint32_t t = 0; t < section_tokens; ++t) {
-            for (std::uint32_t lane = 0; lane < panel; ++lane) {
-                const float x = lane < p.n ? s->row(t)[p.place[lane]] + shift[lane] : 0.0f;
-                s->scratch.panel[t * panel + lane] = lane < p.n ? x / (gain[t] * scale[lane]) : 0.0f;
-            }
+            const Lane16 x = read_places(p, contiguous, s->row(t));
+            float* __restrict to = s->scratch.panel + t * panel;
+            for (std::uint32_t lane = 0; lane < panel; ++lane)
+                to[lane] = (x.lane[lane] + shift[lane]) * (gains.inverse[t] * inverse[lane]);
         }
         encode(*s, p.width, s->scratch.codes, s->scratch.chosen);
     };
     for (std::uint32_t lane = 0; lane < p.n; ++lane)
         set_scale(lane, rms[p.place[lane]] * value_level_scale(p.width));
     run();
-    for (std::uint32_t lane = 0; lane < p.n; ++lane) {
-        float along = 0.0f, square = 0.0f;
-        for (std::uint32_t t = 0; t < section_tokens; ++t) {
-            const float level = static_cast<float>(s->scratch.chosen[t * panel + lane]) * gain[t];
-            along += level * s->row(t)[p.place[lane]];
-            square += level * level;
+    float along[panel] = {}, square[panel] = {};
+    for (std::uint32_t t = 0; t < section_tokens; ++t) {
+        const Lane16 x = read_places(p, contiguous, s->row(t));
+        for (std::uint32_t lane = 0; lane < panel; ++lane) {
+            const float level = static_cast<float>(s->scratch.chosen[t * panel + lane]) * gains.gain[t];
+            along[lane] += level * x.lane[lane];
+            square[lane] += level * level;
         }
-        if (along > 0.0f && square > 0.0f) set_scale(lane, along / square);
+    }
+    for (std::uint32_t lane = 0; lane < p.n; ++lane) {
+        if (along[lane] > 0.0f && square[lane] > 0.0f) set_scale(lane, along[lane] / square[lane]);
     }
     run();
-    for (std::uint32_t lane = 0; lane < p.n; ++lane) {
-        float error = 0.0f;
-        for (std::uint32_t t = 0; t < section_tokens; ++t) {
-            error += s->row(t)[p.place[lane]] -
-                     static_cast<float>(s->scratch.chosen[t * panel + lane]) * gain[t] * scale[lane];
+    float error[panel] = {};
+    for (std::uint32_t t = 0; t < section_tokens; ++t) {
+        const Lane16 x = read_places(p, contiguous, s->row(t));
+        for (std::uint32_t lane = 0; lane < panel; ++lane) {
+            error[lane] += x.lane[lane] - static_cast<float>(s->scratch.chosen[t * panel + lane]) *
+                                              gains.gain[t] * scale[lane];
         }
-        shift[lane] = error / section_tokens;
     }
+    for (std::uint32_t lane = 0; lane < panel; ++lane)
+        shift[lane] = error[lane] / section_tokens;
     run();
-    for (std::uint32_t lane = 0; lane < p.n; ++lane)
-        write_planes(*s, p.place[lane], s->scratch.codes + lane);
+    write_value_planes(*s, p, s->scratch.codes);
 }
 
 void encode_values(Section* s, std::uint32_t head, std::uint32_t first) {
     gather_values(s, head, first);
-    float gain[section_tokens];
+    Gains gains;
     float* rms = s->scratch.line;
-    choose_gains(s, gain, rms);
+    choose_gains(s, &gains, rms);
     float variance[max_dim / value_granule] = {};
     float largest = 0.0f;
     for (std::uint32_t c = 0; c < s->dim; ++c) {
@@ -382,7 +472,7 @@ void encode_values(Section* s, std::uint32_t head, std::uint32_t first) {
     choose_widths(s, variance);
     // Least squares may ask for a little more than the first guess.
     const int base = write_base(s, scale_sixteenths(largest * value_level_scale(2)) + 8);
-    for_panels(*s, s->dim, [&](const Panel& p) { encode_value_panel(s, p, gain, rms, base); });
+    for_panels(*s, s->dim, [&](const Panel& p) { encode_value_panel(s, p, gains, rms, base); });
 }
 
 }  // namespace
