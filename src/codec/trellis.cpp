@@ -41,24 +41,33 @@ void choose_widths(Section* s, const float* variance) {
     const std::uint32_t most = s->work.keys() ? max_key_width : max_value_width;
     std::uint32_t left = s->work.view.sizes.n_planes;
     std::fill_n(s->width, s->n_granules, std::uint8_t{0});
-    while (true) {
-        float best = 0.0f;
-        std::uint32_t best_granule = 0, best_width = 0;
-        for (std::uint32_t g = 0; g < s->n_granules; ++g) {
-            const std::uint32_t now = s->width[g];
-            for (std::uint32_t next = std::max(now + 1, 2u);
-                 next <= std::min(most, now + 2) && next - now <= left; ++next) {
-                const float gain =
-                    variance[g] * (width_error(now) - width_error(next)) / static_cast<float>(next - now);
-                if (gain <= best) continue;
-                best = gain;
-                best_granule = g;
-                best_width = next;
-            }
+    // The better of the next two widths of each granule, by error saved per plane.
+    float gain[max_dim / key_granule];
+    std::uint8_t next_width[max_dim / key_granule];
+    const auto find_next = [&](std::uint32_t g) {
+        const std::uint32_t now = s->width[g];
+        gain[g] = 0.0f;
+        next_width[g] = 0;
+        for (std::uint32_t next = std::max(now + 1, 2u);
+             next <= std::min(most, now + 2) && next - now <= left; ++next) {
+            const float saved = variance[g] * (width_error(now) - width_error(next));
+            const float per_plane = next - now == 2 ? saved / 2 : saved;
+            if (per_plane <= gain[g]) continue;
+            gain[g] = per_plane;
+            next_width[g] = static_cast<std::uint8_t>(next);
         }
-        if (best_width == 0) break;
-        left -= best_width - s->width[best_granule];
-        s->width[best_granule] = static_cast<std::uint8_t>(best_width);
+    };
+    for (std::uint32_t g = 0; g < s->n_granules; ++g)
+        find_next(g);
+    while (left > 0) {
+        const auto best = static_cast<std::uint32_t>(std::max_element(gain, gain + s->n_granules) - gain);
+        if (next_width[best] == 0) break;
+        left -= next_width[best] - s->width[best];
+        s->width[best] = next_width[best];
+        find_next(best);
+        if (left != 1) continue;
+        for (std::uint32_t g = 0; g < s->n_granules; ++g)
+            find_next(g);  // two planes are too many now
     }
     for (std::uint32_t g = 0; g < s->n_granules; ++g)
         s->side[s->at.widths + g / 2] |= static_cast<unsigned char>(s->width[g] << (4 * (g % 2)));

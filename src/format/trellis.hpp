@@ -50,15 +50,15 @@ constexpr std::uint32_t plane_words(TensorKind kind) {
 // their range over a section, values to unit variance.
 constexpr std::int8_t key_levels_2[8] = {-127, -73, -43, -12, 12, 43, 73, 127};
 constexpr std::int8_t key_levels_3[16] = {-127, -95, -74, -58, -44, -30, -18, -6,
-                                                 6,    18,  30,  44,  58,  74,  95,  127};
+                                          6,    18,  30,  44,  58,  74,  95,  127};
 constexpr std::int8_t key_levels_4[32] = {-127, -122, -107, -95, -85, -77, -68, -61, -53, -46, -39,
-                                                 -31,  -24,  -17,  -11, -3,  3,   11,  17,  24,  31,  39,
-                                                 46,   53,   61,   68,  77,  85,  95,  107, 122, 127};
+                                          -31,  -24,  -17,  -11, -3,  3,   11,  17,  24,  31,  39,
+                                          46,   53,   61,   68,  77,  85,  95,  107, 122, 127};
 constexpr std::int8_t value_levels_3[16] = {-127, -91, -69, -53, -40, -27, -17, -5,
-                                                   5,    17,  27,  40,  53,  69,  91,  127};
+                                            5,    17,  27,  40,  53,  69,  91,  127};
 constexpr std::int8_t value_levels_4[32] = {-127, -100, -83, -70, -60, -52, -45, -39, -34, -28, -24,
-                                                   -19,  -15,  -10, -7,  -2,  2,   7,   10,  15,  19,  24,
-                                                   28,   34,   39,  45,  52,  60,  70,  83,  100, 127};
+                                            -19,  -15,  -10, -7,  -2,  2,   7,   10,  15,  19,  24,
+                                            28,   34,   39,  45,  52,  60,  70,  83,  100, 127};
 
 // The table of a width of 2 to 4; null for 0, 5 and 6.
 constexpr const std::int8_t* trellis_levels(TensorKind kind, std::uint32_t width) {
@@ -159,12 +159,25 @@ inline void rotate_head(float* x, std::uint32_t dim) {
     const float norm = exp2_sixteenths(-8 * std::countr_zero(n));
     for (std::uint32_t first = 0; first < dim; first += n) {
         float* y = x + first;
-        for (std::uint32_t half = 1; half < n; half *= 2) {
+        // dim is a multiple of 8. Two steps at once for neighbours; from four on whole vectors meet.
+        for (std::uint32_t i = 0; i < n; i += 4) {
+            const float sum0 = y[i] + y[i + 1], difference0 = y[i] - y[i + 1];
+            const float sum1 = y[i + 2] + y[i + 3], difference1 = y[i + 2] - y[i + 3];
+            y[i] = sum0 + sum1;
+            y[i + 1] = difference0 + difference1;
+            y[i + 2] = sum0 - sum1;
+            y[i + 3] = difference0 - difference1;
+        }
+        for (std::uint32_t half = 4; half < n; half *= 2) {
             for (std::uint32_t i = 0; i < n; i += 2 * half) {
-                for (std::uint32_t j = i; j < i + half; ++j) {
-                    const float a = y[j], b = y[j + half];
-                    y[j] = a + b;
-                    y[j + half] = a - b;
+                float* __restrict low = y + i;
+                float* __restrict high = low + half;
+                for (std::uint32_t j = 0; j < half; j += 4) {
+                    for (std::uint32_t k = j; k < j + 4; ++k) {
+                        const float a = low[k], b = high[k];
+                        low[k] = a + b;
+                        high[k] = a - b;
+                    }
                 }
             }
         }
