@@ -46,7 +46,7 @@ std::uint64_t place_scratch(BlockWork* work, const BlockHeader& header, void* ba
     if (header.n_outliers > 0) {
         work->outlier = cursor.take<std::uint8_t>(n_entries);
         work->vector_floats = keys ? header.n_tokens : n_heads * header.dim;
-        work->vectors = cursor.take<float>((keys ? n_heads : work->n_slices) * 2 * work->vector_floats);
+        work->vectors = cursor.take<float>((keys ? n_heads : work->n_slices) * work->vector_floats);
     }
     return cursor.used();
 }
