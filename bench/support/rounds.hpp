@@ -5,22 +5,23 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <cstring>
 #include <functional>
-#include <string>
 #include <vector>
 
 namespace gearkv::bench {
 
 struct Timed {
-    std::string name;
     std::function<void()> run;
-    std::vector<double> seconds;  // one entry a round
+    std::vector<double> seconds = {};  // one entry a round
 };
 
-// One round first to warm up, which is not counted.
-inline void run_rounds(std::vector<Timed>* cases, std::size_t n_rounds) {
+// One round first to warm up, which is not counted. `before` runs before each case, untimed.
+inline void run_rounds(std::vector<Timed>* cases, std::size_t n_rounds,
+                       const std::function<void()>& before = {}) {
     for (std::size_t round = 0; round <= n_rounds; ++round) {
         for (Timed& one : *cases) {
+            if (before) before();
             const auto start = std::chrono::steady_clock::now();
             one.run();
             const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
@@ -53,6 +54,20 @@ inline double ratio(const Timed& a, const Timed& b) {
     for (std::size_t i = 0; i < ratios.size(); ++i)
         ratios[i] = a.seconds[i] / b.seconds[i];
     return median(ratios);
+}
+
+// Reads every 64-byte line once.
+inline double read_lines(const void* bytes, std::size_t n_bytes) {
+    const auto* at = static_cast<const unsigned char*>(bytes);
+    double sums[8] = {};
+    for (std::size_t i = 0; i + 512 <= n_bytes; i += 512) {
+        for (std::size_t line = 0; line < 8; ++line) {
+            double x;
+            std::memcpy(&x, at + i + line * 64, sizeof(x));
+            sums[line] += x;
+        }
+    }
+    return sums[0] + sums[1] + sums[2] + sums[3] + sums[4] + sums[5] + sums[6] + sums[7];
 }
 
 // Keeps the compiler from dropping the computation of x.
