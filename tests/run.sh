@@ -93,7 +93,8 @@ stage_address() {
   export ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1
   export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
   # shellcheck disable=SC2046
-  GEARKV_TESTS='~[slow]' run_tests address address --timeout-multiplier 3 $(skip_levels_but scalar "$(best_level address)")
+  GEARKV_TESTS='~[slow]' run_tests address address --timeout-multiplier 3 $(skip_levels_but "$(best_level address)")
+  GEARKV_TESTS='~[slow]' run_tests address address-scalar --timeout-multiplier 3 unit-scalar kernels-scalar
 }
 
 # oneTBB is not built for the thread sanitizer: the std pool runs instead.
@@ -143,6 +144,7 @@ for stage in "${stages[@]}"; do
   echo "== $stage"
   logs=$stage
   [ "$stage" = arm ] && logs=arm-cortex-a72,arm-max
+  [ "$stage" = address ] && logs=address,address-scalar
   # A shell of its own, outside of any condition, so that a failing command ends the stage and not the run.
   set +e
   (set -e; "stage_$stage")

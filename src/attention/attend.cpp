@@ -16,7 +16,7 @@ struct RowState {
 
 std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
     const std::uint64_t per_row =
-        2 * round_up(key_dim, 32) + 3 * tile_tokens + 2 * round_up(value_dim, 16) + 2 * max_rank + 1;
+        3 * round_up(key_dim, 32) + 3 * tile_tokens + 2 * round_up(value_dim, 16) + 2 * max_rank + 1;
     return max_rows * per_row + round_up(std::max(key_dim, value_dim), 16);
 }
 
@@ -83,6 +83,7 @@ AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::ui
     s.query_stride = round_up(key_dim, 32);
     s.out_stride = round_up(value_dim, 16);
     s.query = take(max_rows * s.query_stride);
+    s.ordered = take(max_rows * s.query_stride);
     s.folded = take(max_rows * s.query_stride);
     s.scores = take(max_rows * tile_tokens);
     s.weights = take(max_rows * tile_tokens);

@@ -43,6 +43,7 @@ struct AttendScratch {
     std::size_t query_stride = 0;  // key channels padded to 32
     std::size_t out_stride = 0;    // value channels padded to 16
     float* query = nullptr;        // [row][query_stride] scaled, zero-padded
+    float* ordered = nullptr;      // [row][query_stride] trellis: query in the stored order of channels
     float* folded = nullptr;       // [row][query_stride] query times the scales of a token group
     float* scores = nullptr;       // [row][tile_tokens]
     float* weights = nullptr;      // [row][tile_tokens]
@@ -50,8 +51,8 @@ struct AttendScratch {
     float* out = nullptr;          // [row][out_stride] not yet divided by the sum of weights
     float* along_key = nullptr;    // [row][max_rank] q P of the block
     float* along_value = nullptr;  // [row][max_rank] w A of the block so far
-    float* mixed = nullptr;         // [row][out_stride] trellis: weighted values of the run, still rotated
-    float* weight_sum = nullptr;    // [row] trellis: weights of the run
+    float* mixed = nullptr;        // [row][out_stride] trellis: weighted values of the run, still rotated
+    float* weight_sum = nullptr;   // [row] trellis: weights of the run
     float* values = nullptr;       // outliers of one token
 };
 
@@ -93,6 +94,7 @@ class KeyScorer {
     void score_token_scales(const Tile& tile) noexcept;
     void score_section(const Tile& tile) noexcept;
     void fold_group(std::uint32_t group) noexcept;
+    void order_query() noexcept;
     void add_low_rank(const Tile& tile) noexcept;
     void add_outliers(const Tile& tile) noexcept;
 
@@ -100,7 +102,7 @@ class KeyScorer {
     const TensorRun& run_;
     OutlierCursor outliers_;
     std::uint32_t folded_group_ = UINT32_MAX;
-    float bias_[max_rows] = {};
+    float bias_[max_rows] = {};  // trellis: of the means; else of the folded group
 };
 
 // ---- mix.cpp: weighted values of a tile, added to scratch.out ----

@@ -153,23 +153,33 @@ void ValueMixer::mix_section(const Tile& tile) noexcept {
     for (std::uint32_t g = 0; g < n_granules; ++g) {
         widths[g] = static_cast<std::uint8_t>(read_nibble(side + at.widths, g));
     }
+    float gain[section_tokens];
+    for (std::uint32_t t = 0; t < section_tokens; ++t)
+        gain[t] = trellis_gain(read_nibble(side + at.gains, t));
     for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
         const float* weights = s.weights + row * tile_tokens;
-        float* scaled = s.partial + row * tile_tokens;
-        for (std::uint32_t t = 0; t < section_tokens; ++t) {
-            s.weight_sum[row] += weights[t];
-            scaled[t] = weights[t] *
-                        exp2_sixteenths(4 * (static_cast<int>(read_nibble(side + at.gains, t)) - gain_bias));
+        float* __restrict scaled = s.partial + row * tile_tokens;
+        float parts[8] = {};
+        for (std::uint32_t first = 0; first < section_tokens; first += 8) {
+            for (std::uint32_t i = 0; i < 8; ++i) {
+                parts[i] += weights[first + i];
+                scaled[first + i] = weights[first + i] * gain[first + i];
+            }
         }
+        for (const float part : parts)
+            s.weight_sum[row] += part;
     }
     float sums[max_rows * max_dim];
     const std::size_t stride = s.out_stride;
     pass_.kernels.attention.mix_trellis({run_.block.section_codes(pass_.head, index), widths, n_granules,
                                          s.partial, tile_tokens, sums, stride, pass_.n_rows});
-    for (std::uint32_t c = 0; c < dim; ++c) {
-        const float scale = exp2_sixteenths(base + side[at.scales + c]);
-        for (std::uint32_t row = 0; row < pass_.n_rows; ++row)
-            s.mixed[row * stride + c] += scale * sums[row * stride + c];
+    float scale[max_dim];
+    for (std::uint32_t c = 0; c < dim; ++c)
+        scale[c] = exp2_sixteenths(base + side[at.scales + c]);
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        float* __restrict mixed = s.mixed + row * stride;
+        for (std::uint32_t c = 0; c < dim; ++c)
+            mixed[c] += scale[c] * sums[row * stride + c];
     }
 }
 

@@ -15,6 +15,7 @@ namespace gearkv {
 KeyScorer::KeyScorer(const RowPass& pass, const TensorRun& run) noexcept
     : pass_(pass), run_(run), outliers_(run.block, pass.head) {
     if (run.block.header == nullptr) return;
+    if (run.block.trellis()) order_query();
     const std::uint32_t rank = run.block.header->rank;
     const AttendScratch& s = pass.scratch;
     for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
@@ -173,6 +174,19 @@ void KeyScorer::add_outliers(const Tile& tile) noexcept {
     }
 }
 
+// What all sections of a run share.
+void KeyScorer::order_query() noexcept {
+    const AttendScratch& s = pass_.scratch;
+    const TrellisProfile profile = trellis_profile(run_.block, pass_.head);
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        const float* query = s.query + row * s.query_stride;
+        float* ordered = s.ordered + row * s.query_stride;
+        for (std::uint32_t place = 0; place < pass_.key_dim; ++place)
+            ordered[place] = query[profile.order[place]];
+        bias_[row] = pass_.kernels.attention.dot_half(query, profile.mean, pass_.key_dim);
+    }
+}
+
 // One section of a trellis block:  sum_c (q_c S_c) level_tc + sum_c q_c (zero_c + mean_c), channels in stored
 // order.
 void KeyScorer::score_section(const Tile& tile) noexcept {
@@ -181,26 +195,32 @@ void KeyScorer::score_section(const Tile& tile) noexcept {
     const std::uint32_t dim = pass_.key_dim;
     const SectionLayout at = section_layout(TensorKind::key, dim);
     const unsigned char* side = run_.block.section(pass_.head, index);
-    const TrellisProfile profile = trellis_profile(run_.block, pass_.head);
     std::int16_t base;
     std::memcpy(&base, side + at.base, sizeof(base));
     std::uint8_t widths[max_dim / key_granule];
-    float bias[max_rows] = {};
-    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-        bias[row] = pass_.kernels.attention.dot_half(s.query + row * s.query_stride, profile.mean, dim);
-    }
+    float scale[max_dim], zero[max_dim];
     for (std::uint32_t g = 0; g < dim / key_granule; ++g) {
         widths[g] = static_cast<std::uint8_t>(read_nibble(side + at.widths, g));
+        const float unit = zero_unit(widths[g]);
         for (std::uint32_t place = g * key_granule; place < (g + 1) * key_granule; ++place) {
-            const float scale = exp2_sixteenths(base + side[at.scales + place]);
-            const float zero =
-                static_cast<float>(static_cast<std::int8_t>(side[at.zeros + place])) * zero_unit(widths[g]);
-            for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-                const float folded = s.query[row * s.query_stride + profile.order[place]] * scale;
-                s.folded[row * s.query_stride + place] = folded;
-                bias[row] += folded * zero;
+            scale[place] = exp2_sixteenths(base + side[at.scales + place]);
+            zero[place] = static_cast<float>(static_cast<std::int8_t>(side[at.zeros + place])) * unit;
+        }
+    }
+    float bias[max_rows];
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        const float* query = s.ordered + row * s.query_stride;
+        float* __restrict folded = s.folded + row * s.query_stride;
+        float parts[8] = {};  // dim is a multiple of 8
+        for (std::uint32_t first = 0; first < dim; first += 8) {
+            for (std::uint32_t i = 0; i < 8; ++i) {
+                folded[first + i] = query[first + i] * scale[first + i];
+                parts[i] += folded[first + i] * zero[first + i];
             }
         }
+        bias[row] = bias_[row];
+        for (const float part : parts)
+            bias[row] += part;
     }
     const std::uint32_t* words = run_.block.section_codes(pass_.head, index);
     pass_.kernels.attention.score_trellis(

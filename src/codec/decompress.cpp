@@ -125,8 +125,7 @@ class TrellisReader {
             const auto zero = static_cast<std::int8_t>(side_[at_.zeros + place]);
             return scale * level + static_cast<float>(zero) * scale * zero_unit(width);
         }
-        const int gain = static_cast<int>(read_nibble(side_ + at_.gains, t)) - gain_bias;
-        return scale * level * exp2_sixteenths(4 * gain);
+        return scale * level * trellis_gain(read_nibble(side_ + at_.gains, t));
     }
 
     TensorKind kind_;

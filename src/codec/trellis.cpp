@@ -410,7 +410,7 @@ void choose_gains(Section* s, Gains* gains, float* rms) {
         const float quarter = size > 0.0f ? std::nearbyint(4.0f * std::log2(size)) : -8.0f;
         const int nibble = static_cast<int>(std::clamp(quarter, -8.0f, 7.0f)) + gain_bias;
         s->side[s->at.gains + t / 2] |= static_cast<unsigned char>(nibble << (4 * (t % 2)));
-        gains->gain[t] = exp2_sixteenths(4 * (nibble - gain_bias));
+        gains->gain[t] = trellis_gain(static_cast<std::uint32_t>(nibble));
         gains->inverse[t] = 1.0f / gains->gain[t];
     }
     root_mean_squares(*s, gains->inverse, rms);

@@ -152,6 +152,13 @@ inline float exp2_sixteenths(int sixteenths) {
            fractions[sixteenths & 15];
 }
 
+// Gain of a token from its nibble: 2^((nibble - 8) / 4).
+inline float trellis_gain(std::uint32_t nibble) {
+    constexpr float quarters[4] = {1.0f, 1.18920712f, 1.41421356f, 1.68179283f};
+    constexpr float octaves[4] = {0.25f, 0.5f, 1.0f, 2.0f};
+    return quarters[nibble & 3] * octaves[nibble >> 2];
+}
+
 // Orthonormal Walsh-Hadamard transform of the largest power of two that divides dim, block by block; its own
 // inverse.
 inline void rotate_head(float* x, std::uint32_t dim) {
