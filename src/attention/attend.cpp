@@ -15,9 +15,9 @@ struct RowState {
 };
 
 std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
-    const std::uint64_t per_row =
-        3 * round_up(key_dim, 32) + 3 * tile_tokens + 2 * round_up(value_dim, 16) + 2 * max_rank + 1;
-    return max_rows * per_row + round_up(std::max(key_dim, value_dim), 16);
+    const std::uint64_t per_row = 3 * round_up(key_dim, 32) + 3 * tile_tokens + 2 * round_up(value_dim, 16) +
+                                  2 * max_rank + 1 + key_dim + tile_tokens + value_dim;
+    return max_rows * per_row;
 }
 
 // Hides what a row may not see, and folds the scores of one tile into weights and state.
@@ -93,7 +93,9 @@ AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::ui
     s.along_value = take(max_rows * max_rank);
     s.mixed = take(max_rows * s.out_stride);
     s.weight_sum = take(max_rows);
-    s.values = take(round_up(std::max(key_dim, value_dim), 16));
+    s.query_rows = take(max_rows * key_dim);
+    s.weight_rows = take(max_rows * tile_tokens);
+    s.outlier_out = take(max_rows * value_dim);
     return s;
 }
 
@@ -109,6 +111,12 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
         std::fill(query + key_dim, query + scratch.query_stride, 0.0f);
         state.max[row] = minus_infinity;
         state.sum[row] = 0.0f;
+    }
+    for (std::uint32_t c = 0; c < key_dim; ++c) {
+        for (std::uint32_t row = 0; row < max_rows; ++row) {
+            scratch.query_rows[c * max_rows + row] =
+                row < rows.n_rows ? scratch.query[row * scratch.query_stride + c] : 0.0f;
+        }
     }
     std::fill_n(scratch.out, rows.n_rows * scratch.out_stride, 0.0f);
     std::uint64_t start = 0;

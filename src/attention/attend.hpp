@@ -53,7 +53,9 @@ struct AttendScratch {
     float* along_value = nullptr;  // [row][max_rank] w A of the block so far
     float* mixed = nullptr;        // [row][out_stride] trellis: weighted values of the run, still rotated
     float* weight_sum = nullptr;   // [row] trellis: weights of the run
-    float* values = nullptr;       // outliers of one token
+    float* query_rows = nullptr;   // [key channel][max_rows] the query again, for outliers
+    float* weight_rows = nullptr;  // [tile_tokens][max_rows] weights of a tile, for outliers
+    float* outlier_out = nullptr;  // [value channel][max_rows] weighted outliers of the run
 };
 
 std::uint64_t attend_scratch_bytes(std::uint32_t key_dim, std::uint32_t value_dim) noexcept;
@@ -80,6 +82,54 @@ struct Tile {
     std::uint32_t first;
     std::uint32_t n_tokens;
 };
+
+// Outliers of some tokens of a tile, one after another: a loop over tokens with a few outliers each would
+// mispredict its end every time.
+struct OutlierList {
+    std::uint32_t n = 0;
+    std::uint16_t token[max_dim + 8];  // within the tile
+    std::uint16_t channel[max_dim];
+    float value[max_dim];
+};
+
+// Calls visit(list) until the outliers of the cursor's next n_tokens tokens were all in one.
+template <class Visit>
+void visit_outliers(OutlierCursor* cursor, const Kernels& kernels, std::uint32_t n_tokens,
+                    const Visit& visit) {
+    OutlierList list;
+    std::uint64_t first = 0;  // of the list
+    const auto flush = [&] {
+        kernels.codec.from_half(list.value, cursor->values_at(first), list.n);
+        cursor->read_channels(list.channel, first, list.n);
+        visit(list);
+        list.n = 0;
+    };
+    for (std::uint32_t t = 0; t < n_tokens; ++t) {
+        const std::uint32_t n = cursor->next_token();
+        if (list.n + n > max_dim) flush();
+        if (list.n == 0) first = cursor->position();
+        std::uint16_t* token = list.token + list.n;
+        for (std::uint32_t i = 0; i < 8; ++i)
+            token[i] = static_cast<std::uint16_t>(t);
+        for (std::uint32_t i = 8; i < n; ++i)
+            token[i] = static_cast<std::uint16_t>(t);
+        list.n += n;
+    }
+    if (list.n > 0) flush();
+}
+
+// to[to_index[i]][.] += from[from_index[i]][.] * value[i] for rows of max_rows, n_lanes of them used.
+template <std::uint32_t n_lanes>
+void scatter_rows(float* __restrict to, const std::uint16_t* to_index, const float* __restrict from,
+                  const std::uint16_t* from_index, const OutlierList& list) {
+    for (std::uint32_t i = 0; i < list.n; ++i) {
+        float* __restrict at = to + to_index[i] * std::size_t{max_rows};
+        const float* x = from + from_index[i] * std::size_t{max_rows};
+        const float value = list.value[i];
+        for (std::uint32_t lane = 0; lane < n_lanes; ++lane)
+            at[lane] += x[lane] * value;
+    }
+}
 
 // ---- score.cpp: scores of a tile into scratch.scores ----
 class KeyScorer {
@@ -121,6 +171,9 @@ class ValueMixer {
     void mix_codes(const Tile& tile) noexcept;
     void mix_section(const Tile& tile) noexcept;
     void finish_sections() noexcept;
+    bool has_outliers() const noexcept {
+        return run_.block.header != nullptr && run_.block.header->n_outliers > 0;
+    }
     void add_outliers(const Tile& tile) noexcept;
 
     const RowPass& pass_;

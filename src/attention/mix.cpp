@@ -18,6 +18,10 @@ ValueMixer::ValueMixer(const RowPass& pass, const TensorRun& run) noexcept
         std::fill_n(pass.scratch.mixed, pass.n_rows * pass.scratch.out_stride, 0.0f);
         std::fill_n(pass.scratch.weight_sum, pass.n_rows, 0.0f);
     }
+    if (has_outliers()) {
+        std::fill_n(pass.scratch.outlier_out, pass.value_dim * max_rows, 0.0f);
+        std::fill_n(pass.scratch.weight_rows, tile_tokens * max_rows, 0.0f);
+    }
 }
 
 void ValueMixer::mix(const Tile& tile) noexcept {
@@ -38,7 +42,7 @@ void ValueMixer::mix(const Tile& tile) noexcept {
                 pass_.kernels.attention.dot_half(s.weights + row * tile_tokens, a, tile.n_tokens);
         }
     }
-    if (run_.block.header->n_outliers > 0) add_outliers(tile);
+    if (has_outliers()) add_outliers(tile);
 }
 
 void ValueMixer::mix_rows(const Tile& tile) noexcept {
@@ -98,17 +102,14 @@ void ValueMixer::mix_codes(const Tile& tile) noexcept {
 
 void ValueMixer::add_outliers(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
-    for (std::uint32_t t = 0; t < tile.n_tokens; ++t) {
-        const std::uint32_t n = outliers_.next_token();
-        if (n == 0) continue;
-        pass_.kernels.codec.from_half(s.values, outliers_.values(), n);
-        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-            const float weight = s.weights[row * tile_tokens + t];
-            float* out = s.out + row * s.out_stride;
-            for (std::uint32_t i = 0; i < n; ++i)
-                out[outliers_.channel(i)] += weight * s.values[i];
-        }
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        for (std::uint32_t t = 0; t < tile.n_tokens; ++t)
+            s.weight_rows[t * max_rows + row] = s.weights[row * tile_tokens + t];
     }
+    visit_outliers(&outliers_, pass_.kernels, tile.n_tokens, [&](const OutlierList& list) {
+        const auto scatter = pass_.n_rows <= 4 ? scatter_rows<4> : scatter_rows<max_rows>;
+        scatter(s.outlier_out, list.channel, s.weight_rows, list.token, list);
+    });
 }
 
 void ValueMixer::rescale(std::uint32_t row, float alpha) noexcept {
@@ -121,6 +122,9 @@ void ValueMixer::rescale(std::uint32_t row, float alpha) noexcept {
     const std::uint32_t rank = run_.block.header == nullptr ? 0 : run_.block.header->rank;
     for (std::uint32_t r = 0; r < rank; ++r)
         s.along_value[row * max_rank + r] *= alpha;
+    if (!has_outliers()) return;
+    for (std::uint32_t c = 0; c < pass_.value_dim; ++c)
+        s.outlier_out[c * max_rows + row] *= alpha;
 }
 
 void ValueMixer::finish() noexcept {
@@ -130,6 +134,12 @@ void ValueMixer::finish() noexcept {
         return;
     }
     const AttendScratch& s = pass_.scratch;
+    if (has_outliers()) {
+        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+            for (std::uint32_t c = 0; c < pass_.value_dim; ++c)
+                s.out[row * s.out_stride + c] += s.outlier_out[c * max_rows + row];
+        }
+    }
     for (std::uint32_t r = 0; r < run_.block.header->rank; ++r) {
         const std::uint16_t* p = run_.block.factor_p(pass_.head) + std::uint64_t{r} * pass_.value_dim;
         for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {

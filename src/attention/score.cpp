@@ -160,17 +160,14 @@ void KeyScorer::add_low_rank(const Tile& tile) noexcept {
 
 void KeyScorer::add_outliers(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
-    for (std::uint32_t t = 0; t < tile.n_tokens; ++t) {
-        const std::uint32_t n = outliers_.next_token();
-        if (n == 0) continue;
-        pass_.kernels.codec.from_half(s.values, outliers_.values(), n);
-        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-            const float* query = s.query + row * s.query_stride;
-            float sum = 0.0f;
-            for (std::uint32_t i = 0; i < n; ++i)
-                sum += query[outliers_.channel(i)] * s.values[i];
-            s.scores[row * tile_tokens + t] += sum;
-        }
+    float sums[tile_tokens * max_rows] = {};
+    visit_outliers(&outliers_, pass_.kernels, tile.n_tokens, [&](const OutlierList& list) {
+        const auto scatter = pass_.n_rows <= 4 ? scatter_rows<4> : scatter_rows<max_rows>;
+        scatter(sums, list.token, s.query_rows, list.channel, list);
+    });
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        for (std::uint32_t t = 0; t < tile.n_tokens; ++t)
+            s.scores[row * tile_tokens + t] += sums[t * max_rows + row];
     }
 }
 

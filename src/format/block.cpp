@@ -343,12 +343,6 @@ OutlierCursor::OutlierCursor(const BlockView& view, std::uint32_t head) noexcept
     first_ = view.part<std::uint32_t>(header.outlier_starts)[head];
 }
 
-std::uint32_t OutlierCursor::next_token() noexcept {
-    first_ += count_;
-    count_ = wide_ ? *counts16_++ : *counts8_++;
-    return count_;
-}
-
 BlockView trusted_block(const void* bytes) noexcept {
     BlockView view;
     view.header = static_cast<const BlockHeader*>(bytes);

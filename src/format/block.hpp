@@ -200,7 +200,18 @@ class OutlierCursor {
     OutlierCursor(const BlockView& view, std::uint32_t head) noexcept;
     // Outliers of the next token (of a block that has any); channel(i) and values()[i] belong to it for i <
     // the count.
-    std::uint32_t next_token() noexcept;
+    std::uint32_t next_token() noexcept {
+        first_ += count_;
+        count_ = wide_ ? *counts16_++ : *counts8_++;
+        return count_;
+    }
+    // Where the token's entries are; those of the next tokens follow.
+    std::uint64_t position() const noexcept { return first_; }
+    const std::uint16_t* values_at(std::uint64_t position) const noexcept { return values_ + position; }
+    void read_channels(std::uint16_t* out, std::uint64_t position, std::uint32_t n) const noexcept {
+        for (std::uint32_t i = 0; i < n; ++i)
+            out[i] = wide_ ? channels16_[position + i] : channels8_[position + i];
+    }
     std::uint32_t channel(std::uint32_t i) const noexcept {
         return wide_ ? channels16_[first_ + i] : channels8_[first_ + i];
     }
