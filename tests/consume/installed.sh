@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# installed.sh BUILD SOURCE COMPILER: programs built from nothing but what is installed, found by pkg-config --static.
+# installed.sh BUILD SOURCE COMPILER: programs built from nothing but what is installed, found by pkg-config.
 set -euo pipefail
 build=$1 source=$2 compiler=$3
 work=$(mktemp -d)
@@ -11,7 +11,7 @@ export PKG_CONFIG_PATH=${pc%/*} PKG_CONFIG_SYSROOT_DIR=$work/root
 # compile PROGRAM SOURCE_FILE PACKAGE
 compile() {
   # shellcheck disable=SC2046
-  "$compiler" -std=c++20 -O1 "$2" -o "$work/$1" $(pkg-config --static --cflags --libs "$3")
+  "$compiler" -std=c++20 -O1 "$2" -o "$work/$1" $(pkg-config --cflags --libs "$3")
 }
 
 compile app "$source/tests/consume/app/main.cpp" gearkv
