@@ -2,7 +2,8 @@
 # Installs what is missing, builds, and runs every test: once per instruction-set level, under the sanitizers, with
 # clang, with everything optional left out, and for aarch64 under qemu. For Debian 12, Ubuntu 24.04 or later.
 #   tests/run.sh [release] [address] [thread] [clang] [minimal] [arm]        default: all of them
-# Tests tagged [slow] run in the release and clang stages only, those tagged [damage] under the address sanitizer too.
+# Tests tagged [slow] run in the release and clang stages only, those tagged [damage] under the address sanitizer too,
+# and those tagged [shapes], which use one thread, everywhere but under the thread sanitizer.
 # The last line is the total. GEARKV_BUILD_DIR says where to build, default build-tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -106,15 +107,17 @@ stage_thread() {
   if setarch -R true 2>/dev/null; then plain_addresses=(setarch -R); fi
   local best
   best=$(best_level thread)
-  TSAN_OPTIONS=halt_on_error=1 GEARKV_TESTS='~[slow]~[damage]' run_tests thread thread --timeout-multiplier 3 \
+  TSAN_OPTIONS=halt_on_error=1 GEARKV_TESTS='~[slow]~[damage]~[shapes]' run_tests thread thread --timeout-multiplier 3 \
     unit-scalar "unit-$best" "decoder-$best"
 }
 
+# What clang makes of the kernels in a release; the address stage compiles all of the tree with it.
 stage_clang() {
-  CC=clang CXX=clang++ configure clang --buildtype=release
-  build clang
-  # shellcheck disable=SC2046
-  run_tests clang clang --no-suite=consume $(skip_levels_but "$(best_level clang)")
+  CC=clang CXX=clang++ configure clang --buildtype=release -Dbench=false
+  build clang tests/unit/unit-test tests/kernels/kernels-test tests/decoder/decoder-test
+  local best
+  best=$(best_level clang)
+  run_tests clang clang "unit-$best" "kernels-$best" "decoder-$best"
 }
 
 # The core alone: no threads, no oneTBB, no OpenBLAS, no decoder.
@@ -130,11 +133,12 @@ stage_minimal() {
 stage_arm() {
   configure arm --buildtype=release --cross-file tests/cross/aarch64.ini -Dthreads=std -Dblas=none -Dbench=false
   build arm
-  local a72=0 max=0
+  local a72=0 max=0 scalar=0
   export GEARKV_TESTS='~[slow]~[damage]'
   QEMU_CPU=cortex-a72 run_tests arm arm-cortex-a72 --timeout-multiplier 10 --suite neon --suite dotprod || a72=1
   QEMU_CPU=max run_tests arm arm-max --timeout-multiplier 10 --suite dotprod || max=1
-  [ "$a72$max" = 00 ]
+  QEMU_CPU=max run_tests arm arm-scalar --timeout-multiplier 10 kernels-scalar || scalar=1
+  [ "$a72$max$scalar" = 000 ]
 }
 
 mkdir -p "$builds"
@@ -143,7 +147,7 @@ for stage in "${stages[@]}"; do
   start=$SECONDS
   echo "== $stage"
   logs=$stage
-  [ "$stage" = arm ] && logs=arm-cortex-a72,arm-max
+  [ "$stage" = arm ] && logs=arm-cortex-a72,arm-max,arm-scalar
   [ "$stage" = address ] && logs=address,address-scalar
   # A shell of its own, outside of any condition, so that a failing command ends the stage and not the run.
   set +e

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -78,10 +79,11 @@ inline std::vector<float> make_floats(std::size_t n, Pattern pattern, std::uint6
     return x;
 }
 
-// Every level that can run here, scalar among them.
+// Those of the level that GEARKV_LEVEL forces; without it, of every level that can run here.
 inline std::vector<const Kernels*> all_kernels() {
     Level levels[n_levels];
-    const std::size_t n = available_levels(levels);
+    std::size_t n = available_levels(levels);
+    if (std::getenv("GEARKV_LEVEL") != nullptr && resolve_level(Level::automatic, &levels[0]).ok()) n = 1;
     std::vector<const Kernels*> kernels;
     for (std::size_t i = 0; i < n; ++i)
         kernels.push_back(find_kernels(levels[i]));

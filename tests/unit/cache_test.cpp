@@ -115,7 +115,7 @@ struct CountingMemory {
 }  // namespace
 
 TEST_CASE("attention on the compressed form equals attention on what it decompresses to",
-          "[cache][attention]") {
+          "[cache][attention][shapes]") {
     const char* specs[] = {"f32",
                            "f16",
                            "q8",

@@ -49,7 +49,7 @@ Tensor constant(std::size_t n_tokens, std::size_t n_heads, std::size_t dim, doub
 
 }  // namespace
 
-TEST_CASE("codec equals the reference at every shape, backbone and width", "[codec]") {
+TEST_CASE("codec equals the reference at every shape, backbone and width", "[codec][shapes]") {
     const struct {
         std::size_t n_tokens, n_heads, dim;
     } shapes[] = {{1, 1, 8},     {2, 1, 64},    {15, 2, 64}, {16, 1, 80}, {17, 3, 96},
