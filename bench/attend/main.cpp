@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -11,6 +10,7 @@
 
 #include "gearkv/cache.hpp"
 #include "inputs.hpp"
+#include "output.hpp"
 #include "rounds.hpp"
 
 using namespace gearkv;
@@ -174,9 +174,5 @@ int main(int argc, char** argv) {
                                 {"share_of_roofline", share},
                                 {"of_f16", of_f16}});
     }
-    if (!json_path.empty() && !(std::ofstream(json_path) << json.dump(2) << '\n')) {
-        std::fprintf(stderr, "cannot write %s\n", json_path.c_str());
-        return 1;
-    }
-    return 0;
+    return write_json(json_path, json) ? 0 : 1;
 }

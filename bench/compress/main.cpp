@@ -1,7 +1,6 @@
 // Speed of compression: GB of float input a second, beside a plain read of the same bytes in the same rounds.
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -9,6 +8,7 @@
 
 #include "gearkv/codec.hpp"
 #include "inputs.hpp"
+#include "output.hpp"
 #include "rounds.hpp"
 
 using namespace gearkv;
@@ -135,9 +135,5 @@ int main(int argc, char** argv) {
                                 {"spread", spread(t.seconds)},
                                 {"share_of_read", share}});
     }
-    if (!json_path.empty() && !(std::ofstream(json_path) << json.dump(2) << '\n')) {
-        std::fprintf(stderr, "cannot write %s\n", json_path.c_str());
-        return 1;
-    }
-    return 0;
+    return write_json(json_path, json) ? 0 : 1;
 }

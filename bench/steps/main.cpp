@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -12,6 +11,7 @@
 
 #include "gearkv/cache.hpp"
 #include "inputs.hpp"
+#include "output.hpp"
 #include "rounds.hpp"
 
 using namespace gearkv;
@@ -116,9 +116,5 @@ int main(int argc, char** argv) {
             }
         }
     }
-    if (!json_path.empty() && !(std::ofstream(json_path) << json.dump(2) << '\n')) {
-        std::fprintf(stderr, "cannot write %s\n", json_path.c_str());
-        return 1;
-    }
-    return 0;
+    return write_json(json_path, json) ? 0 : 1;
 }

@@ -36,16 +36,6 @@ struct Result {
     std::uint64_t n_bytes() const { return key.bytes.bytes + value.bytes.bytes; }
 };
 
-void add_bytes(const BlockBytes& block, BlockBytes* total) {
-    total->bytes += block.bytes;
-    total->header += block.header;
-    total->codes += block.codes;
-    total->scales += block.scales;
-    total->low_rank += block.low_rank;
-    total->outliers += block.outliers;
-    total->padding += block.padding;
-}
-
 double bits_per_element(std::uint64_t n_bytes, std::size_t n_elements) {
     return 8.0 * static_cast<double>(n_bytes) / static_cast<double>(n_elements);
 }
@@ -190,7 +180,7 @@ class Codec final : public Command {
             check(compress_block(block.data(), bytes.bytes, rows, shape, options, *machine.executor));
             float* out = compressed.reconstruction.data.data() + first * row;
             check(decompress_block(out, n_tokens * row, block.data(), bytes.bytes));
-            add_bytes(bytes, &compressed.bytes);
+            compressed.bytes += bytes;
         }
         return compressed;
     }
@@ -236,7 +226,7 @@ class Codec final : public Command {
         for (std::size_t i = 0; i < specs.size(); ++i) {
             const Result& result = results[i];
             BlockBytes bytes = result.key.bytes;
-            add_bytes(result.value.bytes, &bytes);
+            bytes += result.value.bytes;
             table.add({specs[i].text, fixed(result.key_error, 4), fixed(result.value_error, 4),
                        result.output_error ? fixed(*result.output_error, 4) : "-",
                        fixed(bits_per_element(bytes.bytes, n_elements()), 3), grouped(bytes.codes),

@@ -112,7 +112,10 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
         state.max[row] = minus_infinity;
         state.sum[row] = 0.0f;
     }
-    for (std::uint32_t c = 0; c < key_dim; ++c) {
+    const bool has_outliers = std::any_of(runs, runs + n_runs, [](const KvRun& run) {
+        return run.key.block.header != nullptr && run.key.block.header->n_outliers > 0;
+    });
+    for (std::uint32_t c = 0; has_outliers && c < key_dim; ++c) {
         for (std::uint32_t row = 0; row < max_rows; ++row) {
             scratch.query_rows[c * max_rows + row] =
                 row < rows.n_rows ? scratch.query[row * scratch.query_stride + c] : 0.0f;
