@@ -3,7 +3,8 @@
 # clang, with everything optional left out, and for aarch64 under qemu. For Debian 12, Ubuntu 24.04 or later.
 #   tests/run.sh [release] [address] [thread] [clang] [minimal] [arm]        default: all of them
 # Tests tagged [slow] run in the release and clang stages only, those tagged [damage] under the address sanitizer too,
-# and those tagged [shapes], which use one thread, everywhere but under the thread sanitizer.
+# and those tagged [shapes], which go through sizes rather than through threads, everywhere but under the thread
+# sanitizer.
 # The last line is the total. GEARKV_BUILD_DIR says where to build, default build-tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -28,7 +28,7 @@ struct Compressed {
     BlockBytes bytes;  // of all units
 };
 
-struct Result {
+struct Measured {
     Compressed key, value;
     double key_error = 0, value_error = 0;
     std::optional<double> output_error;  // with queries only
@@ -69,7 +69,7 @@ class Codec final : public Command {
             throw UsageError("--out-k and --out-v take one SPEC");
         Machine machine = open_machine(options_);
         load();
-        std::vector<Result> results;
+        std::vector<Measured> results;
         for (const NamedSpec& spec : specs)
             results.push_back(measure(spec.spec, machine));
         if (!out_k_.empty()) save(out_k_, results[0].key.reconstruction);
@@ -144,8 +144,8 @@ class Codec final : public Command {
         return attend_dense(query_.data.data(), key.data.data(), value.data.data(), shape);
     }
 
-    Result measure(const KvSpec& spec, Machine& machine) const {
-        Result result;
+    Measured measure(const KvSpec& spec, Machine& machine) const {
+        Measured result;
         result.key = compress(key_, TensorKind::key, spec.key, machine);
         result.value = compress(value_, TensorKind::value, spec.value, machine);
         result.key_error = relative_error(result.key.reconstruction.data, key_.data);
@@ -191,7 +191,7 @@ class Codec final : public Command {
 
     std::size_t n_elements() const { return key_.data.size() + value_.data.size(); }
 
-    void print_as_json(const std::vector<NamedSpec>& specs, const std::vector<Result>& results,
+    void print_as_json(const std::vector<NamedSpec>& specs, const std::vector<Measured>& results,
                        const Machine& machine) const {
         Json json = start_json("codec", &machine);
         json["tokens"] = key_.n_tokens;
@@ -200,7 +200,7 @@ class Codec final : public Command {
         json["value_dim"] = value_.dim;
         json["block"] = n_block_ == 0 ? key_.n_tokens : n_block_;
         for (std::size_t i = 0; i < specs.size(); ++i) {
-            const Result& result = results[i];
+            const Measured& result = results[i];
             Json row = {
                 {"kv", specs[i].canonical},
                 {"key_error", result.key_error},
@@ -217,14 +217,14 @@ class Codec final : public Command {
         print_json(json);
     }
 
-    void print_as_text(const std::vector<NamedSpec>& specs, const std::vector<Result>& results,
+    void print_as_text(const std::vector<NamedSpec>& specs, const std::vector<Measured>& results,
                        const Machine& machine) const {
         std::cout << key_.n_tokens << " tokens, " << key_.n_heads << " KV heads of " << key_.dim << " and "
                   << value_.dim << " channels, level " << level_name(machine.level) << "\n\n";
         Table table({"kv", "K error", "V error", "output error", "bits/element", "codes", "scales",
                      "low rank", "outliers", "other", "bytes"});
         for (std::size_t i = 0; i < specs.size(); ++i) {
-            const Result& result = results[i];
+            const Measured& result = results[i];
             BlockBytes bytes = result.key.bytes;
             bytes += result.value.bytes;
             table.add({specs[i].text, fixed(result.key_error, 4), fixed(result.value_error, 4),

@@ -37,7 +37,7 @@ std::string for_terminal(const std::string& bytes) {
 }
 
 // What a run produced.
-struct Result {
+struct Generated {
     std::string text;
     std::size_t n_prompt = 0;
     std::size_t n_generated = 0;
@@ -84,7 +84,7 @@ class Generate final : public Command {
         Machine machine = open_machine(options_);
         const std::shared_ptr<const Model> model = load_model(options_);
         const std::unique_ptr<Session> session = open_session(model, options_, spec.spec, machine);
-        const Result result = generate(*model, *session);
+        const Generated result = generate(*model, *session);
         if (options_.json) {
             print_as_json(result, spec, *session, machine);
         } else if (stats_ != "none") {
@@ -94,7 +94,7 @@ class Generate final : public Command {
     }
 
   private:
-    Result generate(const Model& model, Session& session) {
+    Generated generate(const Model& model, Session& session) {
         const Tokenizer& tokenizer = model.tokenizer();
         sampler_.seed = options_.seed;
         std::unique_ptr<Sampler> sampler;
@@ -102,7 +102,7 @@ class Generate final : public Command {
         std::vector<Token> tokens;
         check(tokenizer.encode(file_.empty() ? prompt_ : read_text(file_), true, &tokens));
 
-        Result result;
+        Generated result;
         result.n_prompt = tokens.size();
         auto start = std::chrono::steady_clock::now();
         check(session.prefill(tokens.data(), tokens.size()));
@@ -138,7 +138,7 @@ class Generate final : public Command {
         if (!options_.json) std::cout << (terminal_ ? for_terminal(piece) : piece) << std::flush;
     }
 
-    static void print_as_text(std::ostream& out, const Result& result, const NamedSpec& spec,
+    static void print_as_text(std::ostream& out, const Generated& result, const NamedSpec& spec,
                               const Session& session, const Machine& machine) {
         const CacheStats stats = session.cache().stats();
         out << "\nkv " << spec.text << ", level " << level_name(machine.level) << ", threads "
@@ -156,7 +156,7 @@ class Generate final : public Command {
             << " tokens compressed)\n";
     }
 
-    void print_as_json(const Result& result, const NamedSpec& spec, const Session& session,
+    void print_as_json(const Generated& result, const NamedSpec& spec, const Session& session,
                        const Machine& machine) const {
         const CacheStats stats = session.cache().stats();
         Json json = start_json("generate", &machine);

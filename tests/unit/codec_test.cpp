@@ -284,7 +284,7 @@ TEST_CASE("trellis codes lie below the scalar quantiser's limit on Gaussian data
     }
 }
 
-TEST_CASE("trellis blocks hold any shape, constants and the full range", "[codec]") {
+TEST_CASE("trellis blocks hold any shape, constants and the full range", "[codec][shapes]") {
     for (const TensorKind kind : kinds) {
         for (const std::size_t dim : {8u, 40u, 64u, 72u, 80u, 112u, 192u, 256u}) {
             for (const std::size_t n_tokens : {1u, 5u, 127u, 128u, 129u, 300u}) {
