@@ -13,9 +13,9 @@
 
 namespace gearkv {
 
-inline constexpr std::uint32_t lane_tile = 16;    // lanes of one tile of code words
-inline constexpr std::uint32_t max_rows = 8;      // query rows that share one unpack
-inline constexpr std::uint32_t tile_tokens = 128; // tokens attended between two softmax updates
+inline constexpr std::uint32_t lane_tile = 16;     // lanes of one tile of code words
+inline constexpr std::uint32_t max_rows = 8;       // query rows that share one unpack
+inline constexpr std::uint32_t tile_tokens = 128;  // tokens attended between two softmax updates
 
 // Index of a code width in the kernel tables: 2, 3, 4, 8 bits -> 0, 1, 2, 3.
 constexpr std::uint32_t bits_slot(std::uint32_t bits) {
@@ -26,14 +26,22 @@ constexpr std::uint32_t bits_slot(std::uint32_t bits) {
 // Rows are [n_rows, row_stride] floats with n_cols used, n_cols padded to 16 (stride >= padded n_cols).
 // 128 tokens of 16 channels, in units of the levels. Ties go to the lower level and to path bit history 0.
 struct EncodeTrellis {
-    const float* x;              // [128][16], finite, at most 1e18 in magnitude
-    const std::int8_t* levels;   // [2^(width+1)] sorted; null for the uniform levels 2 j - (2^(width+1) - 1)
-    std::uint32_t width;         // [2, 6]
-    std::uint8_t* codes;         // [128][16] out: free bits << 1 | path bit
-    std::int8_t* chosen;         // [128][16] out: the level of each entry
-    void* scratch;               // encode_scratch_bytes, 64-byte aligned
+    const float* x;             // [128][16], finite, at most 1e18 in magnitude
+    const std::int8_t* levels;  // [2^(width+1)] sorted; null for the uniform levels 2 j - (2^(width+1) - 1)
+    std::uint32_t width;        // [2, 6]
+    std::uint8_t* codes;        // [128][16] out: free bits << 1 | path bit
+    std::int8_t* chosen;        // [128][16] out: the level of each entry
+    void* scratch;              // encode_scratch_bytes, 64-byte aligned
 };
 inline constexpr std::size_t encode_scratch_bytes = 128 * 16 * 4;
+
+// A panel: 16 channels of the 128 tokens of a section, rows of `stride` floats. Products and sums are rounded
+// apart and sums go along the tokens, so that every level has the same bits.
+struct Panel {
+    const float* x;  // [128][stride], 16 channels
+    std::size_t stride;
+    const float* token_factor;  // [128]
+};
 
 struct CodecKernels {
     // Largest |x| of n floats as a finite number, or +Inf when any is NaN or Inf.
@@ -76,7 +84,31 @@ struct CodecKernels {
                          std::size_t n_rows, std::size_t n_cols, const float* a, std::size_t a_stride,
                          std::size_t rank);
 
-    // The path through the trellis of src/format/trellis.hpp with the least squared error, for 16 channels apart.
+    // Per column of n_rows rows, with u = row_factor[r] * x[r][c]: sum[c] = sum_r u, square[c] = sum_r u * u.
+    // sum and square are padded to 16.
+    void (*column_moments)(float* sum, float* square, const float* x, std::size_t row_stride,
+                           std::size_t n_rows, std::size_t n_cols, const float* row_factor);
+    // Per row: square[r] = sum_c (column_factor[c] * x[r][c])^2, in 16 partial sums of every 16th column that
+    // are added in halves. Surplus columns must be 0 in x or column_factor, which is padded to 16.
+    void (*row_squares)(float* square, const float* x, std::size_t row_stride, std::size_t n_rows,
+                        std::size_t n_cols, const float* column_factor);
+    // rotate_head of src/format/trellis.hpp for each row; n_cols is a multiple of 8, surplus columns are
+    // kept.
+    void (*rotate_rows)(float* x, std::size_t row_stride, std::size_t n_rows, std::size_t n_cols);
+
+    // out[t][lane] = (x[t][lane] + shift[lane]) * (token_factor[t] * factor[lane]), out [128][16].
+    void (*fill_panel)(float* out, const Panel& panel, const float* shift, const float* factor);
+    // Sums over the tokens, with u = chosen[t][lane] * token_factor[t]: level = u, along = u x, square = u u.
+    void (*sum_panel)(float* level, float* along, float* square, const Panel& panel,
+                      const std::int8_t* chosen);
+    // sum_t (|x[t][lane] - chosen[t][lane]| * factor[lane])^3 of an x [128][16].
+    void (*cube_errors)(float* error, const float* x, const std::int8_t* chosen, const float* factor);
+
+    // Bit `bit` < 8 of codes [128][16], 8 tokens in a byte, the first in its lowest bit: bytes [16][16].
+    void (*gather_bits)(std::uint8_t* bytes, const std::uint8_t* codes, std::uint32_t bit);
+
+    // The path through the trellis of src/format/trellis.hpp with the least squared error, for 16 channels
+    // apart.
     void (*encode_trellis)(const EncodeTrellis& args);
 
     // IEEE half, round to nearest even; what is too large becomes Inf.
@@ -120,27 +152,27 @@ struct MixCodes {
     std::uint32_t n_rows;
 };
 
-// Scores of the 128 tokens of one trellis section: scores[row][t] += sum_c query[row][c] level(t, c), channels in
-// stored order, granules of 4.
+// Scores of the 128 tokens of one trellis section: scores[row][t] += sum_c query[row][c] level(t, c),
+// channels in stored order, granules of 4.
 struct ScoreTrellis {
-    const std::uint32_t* words;   // first plane
-    const std::uint8_t* widths;   // [n_granules], 0 or 2 to 6
+    const std::uint32_t* words;  // first plane
+    const std::uint8_t* widths;  // [n_granules], 0 or 2 to 6
     std::uint32_t n_granules;
-    const float* query;           // [n_rows][query_stride], readable for 4 * n_granules channels
+    const float* query;  // [n_rows][query_stride], readable for 4 * n_granules channels
     std::size_t query_stride;
-    float* scores;                // [n_rows][score_stride], 128 tokens
+    float* scores;  // [n_rows][score_stride], 128 tokens
     std::size_t score_stride;
-    std::uint32_t n_rows;         // [1, max_rows]
+    std::uint32_t n_rows;  // [1, max_rows]
 };
 
 // out[row][c] = sum_t weight[row][t] level(t, c) over the 128 tokens of one trellis section, granules of 16.
 struct MixTrellis {
     const std::uint32_t* words;
-    const std::uint8_t* widths;   // [n_granules], 0 or 2 to 4
+    const std::uint8_t* widths;  // [n_granules], 0 or 2 to 4
     std::uint32_t n_granules;
-    const float* weight;          // [n_rows][weight_stride], 128 tokens
+    const float* weight;  // [n_rows][weight_stride], 128 tokens
     std::size_t weight_stride;
-    float* out;                   // [n_rows][out_stride], 16 * n_granules channels, overwritten
+    float* out;  // [n_rows][out_stride], 16 * n_granules channels, overwritten
     std::size_t out_stride;
     std::uint32_t n_rows;
 };

@@ -1,5 +1,6 @@
 // Reference of the codec kernels: each does what kernels.hpp says, one number at a time.
 #include "level.hpp"
+#include "panels.hpp"
 #include "tables.hpp"
 #include "trellis.hpp"
 
@@ -231,6 +232,13 @@ constinit const CodecKernels codec_scalar = {
     {pack_value<2>, pack_value<3>, pack_value<4>, pack_value<8>},
     project,
     project_back,
+    column_moments,
+    row_squares,
+    rotate_rows,
+    fill_panel,
+    sum_panel,
+    cube_errors,
+    gather_bits,
     encode_trellis,
     to_half,
     from_half,

@@ -6,6 +6,7 @@
 
 #include <xsimd/xsimd.hpp>
 
+#include "codec/panels.inl.hpp"
 #include "codec/trellis.inl.hpp"
 #include "kernels.hpp"
 #include "products.inl.hpp"
@@ -317,6 +318,13 @@ constexpr CodecKernels make_codec_kernels() {
         {pack_value<L, 2>, pack_value<L, 3>, pack_value<L, 4>, pack_value<L, 8>},
         project<L>,
         project_back<L>,
+        column_moments<L>,
+        row_squares<L>,
+        rotate_rows<L>,
+        fill_panel<L>,
+        sum_panel<L>,
+        cube_errors<L>,
+        gather_bits<L>,
         encode_trellis<L>,
         to_half<L>,
         from_half<L>,

@@ -9,6 +9,8 @@ namespace gearkv {
 struct TrellisScratch {
     float* x = nullptr;             // [128][stride] one section: keys in stored order, values rotated
     float* line = nullptr;          // [4][stride]
+    float* ones = nullptr;          // [128] of 1
+    float* rows = nullptr;          // [128][16] 16 channels that do not lie side by side
     float* panel = nullptr;         // [128][16] 16 channels in units of the levels
     std::uint8_t* codes = nullptr;  // [128][16]
     std::uint8_t* best = nullptr;   // [128][16]

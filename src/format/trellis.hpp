@@ -159,38 +159,33 @@ inline float trellis_gain(std::uint32_t nibble) {
     return quarters[nibble & 3] * octaves[nibble >> 2];
 }
 
+// 1 / sqrt(n) of a power of two n.
+constexpr float rotation_norm(std::uint32_t n) {
+    const int log2 = std::countr_zero(n);
+    return std::bit_cast<float>(static_cast<std::uint32_t>(127 - (log2 + 1) / 2) << 23) *
+           (log2 % 2 != 0 ? 1.41421356f : 1.0f);
+}
+
 // Orthonormal Walsh-Hadamard transform of the largest power of two that divides dim, block by block; its own
 // inverse.
 inline void rotate_head(float* x, std::uint32_t dim) {
     const std::uint32_t n = dim & (~dim + 1);
-    const float norm = exp2_sixteenths(-8 * std::countr_zero(n));
     for (std::uint32_t first = 0; first < dim; first += n) {
-        float* y = x + first;
-        // dim is a multiple of 8. Two steps at once for neighbours; from four on whole vectors meet.
-        for (std::uint32_t i = 0; i < n; i += 4) {
-            const float sum0 = y[i] + y[i + 1], difference0 = y[i] - y[i + 1];
-            const float sum1 = y[i + 2] + y[i + 3], difference1 = y[i + 2] - y[i + 3];
-            y[i] = sum0 + sum1;
-            y[i + 1] = difference0 + difference1;
-            y[i + 2] = sum0 - sum1;
-            y[i + 3] = difference0 - difference1;
-        }
-        for (std::uint32_t half = 4; half < n; half *= 2) {
-            for (std::uint32_t i = 0; i < n; i += 2 * half) {
-                float* __restrict low = y + i;
+        for (std::uint32_t half = n / 2; half > 0; half /= 2) {
+            for (std::uint32_t at = first; at < first + n; at += 2 * half) {
+                float* __restrict low = x + at;
                 float* __restrict high = low + half;
-                for (std::uint32_t j = 0; j < half; j += 4) {
-                    for (std::uint32_t k = j; k < j + 4; ++k) {
-                        const float a = low[k], b = high[k];
-                        low[k] = a + b;
-                        high[k] = a - b;
-                    }
+                for (std::uint32_t i = 0; i < half; ++i) {
+                    const float a = low[i], b = high[i];
+                    low[i] = a + b;
+                    high[i] = a - b;
                 }
             }
         }
-        for (std::uint32_t i = 0; i < n; ++i)
-            y[i] *= norm;
     }
+    const float norm = rotation_norm(n);
+    for (std::uint32_t i = 0; i < dim; ++i)
+        x[i] *= norm;
 }
 
 }  // namespace gearkv
