@@ -245,7 +245,7 @@ const unsigned char* LayerStream::profiles(TensorKind kind) const noexcept {
 
 BlockView LayerStream::view(std::uint64_t block, TensorKind kind) const noexcept {
     BlockView view = trusted_block(kind == TensorKind::key ? blocks_[block].key : blocks_[block].value);
-    if (view.profiles == nullptr) view.profiles = profiles(kind);
+    if (view.trellis() && view.profiles == nullptr) view.use_profiles(profiles(kind));
     return view;
 }
 

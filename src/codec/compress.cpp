@@ -149,6 +149,15 @@ void begin_block(void* block, const CompressTask& task) noexcept {
     // Alignment gaps and unused fields are part of the block's bytes: equal inputs give equal blocks.
     std::memset(block, 0, task.header.n_bytes);
     std::memcpy(block, &task.header, sizeof(task.header));
+    if (!is_trellis(task.header) || task.header.profile == 0) return;
+    const BlockView view = trusted_block(block);
+    auto* starts = const_cast<std::uint32_t*>(view.plane_starts);
+    const std::uint64_t n_heads = task.header.n_heads;
+    for (std::uint64_t head = 0; head <= n_heads; ++head) {
+        starts[head] = task.plane_starts != nullptr
+                           ? task.plane_starts[head]
+                           : static_cast<std::uint32_t>(view.sizes.n_planes * head / n_heads);
+    }
 }
 
 std::uint32_t n_pieces(const BlockHeader& header) noexcept {
@@ -184,7 +193,7 @@ void compress_piece(void* block, void* scratch, const CompressTask& task, std::u
         return;
     }
     work.stride = round_up(header.dim, 16);
-    if (header.profile == 0) work.view.profiles = task.profiles;
+    if (header.profile == 0) work.view.use_profiles(task.profiles);
     unsigned char* memory = static_cast<unsigned char*>(scratch) + slot * trellis_slot_bytes(header);
     const std::uint32_t n_first = n_profiles(header);
     if (piece < n_first) {

@@ -12,6 +12,8 @@ struct CompressTask {
     BlockHeader header;  // from lay_out_block
     std::uint64_t seed = 0;
     const unsigned char* profiles = nullptr;  // trellis without a profile of its own: that of the stream
+    // Trellis with a profile: [n_heads + 1], the first plane of each head; null shares them evenly.
+    const std::uint32_t* plane_starts = nullptr;
 };
 
 // Bytes of scratch for a block of this layout, 64-byte aligned.

@@ -17,6 +17,7 @@ struct Section {
     unsigned char* side;   // of this section
     std::uint32_t* words;  // of this section
     std::uint32_t dim;
+    std::uint32_t head;
     std::uint32_t n_granules;
     std::uint8_t width[max_dim / key_granule];  // by granule
 

@@ -19,7 +19,7 @@ constexpr float width_error(std::uint32_t width) {
 // each.
 void choose_widths(Section* s, const float* variance) noexcept {
     const std::uint32_t most = s->work.keys() ? max_key_width : max_value_width;
-    std::uint32_t left = s->work.view.sizes.n_planes;
+    std::uint32_t left = s->work.view.n_planes(s->head);
     std::fill_n(s->width, s->n_granules, std::uint8_t{0});
     // The better of the next two widths of each granule, by error saved per plane.
     float gain[max_dim / key_granule];
@@ -156,6 +156,7 @@ void encode_section(const BlockWork& work, std::uint32_t head, std::uint32_t sec
                  const_cast<unsigned char*>(work.view.section(head, section)),
                  const_cast<std::uint32_t*>(work.view.section_codes(head, section)),
                  work.dim(),
+                 head,
                  static_cast<std::uint32_t>(ceil_div(work.dim(), granule_channels(kind))),
                  {}};
     std::fill_n(scratch.ones, section_tokens, 1.0f);

@@ -44,9 +44,9 @@ PartBytes part_bytes(const BlockHeader& header) noexcept {
         bytes.codes = n_heads * header.n_tokens * sizes.raw_stride * (header.bits / 8u);
         return bytes;
     }
-    bytes.codes = n_heads * sizes.code_words * sizeof(std::uint32_t);
+    bytes.codes = (is_trellis(header) ? 1 : n_heads) * sizes.code_words * sizeof(std::uint32_t);
     if (is_trellis(header)) {
-        bytes.profile = n_heads * profile_bytes(static_cast<TensorKind>(header.kind), header.dim);
+        bytes.profile = profile_part_bytes(static_cast<TensorKind>(header.kind), header.n_heads, header.dim);
         bytes.sections = n_heads * sizes.n_sections * sizes.section_bytes;
         return bytes;
     }
@@ -184,12 +184,25 @@ Status check_values(const BlockView& view) noexcept {
     return {};
 }
 
+// Planes of the heads, in order and all there.
+Status check_planes(const BlockView& view) noexcept {
+    for (std::uint32_t head = 0; head <= view.header->n_heads; ++head) {
+        const std::uint32_t least = head == 0 ? 0 : view.plane_starts[head - 1];
+        const std::uint32_t most = head == 0 ? 0 : view.sizes.n_planes;
+        if (view.plane_starts[head] >= least && view.plane_starts[head] <= most) continue;
+        return Status::error(Code::bad_block, "planes of head %u start at %u, expected %u to %u", head,
+                             view.plane_starts[head], least, most);
+    }
+    return {};
+}
+
 // Means are finite, orders are permutations, widths fit the planes.
 Status check_trellis(const BlockView& view) noexcept {
     const BlockHeader& header = *view.header;
     const bool keys = view.kind() == TensorKind::key;
     const SectionLayout at = section_layout(view.kind(), header.dim);
     const auto n_granules = static_cast<std::uint32_t>(ceil_div(header.dim, granule_channels(view.kind())));
+    if (Status status = check_planes(view); !status.ok()) return status;
     for (std::uint32_t head = 0; head < header.n_heads; ++head) {
         const TrellisProfile profile = trellis_profile(view, head);
         if (!finite_halves(profile.mean, header.dim)) {
@@ -216,10 +229,10 @@ Status check_trellis(const BlockView& view) noexcept {
                 }
                 n_planes += width;
             }
-            if (n_planes > view.sizes.n_planes) {
+            if (n_planes > view.n_planes(head)) {
                 return Status::error(Code::bad_block,
                                      "widths of section %u, head %u take %u planes, expected at most %u", i,
-                                     head, n_planes, view.sizes.n_planes);
+                                     head, n_planes, view.n_planes(head));
             }
         }
     }
@@ -281,10 +294,10 @@ BlockSizes block_sizes(const BlockHeader& header) noexcept {
     if (is_trellis(header)) {
         const auto kind = static_cast<TensorKind>(header.kind);
         sizes.n_sections = static_cast<std::uint32_t>(ceil_div(header.n_tokens, section_tokens));
-        sizes.n_planes = section_planes(kind, header.dim, header.rate);
+        sizes.n_planes = section_planes(kind, header.n_heads, header.dim, header.rate);
+        sizes.plane_words = plane_words(kind);
         sizes.section_bytes = section_layout(kind, header.dim).n_bytes;
-        sizes.section_words = std::uint64_t{sizes.n_planes} * plane_words(kind);
-        sizes.code_words = sizes.n_sections * sizes.section_words;
+        sizes.code_words = std::uint64_t{sizes.n_sections} * sizes.n_planes * sizes.plane_words;
         return sizes;
     }
     const std::uint64_t words = lane_words(header.bits, keys ? header.dim : header.n_tokens);
@@ -347,8 +360,14 @@ BlockView trusted_block(const void* bytes) noexcept {
     BlockView view;
     view.header = static_cast<const BlockHeader*>(bytes);
     view.sizes = block_sizes(*view.header);
-    if (view.header->profile != 0) view.profiles = view.part<unsigned char>(view.header->profile);
+    if (view.header->profile != 0) view.use_profiles(view.part<unsigned char>(view.header->profile));
     return view;
+}
+
+void BlockView::use_profiles(const unsigned char* all) noexcept {
+    profiles = all;
+    const std::uint64_t n_bytes = header->n_heads * profile_bytes(kind(), header->dim);
+    plane_starts = reinterpret_cast<const std::uint32_t*>(all + n_bytes);
 }
 
 namespace {

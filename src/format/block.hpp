@@ -120,21 +120,21 @@ inline constexpr std::uint64_t header_bytes = 128;
 
 // Sizes that follow from a header, in elements per head unless said otherwise.
 struct BlockSizes {
-    std::uint64_t code_words;      // 32-bit words; raw blocks: rows of raw_stride elements
-    std::uint64_t tile_words;      // keys: words of one tile of 16 tokens
-    std::uint64_t n_lanes;         // lanes padded to 16
-    std::uint64_t n_groups;        // token groups (kivi, kcvt keys) or channel groups
-    std::uint64_t n_scales;        // fp16 scales of one head; kcvt values: of the whole block
-    std::uint64_t a_stride;        // tokens padded to 16
-    std::uint64_t raw_stride;      // channels padded to 16
-    bool shared_scales;            // kcvt values
-    bool token_scales;             // one scale per token and channel group, not per channel and token group
+    std::uint64_t code_words;  // 32-bit words; raw blocks: rows of raw_stride elements; trellis: of all heads
+    std::uint64_t tile_words;  // keys: words of one tile of 16 tokens
+    std::uint64_t n_lanes;     // lanes padded to 16
+    std::uint64_t n_groups;    // token groups (kivi, kcvt keys) or channel groups
+    std::uint64_t n_scales;    // fp16 scales of one head; kcvt values: of the whole block
+    std::uint64_t a_stride;    // tokens padded to 16
+    std::uint64_t raw_stride;  // channels padded to 16
+    bool shared_scales;        // kcvt values
+    bool token_scales;         // one scale per token and channel group, not per channel and token group
     std::uint32_t group_tokens;    // tokens of one group when scales are per channel
     std::uint32_t group_channels;  // channels of one group when scales are per token
     std::uint32_t n_sections;      // trellis
-    std::uint32_t n_planes;        // trellis: of one section
-    std::uint32_t section_bytes;   // trellis: side information of one section
-    std::uint64_t section_words;   // trellis: code words of one section
+    std::uint32_t n_planes;        // trellis: of one section of all heads
+    std::uint32_t plane_words;     // trellis
+    std::uint32_t section_bytes;   // trellis: side information of one section of one head
 };
 
 // Where the scale and zero of an entry stand within those of its head.
@@ -161,7 +161,8 @@ std::uint32_t outliers_per_end(float sparsity, std::uint64_t length) noexcept;
 struct BlockView {
     const BlockHeader* header = nullptr;
     BlockSizes sizes = {};
-    const unsigned char* profiles = nullptr;  // trellis: of all heads, the block's own or its stream's
+    const unsigned char* profiles = nullptr;      // trellis: of all heads, the block's own or its stream's
+    const std::uint32_t* plane_starts = nullptr;  // trellis: behind them, [head + 1]
 
     template <class T>
     const T* part(std::uint64_t offset) const noexcept {
@@ -186,9 +187,16 @@ struct BlockView {
         const std::uint64_t at = std::uint64_t{head} * sizes.n_sections + i;
         return part<unsigned char>(header->sections) + at * sizes.section_bytes;
     }
-    const std::uint32_t* section_codes(std::uint32_t head, std::uint32_t i) const noexcept {
-        return codes(head) + i * sizes.section_words;
+    std::uint32_t n_planes(std::uint32_t head) const noexcept {
+        return plane_starts[head + 1] - plane_starts[head];
     }
+    const std::uint32_t* section_codes(std::uint32_t head, std::uint32_t i) const noexcept {
+        const std::uint64_t plane =
+            std::uint64_t{plane_starts[head]} * sizes.n_sections + std::uint64_t{i} * n_planes(head);
+        return part<std::uint32_t>(header->codes) + plane * sizes.plane_words;
+    }
+    // Of a trellis block: the profiles of its stream.
+    void use_profiles(const unsigned char* all) noexcept;
     TensorKind kind() const noexcept { return static_cast<TensorKind>(header->kind); }
     bool trellis() const noexcept { return header->backbone == static_cast<std::uint8_t>(Backbone::trellis); }
 };

@@ -13,7 +13,9 @@
 //   head
 //
 // Parts of a block:
-//   profile    [head] mean fp16 [dim], keys: order u16 [dim]. In the first block of a stream, used by all.
+//   profile    [head] mean fp16 [dim], keys: order u16 [dim]; then u32 [head + 1], the first plane of each
+//   head in a
+//              section of all heads. In the first block of a stream, used by all.
 //   sections   [head][section], see SectionLayout
 //   codes      [head][section][plane] in the order of the granules, a granule of width b having b planes:
 //              first the path bits, then the free bits from the lowest
@@ -87,10 +89,12 @@ constexpr float zero_unit(std::uint32_t width) {
     return units[width];
 }
 
-// Planes of one section at an average of `rate` bits per entry.
-constexpr std::uint32_t section_planes(TensorKind kind, std::uint32_t dim, float rate) {
+// Planes of one section of all heads at an average of `rate` bits per entry.
+constexpr std::uint32_t section_planes(TensorKind kind, std::uint32_t n_heads, std::uint32_t dim,
+                                       float rate) {
     const std::uint32_t n = granule_channels(kind);
-    return static_cast<std::uint32_t>(rate * static_cast<float>((dim + n - 1) / n) + 1e-3f);
+    const double granules = static_cast<double>(n_heads) * ((dim + n - 1) / n);
+    return static_cast<std::uint32_t>(static_cast<double>(rate) * granules + 1e-3);
 }
 
 // Byte offsets within the side information of one section, 4-byte aligned.
@@ -122,6 +126,11 @@ constexpr SectionLayout section_layout(TensorKind kind, std::uint32_t dim) {
 
 constexpr std::uint64_t profile_bytes(TensorKind kind, std::uint32_t dim) {
     return kind == TensorKind::key ? 4 * std::uint64_t{dim} : 2 * std::uint64_t{dim};
+}
+
+// Of all heads.
+constexpr std::uint64_t profile_part_bytes(TensorKind kind, std::uint32_t n_heads, std::uint32_t dim) {
+    return n_heads * profile_bytes(kind, dim) + (n_heads + std::uint64_t{1}) * sizeof(std::uint32_t);
 }
 
 // What all blocks of a stream share, of one head.
