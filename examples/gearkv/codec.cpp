@@ -67,6 +67,12 @@ class Codec final : public Command {
         const std::vector<NamedSpec> specs = read_specs(options_);
         if (specs.size() > 1 && !(out_k_ + out_v_).empty())
             throw UsageError("--out-k and --out-v take one SPEC");
+        for (const NamedSpec& spec : specs) {
+            if (spec.spec.auto_bits != 0.0f)
+                throw UsageError(
+                    spec.text +
+                    " chooses its rates from the layers of a cache, expected a SPEC of its own rates");
+        }
         Machine machine = open_machine(options_);
         load();
         std::vector<Measured> results;

@@ -99,8 +99,9 @@ class Cache {
     // when causal, head counts), non_finite, out_of_memory; out is untouched then.
     Status attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept;
 
-    // Compresses now all that fills blocks. Calling it after attend frees the room of a long prompt. Errors:
-    // invalid_argument, out_of_memory; the tokens stay in the buffer then.
+    // Compresses now all that fills blocks. Calling it after attend frees the room of a long prompt. With
+    // auto:BITS it does nothing until every layer was attended. Errors: invalid_argument, out_of_memory; the
+    // tokens stay in the buffer then.
     Status compress(std::uint32_t layer, Executor& executor) noexcept;
 
     // Writes tokens [first, first + n_tokens) as the cache holds them, [n_tokens, n_kv_heads, dim] float
@@ -114,6 +115,9 @@ class Cache {
     // 0 for a layer that does not exist.
     std::uint64_t n_tokens(std::uint32_t layer) const noexcept;
     CacheStats stats() const noexcept;
+    // The spec with the rates of this layer, which differ from config().spec with auto:BITS: an even share
+    // until they are chosen, then averages over the heads. Errors: invalid_argument; *out is untouched then.
+    Status layer_spec(std::uint32_t layer, KvSpec* out) const noexcept;
     const CacheConfig& config() const noexcept;
     // The level in use, never automatic.
     Level level() const noexcept;

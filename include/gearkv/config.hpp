@@ -1,6 +1,6 @@
 // What a cache stores: the SPEC of keys and values.
 //
-//   SPEC    = NAME [":" OPTION {"," OPTION}]  |  "k=" SPEC ";" "v=" SPEC
+//   SPEC    = NAME [":" OPTION {"," OPTION}]  |  "k=" SPEC ";" "v=" SPEC  |  "auto:" BITS {"," OPTION}
 //   NAME    = f32 | f16 | q8 | gear-2 | gear-3 | gear-4 | trellis-RATE | kivi-B | kcvt-B | token-B
 //           | ["paper:"] (gearl-B | gear-B | gearl-kcvt-B | gear-kcvt-B | gearl-token-B | gear-token-B)
 //             B = 2 3 4 8;  RATE = average bits of a code, 0.5 to 6 for keys and to 4 for values
@@ -12,8 +12,11 @@
 // low rank and sparse outliers. Any option may be given to any of these, so every combination of the parts
 // can be written:
 //   paper:gear-2:g=64,r=4,rg=2,s=0.02,nb=64      k=kivi-4:r=4;v=kivi-2:s=0.02      kivi-2:r=0,s=0.02
-// A buffer (nb) is 64 tokens, with a trellis 128 and a multiple of it. Uncompressed first tokens (sinks) are
-// 0, with a trellis 4.
+// auto:BITS, with 1 to 5 bits per element of a full buffer's blocks and everything in them counted, leaves
+// the rates of every layer, head and tensor to the cache. It chooses them when it compresses for the first
+// time, so that these tokens lose least of the attention output of the last queries before, in all layers
+// together. Only nb and sinks go with it. A buffer (nb) is 64 tokens, with a trellis 128 and a multiple of
+// it. Uncompressed first tokens (sinks) are 0, with a trellis 4.
 #pragma once
 
 #include <cstddef>
@@ -54,6 +57,8 @@ struct KvSpec {
     TensorSpec value;
     std::uint32_t buffer_tokens = 64;
     std::uint32_t sink_tokens = 0;  // first tokens of a sequence that stay uncompressed
+    float auto_bits =
+        0.0f;  // above 0: what keys and values, both a trellis, may take; a cache chooses the rates
 
     friend bool operator==(const KvSpec&, const KvSpec&) = default;
 };

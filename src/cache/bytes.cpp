@@ -3,6 +3,7 @@
 
 #include "cache/check.hpp"
 #include "cache/layer.hpp"
+#include "cache/rates.hpp"
 
 namespace gearkv {
 namespace {
@@ -32,6 +33,8 @@ Status check_config(const CacheConfig& config) noexcept {
     if (status.ok()) status = check_dim("value_dim", config.value_dim);
     if (status.ok()) status = check_range("max_tokens", config.max_tokens, 1, (std::uint64_t{1} << 31) - 1);
     if (status.ok()) status = validate_spec(config.spec);
+    KvSpec rates;
+    if (status.ok()) status = initial_spec(config, &rates);
     return status;
 }
 
@@ -45,12 +48,15 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
             static_cast<unsigned long long>(n_tokens), static_cast<unsigned long long>(prompt_tokens),
             static_cast<unsigned long long>(config.max_tokens));
     }
+    KvSpec spec;
+    if (Status status = initial_spec(config, &spec); !status.ok()) return status;
     CacheBytes bytes;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         BlockBytes* total = kind == TensorKind::key ? &bytes.keys : &bytes.values;
         const auto add_units = [&](const Unit& unit, std::uint64_t times) {
             BlockHeader header;
-            Status status = lay_out_unit(config, kind, unit, &header);
+            Status status =
+                lay_out_unit(config, kind == TensorKind::key ? spec.key : spec.value, kind, unit, &header);
             if (status.ok()) *total += bytes_by_part(header) * (times * config.n_layers);
             return status;
         };

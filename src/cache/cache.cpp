@@ -6,6 +6,7 @@
 
 #include "cache/check.hpp"
 #include "cache/layer.hpp"
+#include "cache/rates.hpp"
 
 namespace gearkv {
 
@@ -14,6 +15,7 @@ struct Cache::Impl {
 
     CacheContext context;
     LayerStream* layers = nullptr;
+    RateChooser rates;
     KvRun* runs = nullptr;  // of the layer being attended
     std::uint64_t max_runs = 0;
     Scratch attend_scratch;  // [slot] of attend_scratch_bytes
@@ -22,6 +24,8 @@ struct Cache::Impl {
     bool create() noexcept;
     void destroy() noexcept;
     Status check_layer(std::uint32_t layer) const noexcept;
+    // Before this layer compresses, if it is about to for the first time.
+    Status choose_rates(const LayerStream& stream, Executor& executor) noexcept;
     Status check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept;
     // Runs the due pieces of the layer's compression beside the heads.
     void attend_heads(const Queries& queries, float* out, LayerStream& layer, std::uint32_t n_splits,
@@ -35,8 +39,10 @@ bool Cache::Impl::create() noexcept {
     if (layers == nullptr) return false;
     for (std::uint32_t i = 0; i < config.n_layers; ++i)
         new (layers + i) LayerStream;
+    KvSpec spec;
+    if (!initial_spec(config, &spec).ok() || !rates.create(&context)) return false;
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
-        if (!layers[i].create(&context, i)) return false;
+        if (!layers[i].create(&context, i, spec)) return false;
     }
     max_runs = max_blocks(config) + 2;
     runs = static_cast<KvRun*>(context.ledger.take(max_runs * sizeof(KvRun), Use::table));
@@ -47,7 +53,8 @@ bool Cache::Impl::create() noexcept {
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         for (const bool prompt : {false, true}) {
             BlockHeader header;
-            if (!lay_out_unit(config, kind, {config.spec.buffer_tokens, prompt, true}, &header).ok())
+            const TensorSpec& tensor = kind == TensorKind::key ? spec.key : spec.value;
+            if (!lay_out_unit(config, tensor, kind, {config.spec.buffer_tokens, prompt, true}, &header).ok())
                 return false;
             compress_bytes = std::max(compress_bytes, compress_scratch_bytes(header));
         }
@@ -63,6 +70,7 @@ void Cache::Impl::destroy() noexcept {
     }
     ledger.give_back(layers, context.config.n_layers * sizeof(LayerStream), Use::table);
     ledger.give_back(runs, max_runs * sizeof(KvRun), Use::table);
+    rates.destroy(&context);
     attend_scratch.free(&ledger);
     context.compress_scratch.free(&ledger);
 }
@@ -103,6 +111,11 @@ Status Cache::Impl::check_layer(std::uint32_t layer) const noexcept {
                          context.config.n_layers);
 }
 
+Status Cache::Impl::choose_rates(const LayerStream& stream, Executor& executor) noexcept {
+    if (!rates.waits() || unit_tokens(context.config, stream.n_buffered()) == 0) return {};
+    return rates.choose(&context, layers, executor);
+}
+
 Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, std::uint32_t n_tokens,
                      Executor& executor) noexcept {
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
@@ -124,6 +137,7 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     const auto any_float = [](const TensorSpec& spec) { return spec.backbone == Backbone::raw32; };
     Status status = check_rows(*context.kernels, keys, key_shape, any_float(config.spec.key));
     if (status.ok()) status = check_rows(*context.kernels, values, value_shape, any_float(config.spec.value));
+    if (status.ok()) status = impl_->choose_rates(stream, executor);
     if (status.ok()) status = stream.advance(&context, n_tokens, executor);
     if (!status.ok()) return status;
     if (!stream.reserve_append(&context, n_tokens)) {
@@ -136,7 +150,11 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
 
 Status Cache::compress(std::uint32_t layer, Executor& executor) noexcept {
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
-    return impl_->layers[layer].compress(&impl_->context, executor);
+    LayerStream& stream = impl_->layers[layer];
+    // A caller that compresses layer after layer of the first chunk must not decide for those to come.
+    if (impl_->rates.waits() && !impl_->rates.is_ready(impl_->context, impl_->layers)) return {};
+    if (Status status = impl_->choose_rates(stream, executor); !status.ok()) return status;
+    return stream.compress(&impl_->context, executor);
 }
 
 Status Cache::Impl::check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept {
@@ -224,6 +242,10 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Ex
         return Status::error(Code::out_of_memory, "no memory for the scratch of %u attention tasks",
                              config.n_kv_heads * n_splits);
     }
+    if (impl_->rates.waits()) {
+        Status status = impl_->rates.keep(&impl_->context, layer, queries, stream.n_tokens());
+        if (!status.ok()) return status;
+    }
     stream.list_runs(impl_->runs);
     impl_->attend_heads(queries, out, stream, n_splits, executor);
     return {};
@@ -246,6 +268,20 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
 void Cache::reset() noexcept {
     for (std::uint32_t i = 0; i < impl_->context.config.n_layers; ++i)
         impl_->layers[i].reset(&impl_->context);
+    KvSpec spec;
+    if (!impl_->rates.is_automatic() || !initial_spec(config(), &spec).ok()) return;
+    impl_->rates.reset(&impl_->context);
+    for (std::uint32_t i = 0; i < config().n_layers; ++i)
+        impl_->layers[i].share_evenly(spec);
+}
+
+Status Cache::layer_spec(std::uint32_t layer, KvSpec* out) const noexcept {
+    if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
+    if (Status status = impl_->check_layer(layer); !status.ok()) return status;
+    *out = config().spec;
+    out->key = impl_->layers[layer].spec(TensorKind::key);
+    out->value = impl_->layers[layer].spec(TensorKind::value);
+    return {};
 }
 
 std::uint64_t Cache::n_tokens(std::uint32_t layer) const noexcept {

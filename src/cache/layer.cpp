@@ -5,10 +5,17 @@
 #include "codec/decompress.hpp"
 
 namespace gearkv {
+namespace {
 
-Status lay_out_unit(const CacheConfig& config, TensorKind kind, const Unit& unit, BlockHeader* out) noexcept {
+std::uint64_t plane_starts_bytes(const CacheConfig& config) {
+    return (config.n_kv_heads + std::uint64_t{1}) * sizeof(std::uint32_t);
+}
+
+}  // namespace
+
+Status lay_out_unit(const CacheConfig& config, const TensorSpec& spec, TensorKind kind, const Unit& unit,
+                    BlockHeader* out) noexcept {
     const bool keys = kind == TensorKind::key;
-    const TensorSpec& spec = keys ? config.spec.key : config.spec.value;
     const BlockShape shape = {kind, unit.n_tokens, config.n_kv_heads,
                               keys ? config.key_dim : config.value_dim};
     return lay_out_block(shape, spec, unit.prompt ? spec.rank_prompt : spec.rank_decode, out, unit.first);
@@ -32,11 +39,18 @@ std::uint64_t max_blocks(const CacheConfig& config) noexcept {
     return config.max_tokens / config.spec.buffer_tokens;
 }
 
-bool LayerStream::create(CacheContext* context, std::uint32_t index) noexcept {
+bool LayerStream::create(CacheContext* context, std::uint32_t index, const KvSpec& rates) noexcept {
     index_ = index;
+    share_evenly(rates);
     const std::uint64_t n = std::max<std::uint64_t>(max_blocks(context->config), 1);
     blocks_ = static_cast<ClosedBlock*>(context->ledger.take(n * sizeof(ClosedBlock), Use::table));
     const KvSpec& spec = context->config.spec;
+    for (std::uint32_t*& starts : plane_starts_) {
+        if (spec.auto_bits == 0.0f) continue;
+        starts = static_cast<std::uint32_t*>(
+            context->ledger.take(plane_starts_bytes(context->config), Use::table));
+        if (starts == nullptr) return false;
+    }
     const std::uint32_t n_base = base_tokens(context->config);
     return blocks_ != nullptr && key_buffer_.create(context, TensorKind::key, n_base) &&
            value_buffer_.create(context, TensorKind::value, n_base) &&
@@ -53,6 +67,23 @@ void LayerStream::destroy(CacheContext* context) noexcept {
     const std::uint64_t n = std::max<std::uint64_t>(max_blocks(context->config), 1);
     context->ledger.give_back(blocks_, n * sizeof(ClosedBlock), Use::table);
     blocks_ = nullptr;
+    for (std::uint32_t*& starts : plane_starts_) {
+        context->ledger.give_back(starts, plane_starts_bytes(context->config), Use::table);
+        starts = nullptr;
+    }
+}
+
+void LayerStream::set_planes(const CacheContext& context, TensorKind kind, const std::uint32_t* starts,
+                             float rate) noexcept {
+    std::copy_n(starts, context.config.n_kv_heads + 1, plane_starts_[static_cast<int>(kind)]);
+    specs_[static_cast<int>(kind)].rate = rate;
+    has_planes_ = true;
+}
+
+void LayerStream::share_evenly(const KvSpec& rates) noexcept {
+    specs_[static_cast<int>(TensorKind::key)] = rates.key;
+    specs_[static_cast<int>(TensorKind::value)] = rates.value;
+    has_planes_ = false;
 }
 
 void LayerStream::free_block(CacheContext* context, void* block) noexcept {
@@ -143,7 +174,8 @@ Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens) no
 
 Status LayerStream::begin_tensor(CacheContext* context, TensorKind kind, std::uint32_t n_tokens) noexcept {
     BlockHeader header;
-    if (Status status = lay_out_unit(context->config, kind, {n_tokens, prompt_, n_blocks_ == 0}, &header);
+    if (Status status =
+            lay_out_unit(context->config, spec(kind), kind, {n_tokens, prompt_, n_blocks_ == 0}, &header);
         !status.ok()) {
         return status;
     }
@@ -160,6 +192,7 @@ Status LayerStream::begin_tensor(CacheContext* context, TensorKind kind, std::ui
     }
     CompressTask begun;
     begun.header = header;
+    if (has_planes_) begun.plane_starts = plane_starts_[static_cast<int>(kind)];
     begin_block(block, begun);
     context->bytes(kind) += bytes_by_part(header);
     (kind == TensorKind::key ? pending_.block.key : pending_.block.value) = block;

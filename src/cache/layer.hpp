@@ -37,7 +37,8 @@ struct Unit {
     bool prompt = false;  // it came in an append of a block's worth of tokens or more
     bool first = false;   // of its stream
 };
-Status lay_out_unit(const CacheConfig& config, TensorKind kind, const Unit& unit, BlockHeader* out) noexcept;
+Status lay_out_unit(const CacheConfig& config, const TensorSpec& spec, TensorKind kind, const Unit& unit,
+                    BlockHeader* out) noexcept;
 // The configured number, as far as it is allowed.
 std::uint32_t spread_tokens(const CacheConfig& config) noexcept;
 // Tokens that a buffer always has room for: a unit, and those that come while it is compressed.
@@ -108,8 +109,8 @@ class TokenBuffer {
 
 class LayerStream {
   public:
-    // False when memory is short; destroy() is right in any case.
-    bool create(CacheContext* context, std::uint32_t index) noexcept;
+    // False when memory is short; destroy() is right in any case. `spec` has the rates to begin with.
+    bool create(CacheContext* context, std::uint32_t index, const KvSpec& spec) noexcept;
     void destroy(CacheContext* context) noexcept;
     void reset(CacheContext* context) noexcept;
 
@@ -126,6 +127,18 @@ class LayerStream {
     // Pieces that are due, as many as may run at once. They may run beside attention; then note_done.
     PieceRun due_pieces(const CacheContext& context) const noexcept;
     void note_done(const PieceRun& pieces) noexcept { pending_.n_done += pieces.n; }
+
+    // Before the first block: the rates that hold until set_planes.
+    void share_evenly(const KvSpec& rates) noexcept;
+    // Before the first block: the first plane of each head, [n_kv_heads + 1], and the average rate of a
+    // tensor.
+    void set_planes(const CacheContext& context, TensorKind kind, const std::uint32_t* starts,
+                    float rate) noexcept;
+    // The tokens in the buffer.
+    std::uint64_t n_buffered() const noexcept { return n_buffered_; }
+    RowSource buffered_rows(TensorKind kind) const noexcept { return buffer(kind).source(0); }
+    // With the rates in use.
+    const TensorSpec& spec(TensorKind kind) const noexcept { return specs_[static_cast<int>(kind)]; }
 
     // Sinks, blocks, buffer, as far as they hold tokens; runs has room for n_runs().
     std::size_t n_runs() const noexcept { return (n_sinks_ > 0) + n_blocks_ + (n_buffered_ > 0); }
@@ -151,7 +164,13 @@ class LayerStream {
     const unsigned char* profiles(TensorKind kind) const noexcept;
     BlockView view(std::uint64_t block, TensorKind kind) const noexcept;
     void free_block(CacheContext* context, void* block) noexcept;
+    const TokenBuffer& buffer(TensorKind kind) const noexcept {
+        return kind == TensorKind::key ? key_buffer_ : value_buffer_;
+    }
 
+    TensorSpec specs_[2];                                  // by kind
+    std::uint32_t* plane_starts_[2] = {nullptr, nullptr};  // by kind, [n_kv_heads + 1], with auto:BITS
+    bool has_planes_ = false;
     ClosedBlock* blocks_ = nullptr;
     PendingUnit pending_;
     std::uint64_t n_blocks_ = 0;

@@ -12,7 +12,7 @@ namespace gearkv {
 namespace {
 
 constexpr const char* known_names =
-    "f32, f16, q8, gear-2, gear-3, gear-4, trellis-RATE, kivi-B, kcvt-B, token-B, or "
+    "f32, f16, q8, gear-2, gear-3, gear-4, auto:BITS, trellis-RATE, kivi-B, kcvt-B, token-B, or "
     "[paper:]gear[l][-kcvt|-token]-B, "
     "B = 2 3 4 8";
 constexpr const char* known_options = "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS, sinks=TOKENS";
@@ -30,6 +30,7 @@ constexpr std::uint16_t max_spec_rank = 64;
 constexpr std::uint32_t max_buffer_tokens = 4096;
 constexpr std::uint32_t max_sink_tokens = 64;
 constexpr float least_rate = 0.5f, most_key_rate = 6.0f, most_value_rate = 4.0f;
+constexpr float least_auto_bits = 1.0f, most_auto_bits = 5.0f;
 
 // The points of bench/quality nearest to 2.5, 3.5 and 4.5 bits in all.
 struct Preset {
@@ -46,6 +47,13 @@ std::uint32_t default_buffer(bool trellis) noexcept {
 }
 std::uint32_t default_sinks(bool trellis) noexcept {
     return trellis ? trellis_sink_tokens : 0;
+}
+
+// Of auto:BITS; a cache puts rates that suit its shape in place of this one.
+TensorSpec auto_tensor(float bits) noexcept {
+    TensorSpec spec = {Backbone::trellis, 0};
+    spec.rate = bits;
+    return spec;
 }
 
 // A name without its bits, and the parts it stands for.
@@ -90,7 +98,12 @@ class Parser {
 
     Status parse(KvSpec* out) noexcept {
         Parsed key, value;
-        if (accept("k=")) {
+        float auto_bits = 0.0f;
+        if (accept("auto:")) {
+            if (Status status = parse_auto(&key, &auto_bits); !status.ok()) return status;
+            value = key;
+            value.spec.rate = std::min(value.spec.rate, most_value_rate);
+        } else if (accept("k=")) {
             if (Status status = parse_tensor(&key); !status.ok()) return status;
             if (!accept(";")) return fail("\";\" and the values' v=SPEC");
             if (!accept("v=")) return fail("v=SPEC");
@@ -105,6 +118,7 @@ class Parser {
         KvSpec spec;
         spec.key = key.spec;
         spec.value = value.spec;
+        spec.auto_bits = auto_bits;
         if (Status status = agree_on_buffer(key, value, &spec); !status.ok()) return status;
         if (Status status = agree_on_sinks(key, value, &spec); !status.ok()) return status;
         if (Status status = validate_spec(spec); !status.ok()) return status;
@@ -277,6 +291,17 @@ class Parser {
         return {};
     }
 
+    // Behind "auto:".
+    Status parse_auto(Parsed* out, float* bits) noexcept {
+        if (Status status = parse_number({least_auto_bits, most_auto_bits}, bits); !status.ok())
+            return status;
+        out->spec = auto_tensor(*bits);
+        while (accept(",")) {
+            if (Status status = parse_option(out); !status.ok()) return status;
+        }
+        return {};
+    }
+
     struct Range {
         std::uint32_t least, most, step;
     };
@@ -411,14 +436,18 @@ class Writer {
 
 // `preset` names both tensors at once; with `both`, what they share is written too.
 void write_tensor(const TensorSpec& spec, const KvSpec* both, const Preset* preset, Writer* out) noexcept {
-    char separator = ':';
+    const bool is_auto = both != nullptr && both->auto_bits != 0.0f;
+    char separator = is_auto ? ',' : ':';
     const auto option = [&](std::string_view name, auto number) {
         out->add({&separator, 1});
         out->add(name);
         out->add_number(number);
         separator = ',';
     };
-    if (preset != nullptr) {
+    if (is_auto) {
+        out->add("auto:");
+        out->add_number(both->auto_bits);
+    } else if (preset != nullptr) {
         out->add("gear-");
         out->add_number(static_cast<unsigned>(preset->bits));
     } else if (spec.raw()) {
@@ -477,6 +506,17 @@ Status validate_spec(const KvSpec& spec) noexcept {
     status = values_are_trellis ? validate_trellis(spec.value, "values", most_value_rate)
                                 : validate_tensor(spec.value, "values");
     if (!status.ok()) return status;
+    if (spec.auto_bits != 0.0f && !(keys_are_trellis && values_are_trellis)) {
+        return Status::error(Code::bad_spec,
+                             "auto:%g with a backbone of keys of %u and of values of %u, expected 5",
+                             static_cast<double>(spec.auto_bits), static_cast<unsigned>(spec.key.backbone),
+                             static_cast<unsigned>(spec.value.backbone));
+    }
+    if (spec.auto_bits != 0.0f && !(spec.auto_bits >= least_auto_bits && spec.auto_bits <= most_auto_bits)) {
+        return Status::error(Code::bad_spec, "auto of %g bits, expected %g to %g",
+                             static_cast<double>(spec.auto_bits), static_cast<double>(least_auto_bits),
+                             static_cast<double>(most_auto_bits));
+    }
     if (spec.buffer_tokens < 1 || spec.buffer_tokens > max_buffer_tokens) {
         return Status::error(Code::bad_spec, "buffer of %u tokens, expected 1 to %u", spec.buffer_tokens,
                              max_buffer_tokens);
@@ -503,7 +543,7 @@ Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept
     if (Status status = validate_spec(spec); !status.ok()) return status;
     Writer writer(text, n_chars);
     const Preset* preset = find_preset(spec);
-    if (preset != nullptr || spec.key == spec.value) {
+    if (preset != nullptr || spec.auto_bits != 0.0f || spec.key == spec.value) {
         write_tensor(spec.key, &spec, preset, &writer);
     } else {
         writer.add("k=");

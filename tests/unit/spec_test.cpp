@@ -82,6 +82,18 @@ TEST_CASE("gear-2, gear-3 and gear-4 are trellis presets with sinks", "[spec]") 
     CHECK(mixed.sink_tokens == 4);
 }
 
+TEST_CASE("auto takes bits, and only what a cache has once", "[spec]") {
+    for (const char* text : {"auto:3.5", "auto:1", "auto:5", "auto:2.25,nb=256", "auto:4,nb=384,sinks=0"}) {
+        const KvSpec spec = parsed(text);
+        CHECK(spec.auto_bits > 0.0f);
+        CHECK(spec.key.backbone == Backbone::trellis);
+        CHECK(spec.value.backbone == Backbone::trellis);
+        CHECK(formatted(spec) == text);
+        CHECK(parsed(formatted(spec)) == spec);
+    }
+    CHECK_FALSE(parsed("auto:3") == parsed("k=trellis-3;v=trellis-3"));
+}
+
 TEST_CASE("options set what they name", "[spec]") {
     KvSpec spec = parsed("paper:gear-2:g=32,r=8,rg=3,s=0.05,nb=128");
     CHECK(spec.key.group == 32);
@@ -137,6 +149,13 @@ TEST_CASE("a bad SPEC is refused with its place and what is known there", "[spec
         {"k=k=gear-2;v=f16", "character 3:", "gear[l]"},
         {"f16:g=64", "character 5:", "nb=TOKENS"},
         {"gear-2:g=32", "character 8:", "paper:gear-B"},
+        {"auto", "character 1:", "auto:BITS"},
+        {"auto:", "character 6:", "from 1 to 5"},
+        {"auto:0.5", "character 6:", "from 1 to 5"},
+        {"auto:5.5", "character 6:", "from 1 to 5"},
+        {"auto:3,g=32", "character 8:", "nb=TOKENS"},
+        {"auto:3;v=f16", "character 7:", "the end"},
+        {"k=auto:3;v=f16", "character 3:", "trellis-RATE"},
         {"gear-2:nb=64", "character 11:", "multiple of 128"},
         {"paper:kivi-2", "character 7:", "gear or gearl"},
         {"paper:f16", "character 7:", "gear or gearl"},
@@ -198,6 +217,10 @@ TEST_CASE("a field out of its range is named", "[spec]") {
         {"f32", "ranks 1 and 0", [](KvSpec& s) { s.value.rank_prompt = 1; }},
         {"f16", "ranks 0 and 1", [](KvSpec& s) { s.key.rank_decode = 1; }},
         {"f16", "sparsity 0.5", [](KvSpec& s) { s.key.sparsity = 0.5f; }},
+        {"gear-2", "auto of 0.5 bits", [](KvSpec& s) { s.auto_bits = 0.5f; }},
+        {"gear-2", "auto of nan bits",
+         [](KvSpec& s) { s.auto_bits = std::numeric_limits<float>::quiet_NaN(); }},
+        {"kivi-2", "auto:3 with a backbone of keys of 2", [](KvSpec& s) { s.auto_bits = 3.0f; }},
         {"gear-2", "keys have a rate of 6.5", [](KvSpec& s) { s.key.rate = 6.5f; }},
         {"gear-2", "values have a rate of 5", [](KvSpec& s) { s.value.rate = 5.0f; }},
         {"gear-2", "keys have a rate of nan",

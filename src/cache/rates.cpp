@@ -1,0 +1,459 @@
+// Every head's keys and values are compressed at a few rates, one tensor at a time, and attended by the
+// sampled queries. Their errors, as shares of the output of the layer, fall nearly as a power of the rate
+// between; planes go one by one to where the next saves most. bench/README.md tells what of this was
+// measured.
+#include "cache/rates.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+
+#include "format/trellis.hpp"
+
+namespace gearkv {
+namespace {
+
+constexpr std::uint32_t most_tokens = 1024;       // that are compressed to measure
+constexpr std::uint32_t n_rates = max_key_width;  // 1 to 6 bits; values to 4
+constexpr double least_rate = 0.5;
+// Errors of keys move attention to other tokens, which a model bears less well than noise in its values.
+constexpr double key_weight = 3.0;  // of squares
+// Few tokens and queries say little of one head, so its curve is drawn half way to the geometric mean of all
+// heads.
+constexpr double own_share = 0.5;
+constexpr double key_lead = 0.625;  // of an even share: keys have more bits, as in the presets
+constexpr std::uint64_t value_units = value_plane_words / key_plane_words;  // planes of keys in one of values
+
+struct Granules {
+    std::uint64_t key, value;  // of one head
+};
+Granules granules(const CacheConfig& config) {
+    return {ceil_div(config.key_dim, key_granule), ceil_div(config.value_dim, value_granule)};
+}
+
+// The average rate of n_planes of all heads, rounded so that they all fit.
+float rate_of(TensorKind kind, const CacheConfig& config, std::uint64_t n_planes) {
+    const bool keys = kind == TensorKind::key;
+    const Granules all = granules(config);
+    const double n = static_cast<double>((keys ? all.key : all.value) * config.n_kv_heads);
+    float rate = static_cast<float>(std::max(static_cast<double>(n_planes) / n, least_rate));
+    while (section_planes(kind, config.n_kv_heads, keys ? config.key_dim : config.value_dim, rate) < n_planes)
+        rate = std::nextafter(rate, 8.0f);
+    return rate;
+}
+
+// Key planes that a section of keys and one of values may take together, all heads.
+std::int64_t section_units(const CacheConfig& config) {
+    const std::uint64_t n_tokens = config.spec.buffer_tokens, n_heads = config.n_kv_heads;
+    std::uint64_t rest = 0;  // bytes beside the codes
+    for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+        BlockHeader header;
+        TensorSpec spec = {Backbone::trellis, 0};
+        spec.rate = 1.0f;
+        const bool keys = kind == TensorKind::key;
+        const BlockShape shape = {kind, config.spec.buffer_tokens, config.n_kv_heads,
+                                  keys ? config.key_dim : config.value_dim};
+        if (!lay_out_block(shape, spec, 0, &header, false).ok()) return -1;
+        rest += header.n_bytes - bytes_by_part(header).codes;
+    }
+    const double elements = static_cast<double>(n_tokens * n_heads) * (config.key_dim + config.value_dim);
+    const double codes =
+        static_cast<double>(config.spec.auto_bits) * elements / 8 - static_cast<double>(rest);
+    const double sections = static_cast<double>(n_tokens / section_tokens);
+    return static_cast<std::int64_t>(
+        std::floor(codes / sections / (key_plane_words * sizeof(std::uint32_t))));
+}
+
+// ---- measuring ----
+
+// Squared errors of one head over its query rows, as shares of the squared output of the layer.
+struct Squares {
+    double log_error[2][n_rates];  // by tensor
+};
+
+// One layer, attended with one tensor compressed at one rate.
+class LayerMeasure {
+  public:
+    struct Memory {
+        void* block;
+        void* compress;
+        unsigned char* attend;  // [head] of slot_bytes
+        std::uint64_t slot_bytes;
+        float* exact;  // [head][row][value_dim]
+        float* found;
+    };
+
+    LayerMeasure(const CacheContext& context, const LayerStream& layer, const QuerySample& sample)
+        : context_(context), config_(context.config), layer_(layer), sample_(sample) {
+        layer.list_runs(runs_);
+        n_runs_ = layer.n_runs();
+        first_ = n_runs_ - 1;
+        // The tokens that are compressed, and those behind them, which are not.
+        const KvRun buffered = runs_[first_];
+        runs_[first_].n_tokens = std::min(buffered.n_tokens, most_tokens);
+        const std::uint32_t n_left = buffered.n_tokens - n_tokens();
+        if (n_left == 0) return;
+        runs_[n_runs_] = buffered;
+        runs_[n_runs_].n_tokens = n_left;
+        for (TensorRun* run : {&runs_[n_runs_].key, &runs_[n_runs_].value})
+            run->rows = static_cast<const std::uint16_t*>(run->rows) + n_tokens() * run->row_stride;
+        ++n_runs_;
+    }
+
+    // Writes the squares of the heads.
+    void run(const Memory& memory, Squares* squares, Executor& executor) {
+        attend(memory, memory.exact, executor);
+        const std::size_t n = std::size_t{n_rows()} * config_.value_dim;
+        double output = 1e-30;
+        for (std::size_t i = 0; i < config_.n_kv_heads * n; ++i)
+            output += static_cast<double>(memory.exact[i]) * memory.exact[i];
+        for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+            TensorRun& run = kind == TensorKind::key ? runs_[first_].key : runs_[first_].value;
+            const TensorRun rows = run;
+            const std::uint32_t most = kind == TensorKind::key ? max_key_width : max_value_width;
+            for (std::uint32_t rate = 1; rate <= most; ++rate) {
+                run = run_of_block(compress(memory, kind, static_cast<float>(rate), executor));
+                attend(memory, memory.found, executor);
+                for (std::uint32_t head = 0; head < config_.n_kv_heads; ++head) {
+                    double sum = 0.0;
+                    for (std::size_t i = head * n; i < (head + 1) * n; ++i) {
+                        const double e = static_cast<double>(memory.found[i]) - memory.exact[i];
+                        sum += e * e;
+                    }
+                    squares[head].log_error[static_cast<int>(kind)][rate - 1] =
+                        std::log(sum / output + 1e-12);
+                }
+            }
+            run = rows;
+        }
+    }
+
+  private:
+    std::uint32_t n_tokens() const { return runs_[first_].n_tokens; }
+    std::uint32_t n_shared() const { return sample_.n_heads / config_.n_kv_heads; }
+    std::uint32_t n_rows() const { return sample_.n_queries * n_shared(); }
+
+    BlockView compress(const Memory& memory, TensorKind kind, float rate, Executor& executor) const {
+        TensorSpec spec = {Backbone::trellis, 0};
+        spec.rate = rate;
+        CompressTask task;
+        task.kernels = context_.kernels;
+        task.rows = layer_.buffered_rows(kind);
+        // A shape that a block of the layer has had already, at a rate that is no higher.
+        (void)lay_out_block({kind, n_tokens(), config_.n_kv_heads, context_.dim(kind)}, spec, 0, &task.header)
+            .ok();
+        compress_into(memory.block, memory.compress, task, executor);
+        return trusted_block(memory.block);
+    }
+
+    void attend(const Memory& memory, float* out, Executor& executor) const {
+        parallel_for(executor, config_.n_kv_heads, [&](std::size_t head) {
+            const AttendScratch scratch = place_attend_scratch(memory.attend + head * memory.slot_bytes,
+                                                               config_.key_dim, config_.value_dim);
+            for (std::uint32_t row = 0; row < n_rows();) {
+                RowGroup rows = {};
+                for (; row < n_rows() && rows.n_rows < max_rows; ++row) {
+                    const std::uint32_t query = row / n_shared(), i = rows.n_rows++;
+                    const std::size_t query_head = head * n_shared() + row % n_shared();
+                    rows.query[i] = sample_.rows + (query * sample_.n_heads + query_head) * config_.key_dim;
+                    rows.visible[i] = sample_.visible[query];
+                    rows.out[i] = out + (head * n_rows() + row) * config_.value_dim;
+                }
+                attend_rows(*context_.kernels, scratch, rows, runs_, n_runs_,
+                            static_cast<std::uint32_t>(head), config_.key_dim, config_.value_dim,
+                            sample_.scale);
+            }
+        });
+    }
+
+    const CacheContext& context_;
+    const CacheConfig& config_;
+    const LayerStream& layer_;
+    const QuerySample& sample_;
+    KvRun runs_[3];  // sinks, compressed tokens, tokens behind them
+    std::size_t n_runs_ = 0;
+    std::size_t first_ = 0;  // the compressed ones
+};
+
+// Places the memory of a measure in a run of it, and returns the bytes; with a null base it only counts.
+std::uint64_t place_memory(const CacheConfig& config, std::uint64_t n_rows, std::uint64_t n_tokens,
+                           void* base, LayerMeasure::Memory* out) {
+    std::uint64_t block_bytes = 0, compress_bytes = 0, used = 0;
+    for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+        const bool keys = kind == TensorKind::key;
+        TensorSpec spec = {Backbone::trellis, 0};
+        spec.rate = static_cast<float>(keys ? max_key_width : max_value_width);
+        BlockHeader header;
+        const BlockShape shape = {kind, static_cast<std::uint32_t>(n_tokens), config.n_kv_heads,
+                                  keys ? config.key_dim : config.value_dim};
+        if (!lay_out_block(shape, spec, 0, &header).ok()) return 0;
+        block_bytes = std::max(block_bytes, header.n_bytes);
+        compress_bytes = std::max(compress_bytes, compress_scratch_bytes(header));
+    }
+    const auto take = [&](std::uint64_t n_bytes) -> unsigned char* {
+        const std::uint64_t at = used;
+        used += round_up(n_bytes, block_alignment);
+        return base == nullptr ? nullptr : static_cast<unsigned char*>(base) + at;
+    };
+    const std::uint64_t out_bytes = config.n_kv_heads * n_rows * config.value_dim * sizeof(float);
+    out->block = take(block_bytes);
+    out->compress = take(compress_bytes);
+    out->slot_bytes = attend_scratch_bytes(config.key_dim, config.value_dim);
+    out->attend = take(out->slot_bytes * config.n_kv_heads);
+    out->exact = reinterpret_cast<float*>(take(out_bytes));
+    out->found = reinterpret_cast<float*>(take(out_bytes));
+    return used;
+}
+
+// ---- choosing ----
+
+Squares mean_of(const Squares* squares, std::uint64_t n) {
+    Squares mean = {};
+    for (std::uint64_t i = 0; i < n; ++i) {
+        for (int kind = 0; kind < 2; ++kind) {
+            for (std::uint32_t rate = 0; rate < n_rates; ++rate)
+                mean.log_error[kind][rate] += squares[i].log_error[kind][rate] / static_cast<double>(n);
+        }
+    }
+    return mean;
+}
+
+// Error of one tensor of one head against its planes.
+struct Curve {
+    double log_error[n_rates];  // at 1, 2, ... bits
+    std::uint32_t n_measured = 0;
+    std::uint32_t n_granules = 0;
+    std::uint32_t step = 0;  // planes that cost as much as one of values
+    std::uint32_t most = 0;  // planes
+    std::uint32_t planes = 0;
+    double saved = 0.0;  // by the next step
+
+    // Straight between the logarithms, and on beyond their ends.
+    double error(std::uint32_t n_planes) const {
+        const double at = static_cast<double>(n_planes) / n_granules - 1.0;
+        const auto i = static_cast<std::uint32_t>(std::clamp(at, 0.0, static_cast<double>(n_measured - 2)));
+        const double slope = log_error[i + 1] - log_error[i];
+        return std::exp(log_error[i] + (at - i) * slope);
+    }
+    void find_saved() { saved = planes + step > most ? -1.0 : error(planes) - error(planes + step); }
+};
+
+Curve make_curve(const CacheConfig& config, TensorKind kind, const Squares& squares, const Squares& mean) {
+    const bool keys = kind == TensorKind::key;
+    const int i_kind = static_cast<int>(kind);
+    const Granules all = granules(config);
+    Curve curve;
+    curve.n_measured = keys ? max_key_width : max_value_width;
+    curve.n_granules = static_cast<std::uint32_t>(keys ? all.key : all.value);
+    curve.step = keys ? value_units : 1;
+    curve.most = curve.n_granules * curve.n_measured;
+    curve.planes = static_cast<std::uint32_t>(least_rate * curve.n_granules);
+    for (std::uint32_t i = 0; i < curve.n_measured; ++i) {
+        const double square =
+            own_share * squares.log_error[i_kind][i] + (1.0 - own_share) * mean.log_error[i_kind][i];
+        curve.log_error[i] = (square + (keys ? std::log(key_weight) : 0.0)) / 2;
+    }
+    curve.find_saved();
+    return curve;
+}
+
+// One head's curve, and whose it is.
+struct Share {
+    Curve curve;
+    std::uint32_t layer, head;
+    TensorKind kind;
+    bool operator<(const Share& other) const {
+        if (curve.saved != other.curve.saved) return curve.saved < other.curve.saved;
+        return layer != other.layer ? layer > other.layer : head > other.head;  // the same order everywhere
+    }
+};
+
+// Gives the units to the shares, one step after the other, where they save most.
+void spend(Share* shares, std::size_t n_shares, std::int64_t n_units) {
+    for (std::size_t i = 0; i < n_shares; ++i)
+        n_units -=
+            shares[i].curve.planes * (shares[i].kind == TensorKind::key ? 1 : std::int64_t{value_units});
+    std::make_heap(shares, shares + n_shares);
+    for (; n_units >= std::int64_t{value_units}; n_units -= value_units) {
+        std::pop_heap(shares, shares + n_shares);
+        Share& best = shares[n_shares - 1];
+        if (best.curve.saved < 0.0) return;  // all have what they can take
+        best.curve.planes += best.curve.step;
+        best.curve.find_saved();
+        std::push_heap(shares, shares + n_shares);
+    }
+}
+
+}  // namespace
+
+Status initial_spec(const CacheConfig& config, KvSpec* out) noexcept {
+    *out = config.spec;
+    if (config.spec.auto_bits == 0.0f) return {};
+    const Granules all = granules(config);
+    const double units = static_cast<double>(section_units(config)) / config.n_kv_heads;
+    const double key = static_cast<double>(all.key), value = static_cast<double>(value_units * all.value);
+    double value_rate = (units - key_lead * key) / (key + value);
+    value_rate = std::clamp(value_rate, least_rate, static_cast<double>(max_value_width));
+    const double key_rate = std::min((units - value_rate * value) / key, static_cast<double>(max_key_width));
+    if (key_rate < least_rate) {
+        return Status::error(
+            Code::bad_spec,
+            "auto:%g cannot be reached with %u heads of %u and %u channels and blocks of %u tokens; "
+            "expected more bits",
+            static_cast<double>(config.spec.auto_bits), config.n_kv_heads, config.key_dim, config.value_dim,
+            config.spec.buffer_tokens);
+    }
+    const auto floor_planes = [&](double rate, std::uint64_t n) {
+        return static_cast<std::uint64_t>(rate * static_cast<double>(n * config.n_kv_heads) + 1e-6);
+    };
+    out->key.rate = rate_of(TensorKind::key, config, floor_planes(key_rate, all.key));
+    out->value.rate = rate_of(TensorKind::value, config, floor_planes(value_rate, all.value));
+    return {};
+}
+
+bool RateChooser::create(CacheContext* context) noexcept {
+    if (context->config.spec.auto_bits == 0.0f) return true;
+    const std::uint32_t n = context->config.n_layers;
+    samples_ = static_cast<QuerySample*>(context->ledger.take(n * sizeof(QuerySample), Use::table));
+    if (samples_ == nullptr) return false;
+    for (std::uint32_t i = 0; i < n; ++i)
+        new (samples_ + i) QuerySample;
+    return true;
+}
+
+void RateChooser::forget_queries(CacheContext* context) noexcept {
+    for (std::uint32_t i = 0; i < context->config.n_layers; ++i) {
+        QuerySample& sample = samples_[i];
+        const std::uint64_t n =
+            std::uint64_t{QuerySample::most_queries} * sample.n_heads * context->config.key_dim;
+        context->ledger.give_back(sample.rows, n * sizeof(float), Use::scratch);
+        sample = {};
+    }
+}
+
+void RateChooser::destroy(CacheContext* context) noexcept {
+    if (samples_ == nullptr) return;
+    forget_queries(context);
+    context->ledger.give_back(samples_, context->config.n_layers * sizeof(QuerySample), Use::table);
+    samples_ = nullptr;
+}
+
+void RateChooser::reset(CacheContext* context) noexcept {
+    if (samples_ == nullptr) return;
+    forget_queries(context);
+    is_done_ = false;
+}
+
+Status RateChooser::keep(CacheContext* context, std::uint32_t layer, const Queries& queries,
+                         std::uint64_t n_tokens) noexcept {
+    QuerySample& sample = samples_[layer];
+    const std::uint32_t dim = context->config.key_dim;
+    if (sample.n_heads != queries.n_heads) {
+        const auto bytes = [&](std::uint32_t n_heads) {
+            return std::uint64_t{QuerySample::most_queries} * n_heads * dim * sizeof(float);
+        };
+        auto* rows = static_cast<float*>(context->ledger.take(bytes(queries.n_heads), Use::scratch));
+        if (rows == nullptr) {
+            return Status::error(Code::out_of_memory,
+                                 "no memory to keep queries of layer %u until rates are chosen", layer);
+        }
+        context->ledger.give_back(sample.rows, bytes(sample.n_heads), Use::scratch);
+        sample = {};
+        sample.rows = rows;
+        sample.n_heads = queries.n_heads;
+    }
+    sample.scale = queries.scale;
+    // Evenly out of the second half of the call.
+    const std::uint32_t n = std::min(queries.n_queries, QuerySample::most_queries);
+    const std::uint32_t step = std::max(queries.n_queries / (2 * n), 1u);
+    for (std::uint32_t i = 0; i < n; ++i) {
+        const std::size_t query = queries.n_queries - 1 - std::size_t{i} * step;
+        const std::uint32_t slot = sample.next;
+        for (std::size_t head = 0; head < queries.n_heads; ++head) {
+            std::copy_n(queries.data + query * queries.query_stride + head * queries.head_stride, dim,
+                        sample.rows + (slot * std::size_t{queries.n_heads} + head) * dim);
+        }
+        sample.visible[slot] = queries.causal ? n_tokens - (queries.n_queries - 1 - query) : n_tokens;
+        sample.next = (slot + 1) % QuerySample::most_queries;
+        sample.n_queries = std::max(sample.n_queries, slot + 1);
+    }
+    return {};
+}
+
+bool RateChooser::is_ready(const CacheContext& context, const LayerStream* layers) const noexcept {
+    for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
+        if (!can_measure(i, layers[i])) return false;
+    }
+    return true;
+}
+
+Status RateChooser::choose(CacheContext* context, LayerStream* layers, Executor& executor) noexcept {
+    const CacheConfig& config = context->config;
+    const auto is_measured = [&](std::uint32_t i) { return can_measure(i, layers[i]); };
+    std::uint64_t n_rows = 0, n_tokens = 1, n_layers = 0;
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        if (!is_measured(i)) continue;
+        ++n_layers;
+        n_rows =
+            std::max<std::uint64_t>(n_rows, samples_[i].n_queries * samples_[i].n_heads / config.n_kv_heads);
+        n_tokens = std::max(n_tokens, std::min<std::uint64_t>(layers[i].n_buffered(), most_tokens));
+    }
+    LayerMeasure::Memory memory = {};
+    const std::uint64_t measure_bytes = place_memory(config, n_rows, n_tokens, nullptr, &memory);
+    const std::uint64_t n_heads = n_layers * config.n_kv_heads, n_shares = 2 * n_heads;
+    const std::uint64_t starts_bytes =
+        round_up((config.n_kv_heads + std::uint64_t{1}) * sizeof(std::uint32_t), 64);
+    const std::uint64_t n_bytes =
+        measure_bytes + n_heads * sizeof(Squares) + n_shares * sizeof(Share) + starts_bytes;
+    auto* base = static_cast<unsigned char*>(context->ledger.take(n_bytes, Use::scratch));
+    if (base == nullptr) {
+        return Status::error(Code::out_of_memory, "no %llu bytes to choose the rates of %u layers with",
+                             static_cast<unsigned long long>(n_bytes), config.n_layers);
+    }
+    place_memory(config, n_rows, n_tokens, base, &memory);
+    auto* squares = reinterpret_cast<Squares*>(base + measure_bytes);
+    auto* shares = reinterpret_cast<Share*>(squares + n_heads);
+    auto* starts = reinterpret_cast<std::uint32_t*>(shares + n_shares);
+    std::size_t n = 0;
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        if (!is_measured(i)) continue;
+        for (std::uint32_t head = 0; head < config.n_kv_heads; ++head)
+            new (squares + n + head) Squares();
+        LayerMeasure(*context, layers[i], samples_[i]).run(memory, squares + n, executor);
+        n += config.n_kv_heads;
+    }
+    const Squares mean = mean_of(squares, n_heads);
+    n = 0;
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        for (std::uint32_t head = 0; is_measured(i) && head < config.n_kv_heads; ++head, ++squares) {
+            for (const TensorKind kind : {TensorKind::key, TensorKind::value})
+                new (shares + n++) Share{make_curve(config, kind, *squares, mean), i, head, kind};
+        }
+    }
+    KvSpec even;
+    (void)initial_spec(config, &even).ok();  // the cache was created with it
+    const std::int64_t layer_units =
+        section_planes(TensorKind::key, config.n_kv_heads, config.key_dim, even.key.rate) +
+        std::int64_t{value_units} *
+            section_planes(TensorKind::value, config.n_kv_heads, config.value_dim, even.value.rate);
+    spend(shares, n, layer_units * static_cast<std::int64_t>(n_layers));
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+            if (!is_measured(i)) continue;
+            std::fill_n(starts, config.n_kv_heads + 1, 0u);
+            for (std::size_t j = 0; j < n; ++j) {
+                if (shares[j].layer == i && shares[j].kind == kind)
+                    starts[shares[j].head + 1] = shares[j].curve.planes;
+            }
+            for (std::uint32_t head = 0; head < config.n_kv_heads; ++head)
+                starts[head + 1] += starts[head];
+            layers[i].set_planes(*context, kind, starts, rate_of(kind, config, starts[config.n_kv_heads]));
+        }
+    }
+    context->ledger.give_back(base, n_bytes, Use::scratch);
+    forget_queries(context);
+    is_done_ = true;
+    return {};
+}
+
+}  // namespace gearkv

@@ -1,0 +1,55 @@
+// "auto:BITS": how many planes every layer, head and tensor gets, by what they save of the attention output.
+#pragma once
+
+#include "cache/layer.hpp"
+
+namespace gearkv {
+
+// The spec as given, or with the rates of an even share of its budget. Errors: bad_spec when blocks of this
+// shape take more than the budget at the lowest rates.
+Status initial_spec(const CacheConfig& config, KvSpec* out) noexcept;
+
+// Some of the last queries of a layer.
+struct QuerySample {
+    static constexpr std::uint32_t most_queries = 16;
+
+    float* rows = nullptr;                // [query][head][key_dim]
+    std::uint64_t visible[most_queries];  // tokens the query could see
+    std::uint32_t n_queries = 0;
+    std::uint32_t next = 0;  // to be replaced
+    std::uint32_t n_heads = 0;
+    float scale = 0.0f;
+};
+
+// Keeps queries until the first block is about to be compressed, and chooses then.
+class RateChooser {
+  public:
+    // False when memory is short; destroy() is right in any case. Does nothing for a spec without auto_bits.
+    bool create(CacheContext* context) noexcept;
+    void destroy(CacheContext* context) noexcept;
+    // Chooses anew for the next sequence.
+    void reset(CacheContext* context) noexcept;
+
+    bool is_automatic() const noexcept { return samples_ != nullptr; }
+    // Whether rates are still to be chosen.
+    bool waits() const noexcept { return samples_ != nullptr && !is_done_; }
+    // Errors: out_of_memory.
+    Status keep(CacheContext* context, std::uint32_t layer, const Queries& queries,
+                std::uint64_t n_tokens) noexcept;
+    // Whether every layer has tokens and queries.
+    bool is_ready(const CacheContext& context, const LayerStream* layers) const noexcept;
+    // Sets the planes of all layers that have tokens and queries; the others keep their even share. No layer
+    // has a block. Errors: out_of_memory; nothing is set then.
+    Status choose(CacheContext* context, LayerStream* layers, Executor& executor) noexcept;
+
+  private:
+    bool can_measure(std::uint32_t i, const LayerStream& layer) const noexcept {
+        return samples_[i].n_queries > 0 && layer.n_buffered() > 0;
+    }
+    void forget_queries(CacheContext* context) noexcept;
+
+    QuerySample* samples_ = nullptr;  // by layer
+    bool is_done_ = false;
+};
+
+}  // namespace gearkv
