@@ -40,6 +40,7 @@ namespace {
 //   Float from_signed(Words a)             of signed words
 //   void zip(Float& a, Float& b)           a and b become the halves of a0 b0 a1 b1 ...
 //   Mask less(Float a, Float b)            a < b
+//   uint32_t lane_bits(Mask m)             lane i at bit i
 //   Words mark<n>(Words a, Mask m)         a, whose bits from n on are 0, with bit n set where m
 //   Words merge(Words m, a, b)             bits of a where m has ones, else those of b
 //   Words shift_right_by(Words a, Words n) each lane by its own n < 32

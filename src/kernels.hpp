@@ -84,6 +84,15 @@ struct CodecKernels {
                          std::size_t n_rows, std::size_t n_cols, const float* a, std::size_t a_stride,
                          std::size_t rank);
 
+    // The search for outliers, over n rows of 16 floats that lie `stride` apart.
+    // Row i goes to group i % n_groups: high[g][lane] and low[g][lane] become the largest and smallest of
+    // what they are and what the rows hold.
+    void (*group_ends)(float* high, float* low, std::size_t n_groups, const float* x, std::size_t stride,
+                       std::size_t n);
+    // Bit `lane` of reaching[i] tells whether x[i][lane] >= high[lane] or x[i][lane] <= low[lane].
+    void (*find_reaching)(std::uint16_t* reaching, const float* x, std::size_t stride, std::size_t n,
+                          const float* high, const float* low);
+
     // Per column of n_rows rows, with u = row_factor[r] * x[r][c]: sum[c] = sum_r u, square[c] = sum_r u * u.
     // sum and square are padded to 16.
     void (*column_moments)(float* sum, float* square, const float* x, std::size_t row_stride,

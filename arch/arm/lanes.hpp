@@ -74,6 +74,10 @@ struct NeonLanes : BasicLanes<Self, Arch> {
         b = vzip2q_f32(a, b);
         a = low;
     }
+    static std::uint32_t lane_bits(Mask m) {
+        const std::uint32_t bits[4] = {1, 2, 4, 8};
+        return vaddvq_u32(vandq_u32(m, vld1q_u32(bits)));
+    }
     static Mask less(Float a, Float b) { return vcltq_f32(a, b); }
     template <std::uint32_t n>
     static Words mark(Words a, Mask m) {

@@ -232,6 +232,8 @@ constinit const CodecKernels codec_scalar = {
     {pack_value<2>, pack_value<3>, pack_value<4>, pack_value<8>},
     project,
     project_back,
+    group_ends,
+    find_reaching,
     column_moments,
     row_squares,
     rotate_rows,

@@ -1,4 +1,4 @@
-// Reference of the loops around the trellis search.
+// Reference of the loops around the searches for outliers and trellis codes.
 #pragma once
 
 #include "format/trellis.hpp"
@@ -6,6 +6,30 @@
 
 namespace gearkv {
 namespace {
+
+void group_ends(float* high, float* low, std::size_t n_groups, const float* x, std::size_t stride,
+                std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t lane = 0; lane < lane_tile; ++lane) {
+            const float v = x[i * stride + lane];
+            const std::size_t at = i % n_groups * lane_tile + lane;
+            if (v > high[at]) high[at] = v;
+            if (v < low[at]) low[at] = v;
+        }
+    }
+}
+
+void find_reaching(std::uint16_t* reaching, const float* x, std::size_t stride, std::size_t n,
+                   const float* high, const float* low) {
+    for (std::size_t i = 0; i < n; ++i) {
+        std::uint32_t bits = 0;
+        for (std::size_t lane = 0; lane < lane_tile; ++lane) {
+            const float v = x[i * stride + lane];
+            if (v >= high[lane] || v <= low[lane]) bits |= 1u << lane;
+        }
+        reaching[i] = static_cast<std::uint16_t>(bits);
+    }
+}
 
 void column_moments(float* sum, float* square, const float* x, std::size_t row_stride, std::size_t n_rows,
                     std::size_t n_cols, const float* row_factor) {

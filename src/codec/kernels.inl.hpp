@@ -318,6 +318,8 @@ constexpr CodecKernels make_codec_kernels() {
         {pack_value<L, 2>, pack_value<L, 3>, pack_value<L, 4>, pack_value<L, 8>},
         project<L>,
         project_back<L>,
+        group_ends<L>,
+        find_reaching<L>,
         column_moments<L>,
         row_squares<L>,
         rotate_rows<L>,

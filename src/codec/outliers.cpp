@@ -3,6 +3,7 @@
 // A vector is one channel of keys over the block's tokens, or one token of values over the channels of all
 // heads. Ties go to the lowest index, at both ends.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <functional>
 
@@ -33,7 +34,9 @@ struct Ends {
     bool take(float v) { return high.takes(v, std::greater<float>()) || low.takes(v, std::less<float>()); }
 };
 
-// ---- few outliers: the best so far are kept in order, and hardly an entry gets past the last of them ----
+// ---- few outliers ----
+// Entries fall into groups. The k largest of the groups' largest are k entries, so the k largest of all are
+// not below the least of them: few entries reach that bound, and these are kept in order.
 
 constexpr std::uint32_t most_kept = 32;
 constexpr std::uint32_t n_lanes = lane_tile;
@@ -72,13 +75,41 @@ struct KeptEnds {
     Ends ends(std::uint32_t per_end) const { return {high.end(per_end), low.end(per_end)}; }
 };
 
-// Whether any of 16 entries is beyond its bounds.
-bool any_beyond(const float* x, const float* high, const float* low) {
-    std::uint32_t any = 0;
-    for (std::uint32_t lane = 0; lane < n_lanes; ++lane)
-        any |= static_cast<std::uint32_t>(x[lane] > high[lane]) |
-               static_cast<std::uint32_t>(x[lane] < low[lane]);
-    return any != 0;
+// Bounds that at least per_end entries reach, from the largest and smallest of n groups that lie `step`
+// apart.
+void find_bounds(const float* highs, const float* lows, std::uint32_t n, std::uint32_t step,
+                 std::uint32_t per_end, float* high, float* low) {
+    KeptEnds kept;
+    kept.clear(per_end);
+    for (std::uint32_t g = 0; g < n; ++g) {
+        kept.high.offer(highs[g * step], per_end);
+        kept.low.offer(lows[g * step], per_end);
+    }
+    *high = kept.high.kept[per_end - 1];
+    *low = kept.low.kept[per_end - 1];
+}
+
+// Calls visit(row, lane) for the entries of n rows of 16 that reach their bounds, in order.
+template <class Visit>
+void visit_reaching(const CodecKernels& kernels, const float* x, std::size_t stride, std::size_t n,
+                    const float* high, const float* low, const Visit& visit) {
+    constexpr std::size_t at_once = 64;
+    std::uint16_t reaching[at_once];
+    for (std::size_t first = 0; first < n; first += at_once) {
+        const std::size_t n_rows = std::min(at_once, n - first);
+        kernels.find_reaching(reaching, x + first * stride, stride, n_rows, high, low);
+        for (std::size_t i = 0; i < n_rows; ++i) {
+            for (std::uint32_t bits = reaching[i]; bits != 0; bits &= bits - 1)
+                visit(first + i, static_cast<std::uint32_t>(std::countr_zero(bits)));
+        }
+    }
+}
+
+void add_rows(double* __restrict sum, const float* x, std::size_t stride, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) {
+        for (std::uint32_t lane = 0; lane < n_lanes; ++lane)
+            sum[lane] += static_cast<double>(x[i * stride + lane]);
+    }
 }
 
 // ---- many: selection in a copy ----
@@ -102,81 +133,106 @@ void replace(const BlockWork& work, std::size_t head, std::size_t token, std::si
     work.outlier_head(head)[token * work.stride + channel] = 1;
 }
 
-// 16 channels of keys, whose vectors lie across the rows.
+// 16 channels of keys, whose vectors lie across the rows. Lanes beyond the channels hold zeros.
 void mark_key_panel(const BlockWork& work, std::size_t head, std::size_t first, std::uint32_t per_end) {
+    const CodecKernels& kernels = work.kernels->codec;
     const float* x = work.x_head(head) + first;
+    const std::size_t n_tokens = work.n_tokens();
     const auto n = static_cast<std::uint32_t>(std::min<std::size_t>(n_lanes, work.dim() - first));
-    float* scratch = work.vectors + head * work.vector_floats;
     double sum[n_lanes] = {};
     Ends ends[n_lanes];
+    float high[n_lanes], low[n_lanes];
+    add_rows(sum, x, work.stride, n_tokens);
     if (per_end <= most_kept) {
+        float highs[most_kept * n_lanes], lows[most_kept * n_lanes];
+        std::fill_n(highs, most_kept * n_lanes, -HUGE_VALF);
+        std::fill_n(lows, most_kept * n_lanes, HUGE_VALF);
+        kernels.group_ends(highs, lows, most_kept, x, work.stride, n_tokens);
         KeptEnds kept[n_lanes];
-        float high[n_lanes], low[n_lanes];
-        for (KeptEnds& lane : kept)
-            lane.clear(per_end);
-        std::fill_n(high, n_lanes, -HUGE_VALF);
-        std::fill_n(low, n_lanes, HUGE_VALF);
-        for (std::size_t t = 0; t < work.n_tokens(); ++t) {
-            const float* row = x + t * work.stride;
-            for (std::uint32_t lane = 0; lane < n_lanes; ++lane)
-                sum[lane] += static_cast<double>(row[lane]);
-            if (!any_beyond(row, high, low)) continue;
-            for (std::uint32_t lane = 0; lane < n_lanes; ++lane) {
-                kept[lane].offer(row[lane], per_end);
-                high[lane] = kept[lane].high.kept[per_end - 1];
-                low[lane] = kept[lane].low.kept[per_end - 1];
-            }
+        for (std::uint32_t lane = 0; lane < n_lanes; ++lane) {
+            find_bounds(highs + lane, lows + lane, most_kept, n_lanes, per_end, high + lane, low + lane);
+            kept[lane].clear(per_end);
         }
-        for (std::uint32_t lane = 0; lane < n_lanes; ++lane)
+        visit_reaching(kernels, x, work.stride, n_tokens, high, low, [&](std::size_t t, std::uint32_t lane) {
+            kept[lane].offer(x[t * work.stride + lane], per_end);
+        });
+        for (std::uint32_t lane = 0; lane < n; ++lane)
             ends[lane] = kept[lane].ends(per_end);
     } else {
+        float* scratch = work.vectors + head * work.vector_floats;
         for (std::uint32_t lane = 0; lane < n; ++lane) {
-            for (std::size_t t = 0; t < work.n_tokens(); ++t) {
+            for (std::size_t t = 0; t < n_tokens; ++t)
                 scratch[t] = x[t * work.stride + lane];
-                sum[lane] += static_cast<double>(scratch[t]);
-            }
-            ends[lane] = find_ends(scratch, work.n_tokens(), per_end);
+            ends[lane] = find_ends(scratch, n_tokens, per_end);
         }
     }
     float mean[n_lanes];
-    for (std::uint32_t lane = 0; lane < n_lanes; ++lane)
-        mean[lane] = static_cast<float>(sum[lane] / static_cast<double>(work.n_tokens()));
-    for (std::size_t t = 0; t < work.n_tokens(); ++t) {
-        for (std::uint32_t lane = 0; lane < n; ++lane) {
-            if (ends[lane].take(x[t * work.stride + lane])) replace(work, head, t, first + lane, mean[lane]);
-        }
+    for (std::uint32_t lane = 0; lane < n_lanes; ++lane) {
+        mean[lane] = static_cast<float>(sum[lane] / static_cast<double>(n_tokens));
+        high[lane] = lane < n ? ends[lane].high.bound : HUGE_VALF;
+        low[lane] = lane < n ? ends[lane].low.bound : -HUGE_VALF;
     }
+    visit_reaching(kernels, x, work.stride, n_tokens, high, low, [&](std::size_t t, std::uint32_t lane) {
+        if (ends[lane].take(x[t * work.stride + lane])) replace(work, head, t, first + lane, mean[lane]);
+    });
 }
 
 // One token of values, over the channels of all heads.
 void mark_value_token(const BlockWork& work, std::size_t token, std::uint32_t per_end, float* scratch) {
-    const std::size_t dim = work.dim();
+    const CodecKernels& kernels = work.kernels->codec;
+    const std::size_t dim = work.dim(), n_rows = dim / n_lanes;  // whole rows of 16 of a head
     const auto row = [&](std::size_t head) { return work.x_head(head) + token * work.stride; };
-    double sum = 0.0;
-    Ends ends;
-    if (per_end <= most_kept) {
-        KeptEnds kept;
-        kept.clear(per_end);
+    float high[n_lanes], low[n_lanes];
+    // Calls visit(head, channel) for the entries that reach high and low, in order.
+    const auto visit_all = [&](const auto& visit) {
         for (std::size_t head = 0; head < work.n_heads(); ++head) {
-            for (std::size_t c = 0; c < dim; ++c) {
-                sum += static_cast<double>(row(head)[c]);
-                kept.offer(row(head)[c], per_end);
+            visit_reaching(kernels, row(head), n_lanes, n_rows, high, low,
+                           [&](std::size_t i, std::uint32_t lane) { visit(head, i * n_lanes + lane); });
+            for (std::size_t c = n_rows * n_lanes; c < dim; ++c) {
+                if (row(head)[c] >= high[0] || row(head)[c] <= low[0]) visit(head, c);
             }
         }
+    };
+    double sums[n_lanes] = {};
+    for (std::size_t head = 0; head < work.n_heads(); ++head) {
+        add_rows(sums, row(head), n_lanes, n_rows);
+        for (std::size_t c = n_rows * n_lanes; c < dim; ++c)
+            sums[c % n_lanes] += static_cast<double>(row(head)[c]);
+    }
+    double sum = 0.0;
+    for (const double part : sums)
+        sum += part;
+    Ends ends;
+    if (per_end <= most_kept) {
+        constexpr std::uint32_t n_groups = 4 * n_lanes;
+        float highs[n_groups], lows[n_groups];
+        std::fill_n(highs, n_groups, -HUGE_VALF);
+        std::fill_n(lows, n_groups, HUGE_VALF);
+        for (std::size_t head = 0; head < work.n_heads(); ++head) {
+            kernels.group_ends(highs, lows, n_groups / n_lanes, row(head), n_lanes, n_rows);
+            for (std::size_t c = n_rows * n_lanes; c < dim; ++c) {
+                highs[c % n_groups] = std::max(highs[c % n_groups], row(head)[c]);
+                lows[c % n_groups] = std::min(lows[c % n_groups], row(head)[c]);
+            }
+        }
+        find_bounds(highs, lows, n_groups, 1, per_end, high, low);
+        std::fill_n(high, n_lanes, high[0]);
+        std::fill_n(low, n_lanes, low[0]);
+        KeptEnds kept;
+        kept.clear(per_end);
+        visit_all([&](std::size_t head, std::size_t c) { kept.offer(row(head)[c], per_end); });
         ends = kept.ends(per_end);
     } else {
-        for (std::size_t head = 0; head < work.n_heads(); ++head) {
-            for (std::size_t c = 0; c < dim; ++c)
-                sum += static_cast<double>(scratch[head * dim + c] = row(head)[c]);
-        }
+        for (std::size_t head = 0; head < work.n_heads(); ++head)
+            std::copy_n(row(head), dim, scratch + head * dim);
         ends = find_ends(scratch, work.n_heads() * dim, per_end);
     }
     const float mean = static_cast<float>(sum / static_cast<double>(work.n_heads() * dim));
-    for (std::size_t head = 0; head < work.n_heads(); ++head) {
-        for (std::size_t c = 0; c < dim; ++c) {
-            if (ends.take(row(head)[c])) replace(work, head, token, c, mean);
-        }
-    }
+    std::fill_n(high, n_lanes, ends.high.bound);
+    std::fill_n(low, n_lanes, ends.low.bound);
+    visit_all([&](std::size_t head, std::size_t c) {
+        if (ends.take(row(head)[c])) replace(work, head, token, c, mean);
+    });
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// The loops around the trellis search for one vector level: moments, rotation, and panels of 16 channels.
+// The loops around the searches for outliers and trellis codes for one vector level: ends, moments, rotation,
+// and panels of 16 channels.
 #pragma once
 
 #include <bit>
@@ -21,6 +22,48 @@ template <class L>
 [[gnu::always_inline]] inline typename L::Float load_signed(const std::int8_t* x) {
     const auto moved = L::load_bytes(reinterpret_cast<const std::uint8_t*>(x)) ^ L::broadcast_word(0x80);
     return L::to_float(moved) - L::broadcast(128.0f);
+}
+
+template <class L>
+void group_ends(float* high, float* low, std::size_t n_groups, const float* x, std::size_t stride,
+                std::size_t n) {
+    for (std::size_t g = 0; g < n_groups; ++g) {
+        typename L::Float most[row_vectors<L>], least[row_vectors<L>];
+        unroll<row_vectors<L>>([&](auto v) GEARKV_INLINE {
+            most[v] = L::load(high + g * lane_tile + v * L::width);
+            least[v] = L::load(low + g * lane_tile + v * L::width);
+        });
+        for (std::size_t i = g; i < n; i += n_groups) {
+            unroll<row_vectors<L>>([&](auto v) GEARKV_INLINE {
+                const auto row = L::load(x + i * stride + v * L::width);
+                most[v] = xsimd::max(most[v], row);
+                least[v] = xsimd::min(least[v], row);
+            });
+        }
+        unroll<row_vectors<L>>([&](auto v) GEARKV_INLINE {
+            L::store(high + g * lane_tile + v * L::width, most[v]);
+            L::store(low + g * lane_tile + v * L::width, least[v]);
+        });
+    }
+}
+
+template <class L>
+void find_reaching(std::uint16_t* reaching, const float* x, std::size_t stride, std::size_t n,
+                   const float* high, const float* low) {
+    typename L::Float highs[row_vectors<L>], lows[row_vectors<L>];
+    unroll<row_vectors<L>>([&](auto v) GEARKV_INLINE {
+        highs[v] = L::load(high + v * L::width);
+        lows[v] = L::load(low + v * L::width);
+    });
+    for (std::size_t i = 0; i < n; ++i) {
+        std::uint32_t within = 0;
+        unroll<row_vectors<L>>([&](auto v) GEARKV_INLINE {
+            const auto row = L::load(x + i * stride + v * L::width);
+            within |= (L::lane_bits(L::less(row, highs[v])) & L::lane_bits(L::less(lows[v], row)))
+                      << (v * L::width);
+        });
+        reaching[i] = static_cast<std::uint16_t>(~within);
+    }
 }
 
 // Two vectors of columns at once, so that the sums of one do not wait for the other's.

@@ -1,4 +1,5 @@
-// The loops around the trellis search at every level: equal to the reference to the last bit.
+// The loops around the searches for outliers and trellis codes at every level: equal to the reference to the
+// last bit.
 #include "format/trellis.hpp"
 #include "inputs.hpp"
 
@@ -48,6 +49,48 @@ std::vector<float> panel_rows(std::size_t stride, Pattern pattern) {
 
 const std::size_t all_strides[] = {16, 17, 128, 272};
 const Pattern panel_patterns[] = {Pattern::random, Pattern::wide, Pattern::largest, Pattern::denormal};
+
+TEST_CASE("ends of groups are those of the reference") {
+    for (const std::size_t n_groups : {1u, 4u, 32u}) {
+        for (const std::size_t n : {1u, 3u, 31u, 70u}) {
+            for (const std::size_t stride : {16u, 21u}) {
+                for (const Pattern pattern : all_patterns) {
+                    const std::vector<float> rows = make_floats((n - 1) * stride + lane_tile, pattern, n);
+                    CAPTURE(n_groups, n, stride, pattern_name(pattern));
+                    const std::size_t n_ends = n_groups * lane_tile;
+                    check_equal<float>(2 * n_ends, [&](const Kernels& kernels, Place place, float* out) {
+                        GuardedArray<float> x(rows, place);
+                        std::fill_n(out, n_ends, -0.25f);
+                        std::fill_n(out + n_ends, n_ends, 0.25f);
+                        kernels.codec.group_ends(out, out + n_ends, n_groups, x.data(), stride, n);
+                        for (std::size_t i = 0; i < 2 * n_ends; ++i)
+                            out[i] += 0.0f;  // zeros of both signs are the same
+                    });
+                }
+            }
+        }
+    }
+}
+
+TEST_CASE("entries that reach their bounds are those of the reference") {
+    for (const std::size_t n : {1u, 5u, 64u}) {
+        for (const std::size_t stride : {16u, 21u}) {
+            for (const Pattern pattern : all_patterns) {
+                const std::vector<float> rows = make_floats((n - 1) * stride + lane_tile, pattern, n);
+                std::vector<float> highs(lane_tile, HUGE_VALF), lows(lane_tile, -HUGE_VALF);
+                for (std::size_t lane = 0; lane < lane_tile; lane += 3)
+                    highs[lane] = rows[lane];  // equal to an entry
+                for (std::size_t lane = 1; lane < lane_tile; lane += 3)
+                    lows[lane] = rows[(n - 1) * stride + lane];
+                CAPTURE(n, stride, pattern_name(pattern));
+                check_equal<std::uint16_t>(n, [&](const Kernels& kernels, Place place, std::uint16_t* out) {
+                    GuardedArray<float> x(rows, place), high(highs, place), low(lows, place);
+                    kernels.codec.find_reaching(out, x.data(), stride, n, high.data(), low.data());
+                });
+            }
+        }
+    }
+}
 
 TEST_CASE("moments of columns are those of the reference") {
     for (const std::size_t n_cols : all_columns) {

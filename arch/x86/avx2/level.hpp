@@ -91,6 +91,7 @@ struct Lanes : BasicLanes<Lanes, Avx2> {
         a = _mm256_permute2f128_ps(low, high, 0x20);
         b = _mm256_permute2f128_ps(low, high, 0x31);
     }
+    static std::uint32_t lane_bits(Mask m) { return static_cast<std::uint32_t>(_mm256_movemask_ps(m)); }
     static Mask less(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
     template <std::uint32_t n>
     static Words mark(Words a, Mask m) {

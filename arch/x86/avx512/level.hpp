@@ -72,6 +72,7 @@ struct Lanes : BasicLanes<Lanes, Avx512> {
         b = _mm512_permutex2var_ps(a, second, b);
         a = low;
     }
+    static std::uint32_t lane_bits(Mask m) { return m; }
     static Mask less(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
     template <std::uint32_t n>
     static Words mark(Words a, Mask m) {
