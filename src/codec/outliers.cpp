@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <functional>
 
 #include "codec/work.hpp"
@@ -288,11 +289,16 @@ void write_entries(const BlockWork& work, std::size_t head) {
         const std::uint8_t* outlier = work.outlier_head(head) + t * work.stride;
         const float* input = work.row(t, head, work.line(head, 1));
         std::uint32_t n_token = 0;
-        for (std::size_t c = 0; c < work.dim(); ++c) {
-            if (outlier[c] == 0) continue;
-            channels[n + n_token] = static_cast<Index>(c);
-            missing[n_token++] = std::clamp(input[c] - dense_value(work, head, t, c), -max_half, max_half);
-            work.x_head(head)[t * work.stride + c] = 0.0f;
+        for (std::size_t first = 0; first < work.dim(); first += 8) {  // dim is a multiple of 8
+            std::uint64_t any;
+            std::memcpy(&any, outlier + first, sizeof(any));
+            for (std::size_t c = first; any != 0 && c < first + 8; ++c) {
+                if (outlier[c] == 0) continue;
+                channels[n + n_token] = static_cast<Index>(c);
+                missing[n_token++] =
+                    std::clamp(input[c] - dense_value(work, head, t, c), -max_half, max_half);
+                work.x_head(head)[t * work.stride + c] = 0.0f;
+            }
         }
         work.kernels->codec.to_half(values + n, missing, n_token);
         counts[t] = static_cast<Index>(n_token);
