@@ -11,7 +11,7 @@ Status initial_spec(const CacheConfig& config, KvSpec* out) noexcept;
 
 // Some of the last queries of a layer.
 struct QuerySample {
-    static constexpr std::uint32_t most_queries = 16;
+    static constexpr std::uint32_t most_queries = 64;
 
     float* rows = nullptr;                // [query][head][key_dim]
     std::uint64_t visible[most_queries];  // tokens the query could see
