@@ -2,7 +2,8 @@
 # Installs what is missing, builds, and runs every test: once per instruction-set level, under the sanitizers, with
 # clang, with everything optional left out, and for aarch64 under qemu. For Debian 12, Ubuntu 24.04 or later.
 #   tests/run.sh [release] [address] [thread] [clang] [minimal] [arm]        default: all of them
-# Tests tagged [slow] run in the release and clang stages only, those tagged [damage] under the address sanitizer too,
+# Tests tagged [once] run with the scalar level only, and what hostile files do once a build. Tests tagged [slow] run in
+# the release and clang stages only, those tagged [damage] under the address sanitizer too,
 # and those tagged [shapes], which go through sizes rather than through threads, everywhere but under the thread
 # sanitizer.
 # The last line is the total. GEARKV_BUILD_DIR says where to build, default build-tests.
@@ -96,7 +97,7 @@ stage_address() {
   export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
   # shellcheck disable=SC2046
   GEARKV_TESTS='~[slow]' run_tests address address --timeout-multiplier 3 $(skip_levels_but "$(best_level address)")
-  GEARKV_TESTS='~[slow]' run_tests address address-scalar --timeout-multiplier 3 unit-scalar kernels-scalar
+  GEARKV_TESTS='~[slow]~[shapes]' run_tests address address-scalar --timeout-multiplier 3 unit-scalar kernels-scalar
 }
 
 # oneTBB is not built for the thread sanitizer: the std pool runs instead.
@@ -115,18 +116,17 @@ stage_thread() {
 # What clang makes of the kernels in a release; the address stage compiles all of the tree with it.
 stage_clang() {
   CC=clang CXX=clang++ configure clang --buildtype=release -Dbench=false
-  build clang tests/unit/unit-test tests/kernels/kernels-test tests/decoder/decoder-test
+  build clang tests/unit/unit-test tests/kernels/kernels-test
   local best
   best=$(best_level clang)
-  run_tests clang clang "unit-$best" "kernels-$best" "decoder-$best"
+  run_tests clang clang "unit-$best" "kernels-$best"
 }
 
-# The core alone: no threads, no oneTBB, no OpenBLAS, no decoder.
+# The core alone: no threads, no oneTBB, no OpenBLAS, no decoder. The kernels are those of the other stages.
 stage_minimal() {
   configure minimal --buildtype=debug -Dthreads=none -Dblas=none -Ddecoder=false -Dbench=false
   build minimal
-  # shellcheck disable=SC2046
-  GEARKV_TESTS='~[slow]~[damage]' run_tests minimal minimal --timeout-multiplier 3 --no-suite=consume $(skip_levels_but "$(best_level minimal)")
+  GEARKV_TESTS='~[slow]~[damage]' run_tests minimal minimal --timeout-multiplier 3 "unit-$(best_level minimal)"
 }
 
 # Built with the std pool and without OpenBLAS, whose arm64 packages would need a second architecture set up in the
@@ -136,7 +136,7 @@ stage_arm() {
   build arm
   local a72=0 max=0 scalar=0
   export GEARKV_TESTS='~[slow]~[damage]'
-  QEMU_CPU=cortex-a72 run_tests arm arm-cortex-a72 --timeout-multiplier 10 --suite neon --suite dotprod || a72=1
+  QEMU_CPU=cortex-a72 run_tests arm arm-cortex-a72 --timeout-multiplier 10 --suite neon --suite dotprod --suite hostile || a72=1
   QEMU_CPU=max run_tests arm arm-max --timeout-multiplier 10 --suite dotprod || max=1
   QEMU_CPU=max run_tests arm arm-scalar --timeout-multiplier 10 kernels-scalar || scalar=1
   [ "$a72$max$scalar" = 000 ]

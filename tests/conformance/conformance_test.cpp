@@ -81,7 +81,7 @@ Tensor tensor_of(const Row& row, TensorKind kind) {
 
 }  // namespace
 
-TEST_CASE("reference reproduces the recorded errors of the method", "[conformance][slow]") {
+TEST_CASE("reference reproduces the recorded errors of the method", "[conformance][slow][once]") {
     const auto rows = recorded_rows();
     REQUIRE(rows.size() > 100);
     for (const Row& row : rows) {

@@ -1,8 +1,10 @@
 // The entry point of every test executable. The level comes from GEARKV_LEVEL; one that this machine cannot
 // run ends the run with 77, which the build tool counts as skipped. GEARKV_TESTS chooses tests beside the
-// arguments, for example "~[slow]" all but those with this tag.
+// arguments, for example "~[slow]" all but those with this tag. Tests tagged [once] do not depend on the
+// level: of runs with a forced level they are part of that of the scalar one.
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 #include <vector>
 
 #include "gearkv/cpu.hpp"
@@ -23,6 +25,10 @@ int main(int argc, char* argv[]) {
     }
     std::printf("level %s\n", gearkv::level_name(level));
     std::vector<const char*> arguments(argv, argv + argc);
-    if (const char* chosen = std::getenv("GEARKV_TESTS")) arguments.push_back(chosen);
+    const char* wanted = std::getenv("GEARKV_TESTS");
+    std::string chosen = wanted != nullptr ? wanted : "";
+    if (argc == 1 && std::getenv("GEARKV_LEVEL") != nullptr && level != gearkv::Level::scalar)
+        chosen += "~[once]";
+    if (!chosen.empty()) arguments.push_back(chosen.c_str());
     return Catch::Session().run(static_cast<int>(arguments.size()), arguments.data());
 }

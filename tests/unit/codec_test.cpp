@@ -218,7 +218,7 @@ TEST_CASE("a block says what it is", "[codec]") {
     CHECK(bytes.bytes == block.parts.bytes);
 }
 
-TEST_CASE("damaged blocks are refused or decode within bounds", "[codec][damage]") {
+TEST_CASE("damaged blocks are refused or decode within bounds", "[codec][damage][once]") {
     for (const TensorKind kind : kinds) {
         const Tensor x = structured(40, 2, 64, 4);
         const Block block = compress(x, kind, make_options(make_spec(Backbone::kivi, 2, 0.05f, 32), 2));
@@ -313,7 +313,7 @@ TEST_CASE("trellis blocks hold any shape, constants and the full range", "[codec
     }
 }
 
-TEST_CASE("damaged trellis blocks are refused or decode within bounds", "[codec][damage]") {
+TEST_CASE("damaged trellis blocks are refused or decode within bounds", "[codec][damage][once]") {
     for (const TensorKind kind : kinds) {
         const Block block = compress(structured(130, 2, 16, 4), kind, make_options(make_trellis(2.5f)));
         REQUIRE(block.status.ok());
