@@ -30,8 +30,9 @@ struct Row {
 
 std::vector<std::unique_ptr<Format>> make_formats(const Options& options) {
     auto formats = rival_formats();
-    for (const char* spec : {"f16", "token-2:g=64", "token-4:g=64", "kcvt-2", "kcvt-4", "kivi-2",
-                             "kivi-2:g=32", "kivi-3", "kivi-4", "gearl-2", "gear-2", "gear-3", "gear-4"}) {
+    for (const char* spec :
+         {"f16", "token-2:g=64", "token-4:g=64", "kcvt-2", "kcvt-4", "kivi-2", "kivi-2:g=32", "kivi-3",
+          "kivi-4", "gearl-2", "paper:gear-2", "paper:gear-3", "paper:gear-4"}) {
         formats.push_back(spec_format(spec, 0, false));
     }
     for (const std::string& spec : options.specs)
