@@ -158,8 +158,8 @@ void project_back(float* p, size_t p_stride, const float* x, size_t row_stride, 
     }
 }
 
-// Viterbi search of one channel. State: bit 0 is p[t-1], bit 1 is p[t-2]. From state s, path bit p leads to state
-// (s << 1 | p) & 3 and allows the levels whose index ends in z1 z0 = (p ^ p[t-2]) p[t-1].
+// Viterbi search of one channel. State: bit 0 is p[t-1], bit 1 is p[t-2]. From state s, path bit p leads to
+// state (s << 1 | p) & 3 and allows the levels whose index ends in z1 z0 = (p ^ p[t-2]) p[t-1].
 void encode_channel(const EncodeTrellis& args, size_t channel) {
     constexpr uint32_t n_states = 4;
     const uint32_t n_free = 1u << (args.width - 1);  // levels of one subset
@@ -190,7 +190,8 @@ void encode_channel(const EncodeTrellis& args, size_t channel) {
             from[t][state] = way1 < way0;
             next[state] = way1 < way0 ? way1 : way0;
         }
-        for (uint32_t state = 0; state < n_states; ++state) cost[state] = next[state];
+        for (uint32_t state = 0; state < n_states; ++state)
+            cost[state] = next[state];
     }
     uint32_t state = 0;
     for (uint32_t s = 1; s < n_states; ++s) {
@@ -207,7 +208,8 @@ void encode_channel(const EncodeTrellis& args, size_t channel) {
 }
 
 void encode_trellis(const EncodeTrellis& args) {
-    for (size_t channel = 0; channel < lane_tile; ++channel) encode_channel(args, channel);
+    for (size_t channel = 0; channel < lane_tile; ++channel)
+        encode_channel(args, channel);
 }
 
 void to_half(uint16_t* out, const float* x, size_t n) {

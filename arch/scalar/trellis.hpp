@@ -1,4 +1,5 @@
-// Reference of the trellis kernels: each does what kernels.hpp and format/trellis.hpp say, one entry at a time.
+// Reference of the trellis kernels: each does what kernels.hpp and format/trellis.hpp say, one entry at a
+// time.
 #pragma once
 
 #include "format/trellis.hpp"
@@ -9,7 +10,8 @@ namespace {
 
 // One channel's walk along its tokens; path(t) and free(t) give its bits.
 template <class Path, class Free, class Visit>
-void walk_trellis(TensorKind kind, std::uint32_t width, const Path& path, const Free& free_bits, const Visit& visit) {
+void walk_trellis(TensorKind kind, std::uint32_t width, const Path& path, const Free& free_bits,
+                  const Visit& visit) {
     std::uint32_t p1 = 0, p2 = 0;
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
         const std::uint32_t p = path(t);
@@ -20,9 +22,10 @@ void walk_trellis(TensorKind kind, std::uint32_t width, const Path& path, const 
     }
 }
 
-// Bit of one plane: keys have token 8 l + k, channel i at word l, bit 8 i + k; values token 32 j + k, channel c at
-// word 16 j + c, bit k.
-inline std::uint32_t plane_bit(TensorKind kind, const std::uint32_t* plane, std::uint32_t channel, std::uint32_t t) {
+// Bit of one plane: keys have token 8 l + k, channel i at word l, bit 8 i + k; values token 32 j + k, channel
+// c at word 16 j + c, bit k.
+inline std::uint32_t plane_bit(TensorKind kind, const std::uint32_t* plane, std::uint32_t channel,
+                               std::uint32_t t) {
     if (kind == TensorKind::key) return plane[t / 8] >> (8 * channel + t % 8) & 1;
     return plane[t / 32 * 16 + channel] >> (t % 32) & 1;
 }
@@ -37,7 +40,8 @@ void walk_granule(TensorKind kind, const std::uint32_t* words, std::uint32_t wid
             kind, width, [&](std::uint32_t t) { return plane_bit(kind, words, c, t); },
             [&](std::uint32_t t) {
                 std::uint32_t bits = 0;
-                for (std::uint32_t i = 1; i < width; ++i) bits |= plane_bit(kind, words + i * n_words, c, t) << (i - 1);
+                for (std::uint32_t i = 1; i < width; ++i)
+                    bits |= plane_bit(kind, words + i * n_words, c, t) << (i - 1);
                 return bits;
             },
             [&](std::uint32_t t, float level) { visit(c, t, level); });

@@ -240,6 +240,15 @@ class Perplexity(ToolTest):
         self.assertGreater(results["kivi-2"]["bits_per_element"], 2.5)
         self.assertLess(results["kivi-2"]["bits_per_element"], f16["bits_per_element"])
 
+    def test_rates_chosen_from_the_prompt_take_no_more_bits_and_diverge_little(self):
+        answer = self.perplexity("--kv", "auto:4.5", "k=trellis-4.59375;v=trellis-3.875", "auto:2.5", "--ctx", 1024,
+                                 "--chunk", 256, text=TEXT * 20)
+        chosen, even, coarse = answer["results"]
+        self.assertEqual(chosen["kv"], "auto:4.5")
+        self.assertLessEqual(chosen["bits_per_element"], even["bits_per_element"] + 1e-3)
+        self.assertLess(chosen["kl_divergence"], 3 * even["kl_divergence"])
+        self.assertGreater(coarse["kl_divergence"], chosen["kl_divergence"])
+
     def test_blocks_of_long_prompts_are_attended_as_well_as_short_ones(self):
         for kv in ("gear-4", "paper:gear-4", "kivi-4"):
             short, long = (self.perplexity("--kv", kv, "--ctx", 2048, "--chunk", chunk, text=TEXT * 20)["results"][0]
@@ -366,6 +375,10 @@ class Codec(ToolTest):
         found = [row for row in rows if tuple(row[k] for k in ("data", "n", "method", "bits", "rank", "sparsity")) == wanted]
         self.assertEqual(len(found), 1, wanted)
         return found[0]
+
+    def test_a_spec_that_needs_a_cache_is_refused(self):
+        self.fails(2, "auto:3 chooses its rates from the layers of a cache", "codec", "--k", conformance("outch_K"), "--v",
+                   conformance("outch_V"), "--kv", "auto:3")
 
     def test_errors_are_those_on_record_for_plain_backbones(self):
         for name, method in (("kivi", "KIVI"), ("kcvt", "KCVT")):
