@@ -1,7 +1,6 @@
 // Time of one decode step's attention in one layer, beside a plain read of the bytes it reads and the same
 // over an fp16 cache, in the same rounds.
 #include <CLI/CLI.hpp>
-#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -114,12 +113,7 @@ int main(int argc, char** argv) {
                     a.n_tokens = n_tokens;
                     a.executor = executors[i].get();
                     a.cache = fill(shape, spec, level, n_tokens);
-                    a.queries.data = q.data();
-                    a.queries.query_stride = std::size_t{shape.n_heads} * shape.dim;
-                    a.queries.head_stride = shape.dim;
-                    a.queries.n_queries = shape.n_queries;
-                    a.queries.n_heads = shape.n_heads;
-                    a.queries.scale = 1.0f / std::sqrt(static_cast<float>(shape.dim));
+                    a.queries = queries_of(q, shape.n_queries, shape.n_heads, shape.dim);
                     a.out.resize(q.size());
                     a.n_bytes = static_cast<std::size_t>(a.cache->stats().bits_per_element / 8 * n_tokens *
                                                          shape.n_kv_heads * shape.dim * 2);

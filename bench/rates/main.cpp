@@ -3,7 +3,6 @@
 // by its multiplications alone.
 #include <CLI/CLI.hpp>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -21,7 +20,7 @@ using namespace gearkv::bench;
 namespace {
 
 struct Shape {
-    std::uint32_t n_layers = 32, n_kv_heads = 8, n_heads = 32, dim = 128, prompt = 4096, n_queries = 16;
+    std::uint32_t n_layers = 32, n_kv_heads = 8, n_heads = 32, dim = 128, prompt = 4096, n_queries = 128;
 };
 
 // Seconds to compress the prompt in all layers.
@@ -37,13 +36,7 @@ double time_compression(const Shape& shape, const KvSpec& spec, Executor& execut
     const std::vector<float> k = make_rows(shape.prompt, shape.n_kv_heads, shape.dim, 1),
                              v = make_rows(shape.prompt, shape.n_kv_heads, shape.dim, 2),
                              q = make_rows(shape.n_queries, shape.n_heads, shape.dim, 3);
-    Queries queries;
-    queries.data = q.data();
-    queries.query_stride = std::size_t{shape.n_heads} * shape.dim;
-    queries.head_stride = shape.dim;
-    queries.n_queries = shape.n_queries;
-    queries.n_heads = shape.n_heads;
-    queries.scale = 1.0f / std::sqrt(static_cast<float>(shape.dim));
+    const Queries queries = queries_of(q, shape.n_queries, shape.n_heads, shape.dim);
     std::vector<float> out(q.size());
     for (std::uint32_t layer = 0; layer < shape.n_layers; ++layer) {
         require(cache->append(layer, rows_of(k, shape.n_kv_heads, shape.dim),

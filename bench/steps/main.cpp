@@ -2,7 +2,6 @@
 // what a user waits for a token, the 99th percentile what compression adds to some.
 #include <CLI/CLI.hpp>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -35,13 +34,7 @@ std::vector<double> run_steps(const Shape& shape, const CacheConfig& config, Exe
                               rows_of(v, shape.n_kv_heads, shape.dim), shape.prompt, executor));
         require(cache->compress(layer, executor));
     }
-    Queries queries;
-    queries.data = q.data();
-    queries.query_stride = q.size();
-    queries.head_stride = shape.dim;
-    queries.n_queries = 1;
-    queries.n_heads = shape.n_heads;
-    queries.scale = 1.0f / std::sqrt(static_cast<float>(shape.dim));
+    const Queries queries = queries_of(q, 1, shape.n_heads, shape.dim);
     std::vector<float> out(q.size());
     std::vector<double> seconds;
     for (std::uint32_t step = 0; step < shape.steps; ++step) {

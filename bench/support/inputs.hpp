@@ -1,13 +1,14 @@
 // Seeded inputs of the speed benchmarks.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
 #include <vector>
 
-#include "gearkv/codec.hpp"
+#include "gearkv/cache.hpp"
 
 namespace gearkv::bench {
 
@@ -25,6 +26,15 @@ inline std::vector<float> make_rows(std::size_t n_tokens, std::size_t n_heads, s
 inline Rows rows_of(const std::vector<float>& x, std::size_t n_heads, std::size_t dim,
                     std::size_t first = 0) {
     return {x.data() + first * n_heads * dim, n_heads * dim, dim};
+}
+
+// n_queries rows of n_heads, causal.
+inline Queries queries_of(const std::vector<float>& q, std::uint32_t n_queries, std::uint32_t n_heads,
+                          std::uint32_t dim) {
+    return {q.data(), std::size_t{n_heads} * dim,
+            dim,      n_queries,
+            n_heads,  1.0f / std::sqrt(static_cast<float>(dim)),
+            true};
 }
 
 inline void require(const Status& status) {

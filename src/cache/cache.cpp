@@ -266,13 +266,13 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
 }
 
 void Cache::reset() noexcept {
-    for (std::uint32_t i = 0; i < impl_->context.config.n_layers; ++i)
-        impl_->layers[i].reset(&impl_->context);
     KvSpec spec;
-    if (!impl_->rates.is_automatic() || !initial_spec(config(), &spec).ok()) return;
+    (void)initial_spec(config(), &spec).ok();  // the cache was created with it
     impl_->rates.reset(&impl_->context);
-    for (std::uint32_t i = 0; i < config().n_layers; ++i)
+    for (std::uint32_t i = 0; i < config().n_layers; ++i) {
+        impl_->layers[i].reset(&impl_->context);
         impl_->layers[i].share_evenly(spec);
+    }
 }
 
 Status Cache::layer_spec(std::uint32_t layer, KvSpec* out) const noexcept {

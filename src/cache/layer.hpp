@@ -109,8 +109,8 @@ class TokenBuffer {
 
 class LayerStream {
   public:
-    // False when memory is short; destroy() is right in any case. `spec` has the rates to begin with.
-    bool create(CacheContext* context, std::uint32_t index, const KvSpec& spec) noexcept;
+    // False when memory is short; destroy() is right in any case. `rates` are those to begin with.
+    bool create(CacheContext* context, std::uint32_t index, const KvSpec& rates) noexcept;
     void destroy(CacheContext* context) noexcept;
     void reset(CacheContext* context) noexcept;
 

@@ -15,7 +15,6 @@ namespace {
 
 constexpr std::uint32_t most_tokens = 1024;       // that are compressed to measure
 constexpr std::uint32_t n_rates = max_key_width;  // 1 to 6 bits; values to 4
-constexpr double least_rate = 0.5;
 // Errors of keys move attention to other tokens, which a model bears less well than noise in its values.
 constexpr double key_weight = 3.0;  // of squares
 // Few tokens and queries say little of one head, so its curve is drawn half way to the geometric mean of all
@@ -31,13 +30,29 @@ Granules granules(const CacheConfig& config) {
     return {ceil_div(config.key_dim, key_granule), ceil_div(config.value_dim, value_granule)};
 }
 
+std::uint32_t dim_of(TensorKind kind, const CacheConfig& config) {
+    return kind == TensorKind::key ? config.key_dim : config.value_dim;
+}
+constexpr std::uint32_t most_rate(TensorKind kind) {
+    return kind == TensorKind::key ? max_key_width : max_value_width;
+}
+
+// A block of n_tokens of a layer. No shape of a cache is too large for one of most_tokens or of a buffer.
+BlockHeader lay_out(TensorKind kind, const CacheConfig& config, std::uint32_t n_tokens, float rate,
+                    bool with_profile) {
+    BlockHeader header = {};
+    const BlockShape shape = {kind, n_tokens, config.n_kv_heads, dim_of(kind, config)};
+    (void)lay_out_block(shape, trellis_spec(rate), 0, &header, with_profile).ok();
+    return header;
+}
+
 // The average rate of n_planes of all heads, rounded so that they all fit.
 float rate_of(TensorKind kind, const CacheConfig& config, std::uint64_t n_planes) {
     const bool keys = kind == TensorKind::key;
     const Granules all = granules(config);
     const double n = static_cast<double>((keys ? all.key : all.value) * config.n_kv_heads);
-    float rate = static_cast<float>(std::max(static_cast<double>(n_planes) / n, least_rate));
-    while (section_planes(kind, config.n_kv_heads, keys ? config.key_dim : config.value_dim, rate) < n_planes)
+    float rate = static_cast<float>(std::max(static_cast<double>(n_planes) / n, double{least_rate}));
+    while (section_planes(kind, config.n_kv_heads, dim_of(kind, config), rate) < n_planes)
         rate = std::nextafter(rate, 8.0f);
     return rate;
 }
@@ -47,13 +62,7 @@ std::int64_t section_units(const CacheConfig& config) {
     const std::uint64_t n_tokens = config.spec.buffer_tokens, n_heads = config.n_kv_heads;
     std::uint64_t rest = 0;  // bytes beside the codes
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
-        BlockHeader header;
-        TensorSpec spec = {Backbone::trellis, 0};
-        spec.rate = 1.0f;
-        const bool keys = kind == TensorKind::key;
-        const BlockShape shape = {kind, config.spec.buffer_tokens, config.n_kv_heads,
-                                  keys ? config.key_dim : config.value_dim};
-        if (!lay_out_block(shape, spec, 0, &header, false).ok()) return -1;
+        const BlockHeader header = lay_out(kind, config, config.spec.buffer_tokens, 1.0f, false);
         rest += header.n_bytes - bytes_by_part(header).codes;
     }
     const double elements = static_cast<double>(n_tokens * n_heads) * (config.key_dim + config.value_dim);
@@ -110,8 +119,7 @@ class LayerMeasure {
         for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
             TensorRun& run = kind == TensorKind::key ? runs_[first_].key : runs_[first_].value;
             const TensorRun rows = run;
-            const std::uint32_t most = kind == TensorKind::key ? max_key_width : max_value_width;
-            for (std::uint32_t rate = 1; rate <= most; ++rate) {
+            for (std::uint32_t rate = 1; rate <= most_rate(kind); ++rate) {
                 run = run_of_block(compress(memory, kind, static_cast<float>(rate), executor));
                 attend(memory, memory.found, executor);
                 for (std::uint32_t head = 0; head < config_.n_kv_heads; ++head) {
@@ -134,14 +142,10 @@ class LayerMeasure {
     std::uint32_t n_rows() const { return sample_.n_queries * n_shared(); }
 
     BlockView compress(const Memory& memory, TensorKind kind, float rate, Executor& executor) const {
-        TensorSpec spec = {Backbone::trellis, 0};
-        spec.rate = rate;
         CompressTask task;
         task.kernels = context_.kernels;
         task.rows = layer_.buffered_rows(kind);
-        // A shape that a block of the layer has had already, at a rate that is no higher.
-        (void)lay_out_block({kind, n_tokens(), config_.n_kv_heads, context_.dim(kind)}, spec, 0, &task.header)
-            .ok();
+        task.header = lay_out(kind, config_, n_tokens(), rate, true);
         compress_into(memory.block, memory.compress, task, executor);
         return trusted_block(memory.block);
     }
@@ -180,13 +184,8 @@ std::uint64_t place_memory(const CacheConfig& config, std::uint64_t n_rows, std:
                            void* base, LayerMeasure::Memory* out) {
     std::uint64_t block_bytes = 0, compress_bytes = 0, used = 0;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
-        const bool keys = kind == TensorKind::key;
-        TensorSpec spec = {Backbone::trellis, 0};
-        spec.rate = static_cast<float>(keys ? max_key_width : max_value_width);
-        BlockHeader header;
-        const BlockShape shape = {kind, static_cast<std::uint32_t>(n_tokens), config.n_kv_heads,
-                                  keys ? config.key_dim : config.value_dim};
-        if (!lay_out_block(shape, spec, 0, &header).ok()) return 0;
+        const BlockHeader header = lay_out(kind, config, static_cast<std::uint32_t>(n_tokens),
+                                           static_cast<float>(most_rate(kind)), true);
         block_bytes = std::max(block_bytes, header.n_bytes);
         compress_bytes = std::max(compress_bytes, compress_scratch_bytes(header));
     }
@@ -243,11 +242,11 @@ Curve make_curve(const CacheConfig& config, TensorKind kind, const Squares& squa
     const int i_kind = static_cast<int>(kind);
     const Granules all = granules(config);
     Curve curve;
-    curve.n_measured = keys ? max_key_width : max_value_width;
+    curve.n_measured = most_rate(kind);
     curve.n_granules = static_cast<std::uint32_t>(keys ? all.key : all.value);
     curve.step = keys ? value_units : 1;
     curve.most = curve.n_granules * curve.n_measured;
-    curve.planes = static_cast<std::uint32_t>(least_rate * curve.n_granules);
+    curve.planes = static_cast<std::uint32_t>(double{least_rate} * curve.n_granules);
     for (std::uint32_t i = 0; i < curve.n_measured; ++i) {
         const double square =
             own_share * squares.log_error[i_kind][i] + (1.0 - own_share) * mean.log_error[i_kind][i];
@@ -293,9 +292,9 @@ Status initial_spec(const CacheConfig& config, KvSpec* out) noexcept {
     const double units = static_cast<double>(section_units(config)) / config.n_kv_heads;
     const double key = static_cast<double>(all.key), value = static_cast<double>(value_units * all.value);
     double value_rate = (units - key_lead * key) / (key + value);
-    value_rate = std::clamp(value_rate, least_rate, static_cast<double>(max_value_width));
+    value_rate = std::clamp(value_rate, double{least_rate}, static_cast<double>(max_value_width));
     const double key_rate = std::min((units - value_rate * value) / key, static_cast<double>(max_key_width));
-    if (key_rate < least_rate) {
+    if (key_rate < double{least_rate}) {
         return Status::error(
             Code::bad_spec,
             "auto:%g cannot be reached with %u heads of %u and %u channels and blocks of %u tokens; "
@@ -430,12 +429,13 @@ Status RateChooser::choose(CacheContext* context, LayerStream* layers, Executor&
                 new (shares + n++) Share{make_curve(config, kind, *squares, mean), i, head, kind};
         }
     }
-    KvSpec even;
-    (void)initial_spec(config, &even).ok();  // the cache was created with it
+    // What a layer has now is its even share.
+    const auto even_planes = [&](TensorKind kind) {
+        return std::int64_t{
+            section_planes(kind, config.n_kv_heads, dim_of(kind, config), layers[0].spec(kind).rate)};
+    };
     const std::int64_t layer_units =
-        section_planes(TensorKind::key, config.n_kv_heads, config.key_dim, even.key.rate) +
-        std::int64_t{value_units} *
-            section_planes(TensorKind::value, config.n_kv_heads, config.value_dim, even.value.rate);
+        even_planes(TensorKind::key) + std::int64_t{value_units} * even_planes(TensorKind::value);
     spend(shares, n, layer_units * static_cast<std::int64_t>(n_layers));
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {

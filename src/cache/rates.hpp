@@ -30,7 +30,6 @@ class RateChooser {
     // Chooses anew for the next sequence.
     void reset(CacheContext* context) noexcept;
 
-    bool is_automatic() const noexcept { return samples_ != nullptr; }
     // Whether rates are still to be chosen.
     bool waits() const noexcept { return samples_ != nullptr && !is_done_; }
     // Errors: out_of_memory.

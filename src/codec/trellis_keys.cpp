@@ -39,9 +39,9 @@ std::int8_t key_zero(float centre, float scale, std::uint32_t width) {
 // Takes the profile's mean off and puts the channels in stored order.
 void gather_keys(Section* s, std::uint32_t head, std::uint32_t first) {
     const TrellisProfile profile = trellis_profile(s->work.view, head);
-    float* mean = s->scratch.line;
+    float* mean = line(*s, 0);
     s->work.kernels->codec.from_half(mean, profile.mean, s->dim);
-    float* __restrict ordered = s->scratch.line + 2 * s->work.stride;  // the means in stored order
+    float* __restrict ordered = line(*s, 2);  // the means in stored order
     std::uint16_t order[max_dim];
     std::copy_n(profile.order, s->dim, order);
     for (std::uint32_t place = 0; place < s->dim; ++place)
@@ -50,7 +50,7 @@ void gather_keys(Section* s, std::uint32_t head, std::uint32_t first) {
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
         float* __restrict to = s->row(t);
         if (t < n) {
-            const float* x = s->work.row(first + t, head, s->scratch.line + s->work.stride);
+            const float* x = s->work.row(first + t, head, line(*s, 1));
             for (std::uint32_t place = 0; place < s->dim; ++place)
                 to[place] = x[order[place]] - ordered[place];
         } else {

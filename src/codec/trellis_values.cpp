@@ -8,14 +8,14 @@ namespace {
 // Takes the profile's mean off and rotates every token.
 void gather_values(Section* s, std::uint32_t head, std::uint32_t first) {
     const TrellisProfile profile = trellis_profile(s->work.view, head);
-    float* mean = s->scratch.line;
+    float* mean = line(*s, 0);
     s->work.kernels->codec.from_half(mean, profile.mean, s->dim);
     const std::uint32_t n = std::min(section_tokens, s->work.n_tokens() - first);
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
         float* to = s->row(t);
         std::fill_n(to, s->work.stride, 0.0f);
         if (t >= n) continue;
-        const float* x = s->work.row(first + t, head, s->scratch.line + s->work.stride);
+        const float* x = s->work.row(first + t, head, line(*s, 1));
         for (std::uint32_t c = 0; c < s->dim; ++c)
             to[c] = x[c] - mean[c];
     }

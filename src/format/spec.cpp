@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string_view>
 
+#include "format/trellis.hpp"
 #include "gearkv/config.hpp"
 
 namespace gearkv {
@@ -29,7 +30,7 @@ constexpr std::uint16_t max_group = 4096;
 constexpr std::uint16_t max_spec_rank = 64;
 constexpr std::uint32_t max_buffer_tokens = 4096;
 constexpr std::uint32_t max_sink_tokens = 64;
-constexpr float least_rate = 0.5f, most_key_rate = 6.0f, most_value_rate = 4.0f;
+constexpr float most_key_rate = max_key_width, most_value_rate = max_value_width;
 constexpr float least_auto_bits = 1.0f, most_auto_bits = 5.0f;
 
 // The points of bench/quality nearest to 2.5, 3.5 and 4.5 bits in all.
@@ -47,13 +48,6 @@ std::uint32_t default_buffer(bool trellis) noexcept {
 }
 std::uint32_t default_sinks(bool trellis) noexcept {
     return trellis ? trellis_sink_tokens : 0;
-}
-
-// Of auto:BITS; a cache puts rates that suit its shape in place of this one.
-TensorSpec auto_tensor(float bits) noexcept {
-    TensorSpec spec = {Backbone::trellis, 0};
-    spec.rate = bits;
-    return spec;
 }
 
 // A name without its bits, and the parts it stands for.
@@ -87,8 +81,7 @@ struct Parsed {
     std::size_t& at(Option option) noexcept { return value_at[static_cast<std::size_t>(option)]; }
     void use_preset(bool keys) noexcept {
         if (preset == nullptr) return;
-        spec = {Backbone::trellis, 0};
-        spec.rate = keys ? preset->key_rate : preset->value_rate;
+        spec = trellis_spec(keys ? preset->key_rate : preset->value_rate);
     }
 };
 
@@ -295,7 +288,7 @@ class Parser {
     Status parse_auto(Parsed* out, float* bits) noexcept {
         if (Status status = parse_number({least_auto_bits, most_auto_bits}, bits); !status.ok())
             return status;
-        out->spec = auto_tensor(*bits);
+        out->spec = trellis_spec(*bits);  // a cache puts rates that suit its shape in place of this one
         while (accept(",")) {
             if (Status status = parse_option(out); !status.ok()) return status;
         }
@@ -480,9 +473,7 @@ void write_tensor(const TensorSpec& spec, const KvSpec* both, const Preset* pres
 
 const Preset* find_preset(const KvSpec& spec) noexcept {
     for (const Preset& preset : presets) {
-        TensorSpec key = {Backbone::trellis, 0}, value = {Backbone::trellis, 0};
-        key.rate = preset.key_rate;
-        value.rate = preset.value_rate;
+        const TensorSpec key = trellis_spec(preset.key_rate), value = trellis_spec(preset.value_rate);
         if (spec.key == key && spec.value == value) return &preset;
     }
     return nullptr;

@@ -89,6 +89,14 @@ constexpr float zero_unit(std::uint32_t width) {
     return units[width];
 }
 
+inline constexpr float least_rate = 0.5f;
+
+inline TensorSpec trellis_spec(float rate) noexcept {
+    TensorSpec spec = {Backbone::trellis, 0};
+    spec.rate = rate;
+    return spec;
+}
+
 // Planes of one section of all heads at an average of `rate` bits per entry.
 constexpr std::uint32_t section_planes(TensorKind kind, std::uint32_t n_heads, std::uint32_t dim,
                                        float rate) {
