@@ -51,6 +51,7 @@ namespace {
 //   ByteTable, load_table(const void*)     16 bytes
 //   Words lookup(ByteTable, Words a)       for each byte of a, all below 16
 //   Words lookup<n>(ByteTable low, ByteTable high, Words a, Words b)   high where bit n of b's byte is 1
+//   RowTable(const float* x, size_t n)     Float pick(const uint16_t* at): x[at[lane]] for each lane
 //   FloatTable, load_float_table(const float*), FloatIndex float_index(Words a), a below 16
 //   Float lookup_float(FloatTable, FloatIndex)
 // No function needs an alignment. Those named *_first touch only the first n < width entries.
@@ -108,6 +109,20 @@ struct BasicLanes {
         for (std::size_t i = 0; i < n; ++i)
             x[i] = lanes[i];
     }
+
+    class RowTable {
+      public:
+        RowTable(const float* x, std::size_t) : x_(x) {}
+        Float pick(const std::uint16_t* at) const {
+            float lanes[width];
+            for (std::size_t i = 0; i < width; ++i)
+                lanes[i] = x_[at[i]];
+            return load(lanes);
+        }
+
+      private:
+        const float* x_;
+    };
 
     // The field of `bits` bits that starts at bit `first`.
     template <std::uint32_t bits, std::uint32_t first>

@@ -105,6 +105,11 @@ struct CodecKernels {
     // kept.
     void (*rotate_rows)(float* x, std::size_t row_stride, std::size_t n_rows, std::size_t n_cols);
 
+    // out[i] = x[order[i]] - shift[i] for one row of n_cols; out, order and shift are padded to 16, surplus
+    // entries of order are below n_cols.
+    void (*order_row)(float* out, const float* x, const std::uint16_t* order, const float* shift,
+                      std::size_t n_cols);
+
     // out[t][lane] = (x[t][lane] + shift[lane]) * (token_factor[t] * factor[lane]), out [128][16].
     void (*fill_panel)(float* out, const Panel& panel, const float* shift, const float* factor);
     // Sums over the tokens, with u = chosen[t][lane] * token_factor[t]: level = u, along = u x, square = u u.

@@ -239,6 +239,7 @@ constinit const CodecKernels codec_scalar = {
     column_moments,
     row_squares,
     rotate_rows,
+    order_row,
     fill_panel,
     sum_panel,
     cube_errors,

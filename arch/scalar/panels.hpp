@@ -64,6 +64,12 @@ void rotate_rows(float* x, std::size_t row_stride, std::size_t n_rows, std::size
         rotate_head(x + r * row_stride, static_cast<std::uint32_t>(n_cols));
 }
 
+void order_row(float* out, const float* x, const std::uint16_t* order, const float* shift,
+               std::size_t n_cols) {
+    for (std::size_t i = 0; i < n_cols; ++i)
+        out[i] = x[order[i]] - shift[i];
+}
+
 void fill_panel(float* out, const Panel& panel, const float* shift, const float* factor) {
     for (std::size_t t = 0; t < section_tokens; ++t) {
         for (std::size_t lane = 0; lane < lane_tile; ++lane) {

@@ -56,7 +56,7 @@ std::vector<double> run_steps(const Shape& shape, const CacheConfig& config, Exe
 int main(int argc, char** argv) {
     CLI::App app{"Latency of decode steps: append and attend in every layer"};
     Shape shape;
-    std::vector<std::string> specs = {"gear-4", "gear-2", "paper:gear-2", "kivi-2"};
+    std::vector<std::string> specs = {"f16", "gear-4", "gear-2", "paper:gear-2", "kivi-2"};
     std::vector<unsigned> threads = {1, 2};
     std::vector<std::uint32_t> spreads = {0, CacheConfig{}.spread_tokens};
     std::string json_path;

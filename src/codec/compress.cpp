@@ -2,8 +2,10 @@
 #include "codec/compress.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "codec/trellis.hpp"
 
@@ -106,7 +108,10 @@ void compress_parts(const BlockWork& work, Executor& executor) {
             if (work.view.sizes.shared_scales) choose_shared_scales(work, slice);
         });
     }
-    if (has_outliers) count_outliers(work);
+    if (has_outliers) {
+        parallel_for(executor, n_heads, [&](std::size_t head) { count_outliers(work, head); });
+        number_outliers(work);
+    }
     parallel_for(executor, n_heads, [&](std::size_t head) {
         quantize_head(work, head);
         if (has_outliers) write_outliers(work, head);
@@ -116,22 +121,38 @@ void compress_parts(const BlockWork& work, Executor& executor) {
 
 }  // namespace
 
-Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& shape,
-                  bool any_float) noexcept {
+Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& shape, bool any_float,
+                  Executor& executor) noexcept {
+    const float limit = any_float ? std::numeric_limits<float>::max() : max_half;
+    const auto row_end = [&](std::size_t t, std::size_t head) {
+        return kernels.codec.max_abs(rows.data + t * rows.token_stride + head * rows.head_stride, shape.dim);
+    };
+    // Whether all are good is soon told; which one is not is told once.
+    std::atomic<bool> all_good = true;
+    constexpr std::size_t slice_tokens = 64;
+    parallel_for(executor, ceil_div(shape.n_tokens, slice_tokens), [&](std::size_t slice) {
+        const std::size_t end = std::min<std::size_t>((slice + 1) * slice_tokens, shape.n_tokens);
+        bool good = true;
+        for (std::size_t t = slice * slice_tokens; t < end; ++t) {
+            for (std::size_t head = 0; head < shape.n_heads; ++head)
+                good &= row_end(t, head) <= limit;
+        }
+        if (!good) all_good.store(false, std::memory_order_relaxed);
+    });
+    if (all_good.load(std::memory_order_relaxed)) return {};
     const char* name = shape.kind == TensorKind::key ? "keys" : "values";
     for (std::size_t t = 0; t < shape.n_tokens; ++t) {
         for (std::size_t head = 0; head < shape.n_heads; ++head) {
-            const float* row = rows.data + t * rows.token_stride + head * rows.head_stride;
-            const float most = kernels.codec.max_abs(row, shape.dim);
+            const float most = row_end(t, head);
             if (!std::isfinite(most)) {
                 return Status::error(Code::non_finite,
                                      "%s of token %zu, head %zu hold NaN or Inf, expected finite", name, t,
                                      head);
             }
-            if (most > max_half && !any_float) {
+            if (most > limit) {
                 return Status::error(Code::not_representable,
                                      "%s of token %zu, head %zu reach %g, expected at most %g (fp16)", name,
-                                     t, head, static_cast<double>(most), static_cast<double>(max_half));
+                                     t, head, static_cast<double>(most), static_cast<double>(limit));
             }
         }
     }
@@ -264,7 +285,8 @@ Status compress_block(void* block, std::size_t n_bytes, const Rows& rows, const 
     task.seed = options.seed;
     if (Status status = lay_out_block(shape, options.spec, options.rank, &task.header); !status.ok())
         return status;
-    if (Status status = check_rows(*task.kernels, rows, shape, options.spec.bits == 32); !status.ok())
+    if (Status status = check_rows(*task.kernels, rows, shape, options.spec.bits == 32, executor);
+        !status.ok())
         return status;
     const std::uint64_t scratch_bytes = compress_scratch_bytes(task.header);
     void* scratch = nullptr;

@@ -323,6 +323,7 @@ constexpr CodecKernels make_codec_kernels() {
         column_moments<L>,
         row_squares<L>,
         rotate_rows<L>,
+        order_row<L>,
         fill_panel<L>,
         sum_panel<L>,
         cube_errors<L>,

@@ -186,6 +186,14 @@ void rotate_rows(float* x, std::size_t row_stride, std::size_t n_rows, std::size
     }
 }
 
+template <class L>
+void order_row(float* out, const float* x, const std::uint16_t* order, const float* shift,
+               std::size_t n_cols) {
+    const typename L::RowTable table(x, n_cols);
+    for (std::size_t i = 0; i < n_cols; i += L::width)
+        L::store(out + i, table.pick(order + i) - L::load(shift + i));
+}
+
 // ---- panels ----
 
 template <class L>

@@ -42,7 +42,7 @@ void gather_keys(Section* s, std::uint32_t head, std::uint32_t first) {
     float* mean = line(*s, 0);
     s->work.kernels->codec.from_half(mean, profile.mean, s->dim);
     float* __restrict ordered = line(*s, 2);  // the means in stored order
-    std::uint16_t order[max_dim];
+    std::uint16_t order[max_dim] = {};
     std::copy_n(profile.order, s->dim, order);
     for (std::uint32_t place = 0; place < s->dim; ++place)
         ordered[place] = mean[order[place]];
@@ -51,8 +51,7 @@ void gather_keys(Section* s, std::uint32_t head, std::uint32_t first) {
         float* __restrict to = s->row(t);
         if (t < n) {
             const float* x = s->work.row(first + t, head, line(*s, 1));
-            for (std::uint32_t place = 0; place < s->dim; ++place)
-                to[place] = x[order[place]] - ordered[place];
+            s->work.kernels->codec.order_row(to, x, order, ordered, s->dim);
         } else {
             std::copy_n(s->row(n - 1), s->dim, to);
         }

@@ -66,8 +66,9 @@ struct BlockWork {
 // heads), and puts the mean of the vector in their place in x.
 void mark_key_outliers(const BlockWork& work, std::size_t head) noexcept;
 void mark_value_outliers(const BlockWork& work, std::size_t slice) noexcept;
-// Fills the table of the first outlier of each head; between marking and writing.
-void count_outliers(const BlockWork& work) noexcept;
+// Between marking and writing: the outliers of each head, and then the table of the first outlier of each.
+void count_outliers(const BlockWork& work, std::size_t head) noexcept;
+void number_outliers(const BlockWork& work) noexcept;
 // Writes counts, channels and values of one head and clears its residual at the outliers.
 void write_outliers(const BlockWork& work, std::size_t head) noexcept;
 

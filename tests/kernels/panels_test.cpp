@@ -221,6 +221,26 @@ TEST_CASE("cubes of errors are those of the reference") {
     }
 }
 
+TEST_CASE("a row is put in order as by the reference") {
+    for (const std::size_t n_cols : all_columns) {
+        const std::size_t padded = round_to(n_cols, 16);
+        Random random(n_cols);
+        std::vector<std::uint16_t> places(padded);
+        for (std::uint16_t& place : places)
+            place = static_cast<std::uint16_t>(random.below(static_cast<std::uint32_t>(n_cols)));
+        const std::vector<float> row = make_floats(n_cols, Pattern::random, n_cols),
+                                 shifts = factors(padded, n_cols);
+        CAPTURE(n_cols);
+        check_equal<float>(n_cols, [&](const Kernels& kernels, Place place, float* out) {
+            GuardedArray<float> x(row, place), shift(shifts, place), to(padded, place);
+            GuardedArray<std::uint16_t> order(places, place);
+            kernels.codec.order_row(to.data(), x.data(), order.data(), shift.data(), n_cols);
+            CHECK(to.is_intact());
+            std::copy_n(to.data(), n_cols, out);
+        });
+    }
+}
+
 TEST_CASE("bits of codes are gathered as by the reference") {
     Random random(1);
     std::vector<std::uint8_t> bytes(n_entries);
