@@ -31,6 +31,7 @@ Features detect_features() {
     constexpr std::uint32_t avx2 = 1u << 5;   // leaf 7, ebx
     constexpr std::uint32_t avx512 =
         1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;  // F, DQ, CD, BW, VL
+    constexpr std::uint32_t avx512_bytes = 1u << 1 | 1u << 11;  // leaf 7, ecx: VBMI, VNNI
     constexpr std::uint32_t ymm_state = 0x06,
                             zmm_state = 0xe6;  // xmm, ymm; and opmask, zmm halves, zmm16..31
 
@@ -42,7 +43,8 @@ Features detect_features() {
     const std::uint32_t state = saved_state();
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return features;
     features.avx2 = (state & ymm_state) == ymm_state && (b & avx2) != 0;
-    features.avx512 = features.avx2 && (state & zmm_state) == zmm_state && (b & avx512) == avx512;
+    features.avx512 = features.avx2 && (state & zmm_state) == zmm_state && (b & avx512) == avx512 &&
+                      (c & avx512_bytes) == avx512_bytes;
     return features;
 }
 

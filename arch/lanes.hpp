@@ -54,12 +54,18 @@ namespace {
 //   RowTable(const float* x, size_t n)     Float pick(const uint16_t* at): x[at[lane]] for each lane
 //   FloatTable, load_float_table(const float*), FloatIndex float_index(Words a), a below 16
 //   Float lookup_float(FloatTable, FloatIndex)
+//   has_dot                                whether there are dot products of bytes; then also
+//   signed_bytes                           whether their first bytes are signed, else unsigned
+//   Words dot(Words sum, a, b)             each word plus the four products of its bytes, those of b signed
+//   int32_t sum_words(Words)               of signed words
+//   void interleave_eights(uint8_t x[32])  byte 8 i + k moves to 4 k + i
 // No function needs an alignment. Those named *_first touch only the first n < width entries.
 template <class Self, class Arch>
 struct BasicLanes {
     using Float = xsimd::batch<float, Arch>;
     using Words = xsimd::batch<std::uint32_t, Arch>;
     static constexpr std::size_t width = Float::size;
+    static constexpr bool has_dot = false;
 
     static Float load(const float* x) { return Float::load_unaligned(x); }
     static void store(float* x, Float a) { a.store_unaligned(x); }

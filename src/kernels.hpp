@@ -166,6 +166,12 @@ struct MixCodes {
     std::uint32_t n_rows;
 };
 
+// Memory that will be read next: kernels that take it ask for it while they work.
+struct Ahead {
+    const void* bytes = nullptr;
+    std::size_t n_bytes = 0;
+};
+
 // Scores of the 128 tokens of one trellis section: scores[row][t] += sum_c query[row][c] level(t, c),
 // channels in stored order, granules of 4.
 struct ScoreTrellis {
@@ -177,6 +183,7 @@ struct ScoreTrellis {
     float* scores;  // [n_rows][score_stride], 128 tokens
     std::size_t score_stride;
     std::uint32_t n_rows;  // [1, max_rows]
+    Ahead ahead = {};
 };
 
 // out[row][c] = sum_t weight[row][t] level(t, c) over the 128 tokens of one trellis section, granules of 16.
@@ -189,6 +196,7 @@ struct MixTrellis {
     float* out;  // [n_rows][out_stride], 16 * n_granules channels, overwritten
     std::size_t out_stride;
     std::uint32_t n_rows;
+    Ahead ahead = {};
 };
 
 // Rows of the buffer and of raw blocks: [n_tokens][row_stride] of half or float, channels padded to 16 with
@@ -232,6 +240,10 @@ struct AttentionKernels {
     float (*softmax_tile)(float* weight, const float* score, std::size_t n, float* max, float* sum);
     // x[i] *= alpha
     void (*scale)(float* x, float alpha, std::size_t n);
+
+    // Queries and weights that meet codes or levels are rounded by at most this share of the largest of their
+    // row and call; 0 where products are made of floats.
+    float factor_step;
 };
 
 struct Kernels {

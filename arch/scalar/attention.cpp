@@ -195,6 +195,7 @@ constinit const AttentionKernels attention_scalar = {
     scale_half,
     softmax_tile,
     scale,
+    0.0f,
 };
 
 }  // namespace gearkv

@@ -12,7 +12,7 @@ enum class Level : unsigned char {
     automatic = 0,  // GEARKV_LEVEL when that is set, else the best one this machine can run
     scalar = 1,     // portable C++, the reference of all others
     avx2 = 2,       // AVX2 + FMA + F16C
-    avx512 = 3,     // AVX-512 F, CD, BW, DQ, VL
+    avx512 = 3,     // AVX-512 F, CD, BW, DQ, VL, VBMI, VNNI (Ice Lake, Zen 4 and later)
     neon = 4,       // ARMv8.0 Advanced SIMD
     dotprod = 5,    // ARMv8.2 with the dot product instructions
 };

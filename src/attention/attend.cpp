@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "format/trellis.hpp"
+
 namespace gearkv {
 namespace {
 
@@ -38,14 +40,33 @@ void soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, st
     }
 }
 
-void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, std::uint64_t run_start,
-                RowState* state) {
+// What the tile at token `first` of a run reads most of.
+Ahead tile_bytes(const TensorRun& run, TensorKind kind, std::uint32_t head, std::uint32_t first) {
+    const BlockView& block = run.block;
+    if (block.header == nullptr || !block.trellis()) return {};
+    const std::uint32_t index = first / section_tokens;
+    const unsigned char* side = block.section(head, index);
+    for (std::uint32_t at = 0; at < block.sizes.section_bytes; at += 64)
+        __builtin_prefetch(side + at, 0, 2);
+    const std::size_t n_words = std::size_t{block.n_planes(head)} * plane_words(kind);
+    return {block.section_codes(head, index), n_words * sizeof(std::uint32_t)};
+}
+
+// `next` is the run after it, or null.
+void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, const KvRun* next,
+                std::uint64_t run_start, RowState* state) {
     const std::uint64_t most_visible = *std::max_element(rows.visible, rows.visible + pass.n_rows);
     KeyScorer scorer(pass, run.key);
     ValueMixer mixer(pass, run.value);
     for (std::uint32_t first = 0; first < run.n_tokens && run_start + first < most_visible;
          first += tile_tokens) {
-        const Tile tile = {first, std::min(run.n_tokens - first, tile_tokens)};
+        Tile tile = {first, std::min(run.n_tokens - first, tile_tokens), {}, {}};
+        const bool is_last = first + tile_tokens >= run.n_tokens;
+        if (const KvRun* after = is_last ? next : &run; after != nullptr) {
+            const std::uint32_t then = is_last ? 0 : first + tile_tokens;
+            tile.key = tile_bytes(after->key, TensorKind::key, pass.head, then);
+            tile.value = tile_bytes(after->value, TensorKind::value, pass.head, then);
+        }
         scorer.score(tile);
         soften_tile(pass, rows, tile, run_start, state, &mixer);
         mixer.mix(tile);
@@ -124,7 +145,7 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
     std::fill_n(scratch.out, rows.n_rows * scratch.out_stride, 0.0f);
     std::uint64_t start = 0;
     for (std::size_t i = 0; i < n_runs; ++i) {
-        attend_run(pass, rows, runs[i], start, &state);
+        attend_run(pass, rows, runs[i], i + 1 < n_runs ? &runs[i + 1] : nullptr, start, &state);
         start += runs[i].n_tokens;
     }
     for (std::uint32_t row = 0; row < rows.n_rows; ++row) {

@@ -81,6 +81,7 @@ struct RowPass {
 struct Tile {
     std::uint32_t first;
     std::uint32_t n_tokens;
+    Ahead key, value;  // of the tile after it
 };
 
 // Outliers of some tokens of a tile, one after another: a loop over tokens with a few outliers each would

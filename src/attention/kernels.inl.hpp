@@ -4,7 +4,8 @@
 #include <xsimd/xsimd.hpp>
 
 #include "attention/codes.inl.hpp"
-#include "attention/trellis.inl.hpp"
+#include "attention/trellis_bytes.inl.hpp"
+#include "attention/trellis_floats.inl.hpp"
 #include "exponential.inl.hpp"
 #include "products.inl.hpp"
 
@@ -53,6 +54,26 @@ void mix_codes(const MixCodes& args) {
         strip.low += lane_tile;
         strip.high += lane_tile;
         rows.out += lane_tile;
+    }
+}
+
+// ---- trellis ----
+
+template <class L>
+void score_trellis(const ScoreTrellis& args) {
+    if constexpr (L::has_dot) {
+        score_trellis_bytes<L>(args);
+    } else {
+        score_trellis_floats<L>(args);
+    }
+}
+
+template <class L>
+void mix_trellis(const MixTrellis& args) {
+    if constexpr (L::has_dot) {
+        mix_trellis_bytes<L>(args);
+    } else {
+        mix_trellis_floats<L>(args);
     }
 }
 
@@ -184,6 +205,7 @@ constexpr AttentionKernels make_attention_kernels() {
         scale_half<L>,
         softmax_tile<L>,
         scale<L>,
+        L::has_dot ? factor_step : 0.0f,
     };
 }
 

@@ -182,7 +182,7 @@ void ValueMixer::mix_section(const Tile& tile) noexcept {
     float sums[max_rows * max_dim];
     const std::size_t stride = s.out_stride;
     pass_.kernels.attention.mix_trellis({run_.block.section_codes(pass_.head, index), widths, n_granules,
-                                         s.partial, tile_tokens, sums, stride, pass_.n_rows});
+                                         s.partial, tile_tokens, sums, stride, pass_.n_rows, tile.value});
     float scale[max_dim];
     for (std::uint32_t c = 0; c < dim; ++c)
         scale[c] = exp2_sixteenths(base + side[at.scales + c]);

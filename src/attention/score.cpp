@@ -220,8 +220,8 @@ void KeyScorer::score_section(const Tile& tile) noexcept {
             bias[row] += part;
     }
     const std::uint32_t* words = run_.block.section_codes(pass_.head, index);
-    pass_.kernels.attention.score_trellis(
-        {words, widths, dim / key_granule, s.folded, s.query_stride, s.scores, tile_tokens, pass_.n_rows});
+    pass_.kernels.attention.score_trellis({words, widths, dim / key_granule, s.folded, s.query_stride,
+                                           s.scores, tile_tokens, pass_.n_rows, tile.key});
     for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
         float* scores = s.scores + row * tile_tokens;
         for (std::uint32_t t = 0; t < tile.n_tokens; ++t)

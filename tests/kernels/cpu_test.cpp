@@ -1,4 +1,5 @@
 // Levels: naming, listing, choosing and forcing.
+#include <cstddef>
 #include <cstdlib>
 #include <optional>
 #include <string>
@@ -164,7 +165,7 @@ TEST_CASE("the table of an available level is its own, with every slot filled") 
         CHECK(kernels->level == level);
         CHECK(kernels == find_kernels(level));
         static_assert(sizeof(CodecKernels) % sizeof(void (*)()) == 0);
-        static_assert(sizeof(AttentionKernels) % sizeof(void (*)()) == 0);
+        static_assert(offsetof(AttentionKernels, factor_step) % sizeof(void (*)()) == 0);
         const auto count_filled = [](const void* table, std::size_t n_bytes) {
             const auto* slots = static_cast<void (*const*)()>(table);
             std::size_t n = 0;
@@ -174,8 +175,10 @@ TEST_CASE("the table of an available level is its own, with every slot filled") 
         };
         CHECK(count_filled(&kernels->codec, sizeof(CodecKernels)) ==
               sizeof(CodecKernels) / sizeof(void (*)()));
-        CHECK(count_filled(&kernels->attention, sizeof(AttentionKernels)) ==
-              sizeof(AttentionKernels) / sizeof(void (*)()));
+        constexpr std::size_t attention_bytes = offsetof(AttentionKernels, factor_step);
+        CHECK(count_filled(&kernels->attention, attention_bytes) == attention_bytes / sizeof(void (*)()));
+        CHECK(kernels->attention.factor_step >= 0.0f);
+        CHECK(kernels->attention.factor_step < 0x1p-15f);
     }
 }
 

@@ -1,0 +1,254 @@
+// The levels of a granule, for one vector level of the machine.
+//
+// The words of a granule hold one bit of four neighbours a byte. The two low bits of a level's index are the
+// path bits of the token before and of the token two before, so z0 and z1 are planes too: the path plane
+// moved by one and two tokens. For each bit k of the bytes the index bits of all planes are brought together
+// and looked up as bytes, four levels a word.
+#pragma once
+
+#include <xsimd/xsimd.hpp>
+
+#include "format/trellis.hpp"
+#include "kernels.hpp"
+#include "unroll.inl.hpp"
+
+namespace gearkv {
+namespace {
+
+// What the bytes of a word become.
+enum class LevelForm {
+    biased,     // level + 128, unsigned
+    two_sided,  // level, signed
+    joined,     // the word is sum_i level_i 2^(8 i) (mod 2^32)
+};
+
+// The low bytes of levels, or of levels + 128, which do not borrow from each other; 8 levels are there twice.
+template <TensorKind kind, std::uint32_t width, LevelForm form>
+struct LevelBytes {
+    std::uint8_t entries[32] = {};
+    constexpr LevelBytes() {
+        for (std::uint32_t i = 0; i < 32; ++i) {
+            const int level = trellis_level(kind, width, i & ((2u << width) - 1));
+            entries[i] = static_cast<std::uint8_t>(form == LevelForm::two_sided ? level : level + 128);
+        }
+    }
+};
+
+template <class L, TensorKind kind, std::uint32_t width, LevelForm form>
+struct TrellisTable {
+    typename L::ByteTable low, high;
+
+    TrellisTable() {
+        static constexpr LevelBytes<kind, width, form> levels;
+        low = L::load_table(levels.entries);
+        high = L::load_table(levels.entries + 16);
+    }
+};
+
+// Planes of index bits: z0, z1, then the free bits.
+template <class L, std::uint32_t width>
+struct IndexPlanes {
+    typename L::Words bits[width + 1];
+};
+
+template <class L, std::uint32_t by, std::uint32_t mask>
+[[gnu::always_inline]] inline typename L::Words interleave(typename L::Words low, typename L::Words high) {
+    return L::merge(L::broadcast_word(mask), low, L::template shift_left<by>(high));
+}
+template <class L, std::uint32_t by, std::uint32_t mask>
+[[gnu::always_inline]] inline typename L::Words interleave_upper(typename L::Words low,
+                                                                 typename L::Words high) {
+    return L::merge(L::broadcast_word(mask), L::template shift_right<by>(low), high);
+}
+
+// The words of four levels from the four low index bits in the bytes of `index` (bits 0 to 3, the others 0)
+// and the bits k of the planes above.
+template <class L, TensorKind kind, std::uint32_t width, LevelForm form, std::uint32_t k>
+[[gnu::always_inline]] inline typename L::Words join_levels(const TrellisTable<L, kind, width, form>& table,
+                                                            const IndexPlanes<L, width>& planes,
+                                                            typename L::Words index) {
+    typename L::Words bytes;
+    if constexpr (width <= 3) {
+        bytes = L::lookup(table.low, index);
+    } else if constexpr (width == 4) {
+        bytes = L::template lookup<k>(table.low, table.high, index, planes.bits[4]);
+    } else {
+        // 2 j - (2^(width+1) - 1), as unsigned bytes 128 more
+        bytes = L::template shift_left<1>(index);
+        unroll<width - 3>([&](auto i) GEARKV_INLINE {
+            constexpr std::uint32_t to = 5 + i.value;
+            typename L::Words bit = planes.bits[4 + i.value];
+            if constexpr (to > k) bit = L::template shift_left<to - k>(bit);
+            if constexpr (to < k) bit = L::template shift_right<k - to>(bit);
+            bytes = bytes | (bit & L::broadcast_word(0x01010101u << to));
+        });
+        constexpr std::uint32_t end = (2u << width) - 1;
+        if constexpr (form == LevelForm::joined) return bytes - L::broadcast_word(end * 0x01010101u);
+        bytes = bytes + L::broadcast_word((128 - end) * 0x01010101u);
+        if constexpr (form == LevelForm::two_sided) bytes = bytes ^ L::broadcast_word(0x80808080u);
+        return bytes;
+    }
+    if constexpr (form == LevelForm::joined) bytes = bytes - L::broadcast_word(0x80808080u);
+    return bytes;
+}
+
+// body(Index<k>, words) for k = 0 to 7, in another order.
+template <class L, TensorKind kind, std::uint32_t width, LevelForm form, class Body>
+[[gnu::always_inline]] inline void visit_levels(const TrellisTable<L, kind, width, form>& table,
+                                                const IndexPlanes<L, width>& planes, const Body& body) {
+    using Words = typename L::Words;
+    unroll<2>([&](auto odd) GEARKV_INLINE {
+        // Fields of two bits: tokens of one parity.
+        Words low_pair, high_pair;
+        if constexpr (odd == 0) {
+            low_pair = interleave<L, 1, 0x55555555u>(planes.bits[0], planes.bits[1]);
+            high_pair = planes.bits[2];
+            if constexpr (width > 2) high_pair = interleave<L, 1, 0x55555555u>(high_pair, planes.bits[3]);
+        } else {
+            low_pair = interleave_upper<L, 1, 0x55555555u>(planes.bits[0], planes.bits[1]);
+            if constexpr (width > 2) {
+                high_pair = interleave_upper<L, 1, 0x55555555u>(planes.bits[2], planes.bits[3]);
+            } else {
+                high_pair = L::template shift_right<1>(planes.bits[2]);
+            }
+        }
+        unroll<2>([&](auto upper) GEARKV_INLINE {
+            // Fields of four bits: every fourth token. With a width of 2 the table does not depend on bit 3.
+            Words index;
+            if constexpr (upper == 0) {
+                index = interleave<L, 2, 0x33333333u>(low_pair, high_pair);
+            } else {
+                index = interleave_upper<L, 2, 0x33333333u>(low_pair, high_pair);
+            }
+            constexpr std::size_t k = odd.value + 2 * upper.value;
+            const Words nibble = L::broadcast_word(0x0f0f0f0fu);
+            body(Index<k>(), join_levels<L, kind, width, form, k>(table, planes, index & nibble));
+            index = L::template shift_right<4>(index) & nibble;
+            body(Index<k + 4>(), join_levels<L, kind, width, form, k + 4>(table, planes, index));
+        });
+    });
+}
+
+// ---- keys: lane l has tokens 8 l to 8 l + 7 ----
+// The levels of a few granules are laid down as words, which all rows then share.
+
+inline constexpr std::size_t most_granules = 32;  // at a time: 16 KiB of words
+
+using KeyLevels = std::uint32_t[8][key_plane_words];  // [k][l]: token 8 l + k
+
+template <class L, std::uint32_t width, LevelForm form>
+void join_key_granule(KeyLevels& levels, const std::uint32_t* words) {
+    using Words = typename L::Words;
+    const TrellisTable<L, TensorKind::key, width, form> table;
+    for (std::size_t lane = 0; lane < key_plane_words; lane += L::width) {
+        const Words path = L::load_words(words + lane);
+        const Words before = lane == 0 ? L::load_after_zero(words) : L::load_words(words + lane - 1);
+        IndexPlanes<L, width> planes;
+        planes.bits[0] = L::merge(L::broadcast_word(0xfefefefeu), L::template shift_left<1>(path),
+                                  L::template shift_right<7>(before));
+        planes.bits[1] = path ^ L::merge(L::broadcast_word(0xfcfcfcfcu), L::template shift_left<2>(path),
+                                         L::template shift_right<6>(before));
+        unroll<width - 1>([&](auto i) GEARKV_INLINE {
+            planes.bits[2 + i] = L::load_words(words + (i + 1) * key_plane_words + lane);
+        });
+        visit_levels<L, TensorKind::key, width, form>(table, planes, [&](auto k, auto joined) GEARKV_INLINE {
+            L::store_words(levels[k] + lane, joined);
+        });
+    }
+}
+
+// Granules by width, those of width 0 first: a width that differs from granule to granule would be
+// mispredicted every other time.
+struct WidthOrder {
+    std::uint8_t granule[most_granules];
+    std::uint16_t words[most_granules];      // first word of each granule, counted from the first of all
+    std::uint32_t first[max_key_width + 2];  // place of each width's first granule
+
+    WidthOrder(const std::uint8_t* widths, std::size_t n) {
+        static_assert(most_granules < 256 && max_key_width < 7);
+        std::uint64_t counts = 0;  // a byte for each width
+        for (std::size_t g = 0; g < n; ++g)
+            counts += std::uint64_t{1} << (8 * widths[g]);
+        std::uint64_t next = counts * 0x0101010101010100u;  // of all smaller widths
+        for (std::size_t width = 0; width < max_key_width + 2; ++width)
+            first[width] = next >> (8 * width) & 255;
+        std::uint32_t at = 0;
+        for (std::size_t g = 0; g < n; ++g) {
+            const std::uint32_t width = widths[g];
+            const std::uint32_t place = next >> (8 * width) & 255;
+            next += std::uint64_t{1} << (8 * width);
+            granule[place] = static_cast<std::uint8_t>(g);
+            words[place] = static_cast<std::uint16_t>(at);
+            at += width * key_plane_words;
+        }
+    }
+};
+
+template <class L, LevelForm form, std::uint32_t width = 2>
+void join_key_levels(KeyLevels* levels, const std::uint32_t* words, const WidthOrder& order) {
+    if constexpr (width <= max_key_width) {
+        for (std::uint32_t i = order.first[width]; i < order.first[width + 1]; ++i)
+            join_key_granule<L, width, form>(levels[i], words + order.words[i]);
+        join_key_levels<L, form, width + 1>(levels, words, order);
+    }
+}
+
+// scores[8 l + k] += sums[k][l]: three times, the lower half of the vectors is zipped with the upper one.
+template <class L>
+void add_transposed(float* scores, const float (*sums)[key_plane_words]) {
+    for (std::size_t lane = 0; lane < key_plane_words; lane += L::width) {
+        typename L::Float v[8];
+        unroll<8>([&](auto k) GEARKV_INLINE { v[k] = L::load(sums[k] + lane); });
+        unroll<3>([&](auto) GEARKV_INLINE {
+            unroll<4>([&](auto k) GEARKV_INLINE { L::zip(v[k], v[k + 4]); });
+            const typename L::Float zipped[8] = {v[0], v[4], v[1], v[5], v[2], v[6], v[3], v[7]};
+            unroll<8>([&](auto k) GEARKV_INLINE { v[k] = zipped[k]; });
+        });
+        unroll<8>([&](auto k) GEARKV_INLINE {
+            float* at = scores + 8 * lane + k * L::width;
+            L::store(at, L::load(at) + v[k]);
+        });
+    }
+}
+
+// Calls score(part) for most_granules granules of a section after the other.
+template <class Score>
+void for_granules(const ScoreTrellis& args, const Score& score) {
+    ScoreTrellis part = args;
+    for (std::size_t g = 0; g < args.n_granules; g += most_granules) {
+        const std::size_t n_left = args.n_granules - g;
+        part.n_granules = static_cast<std::uint32_t>(n_left < most_granules ? n_left : most_granules);
+        score(part);
+        for (std::size_t i = 0; i < part.n_granules; ++i)
+            part.words += part.widths[i] * key_plane_words;
+        part.widths += part.n_granules;
+        part.query += part.n_granules * key_granule;
+        part.ahead = {};
+    }
+}
+
+// ---- values: lanes are channels, words have 32 tokens ----
+
+// body(Index<k>, words, first token) for the words of each 32 tokens: byte i of a word has token 8 i + k.
+template <class L, std::uint32_t width, LevelForm form, class Body>
+[[gnu::always_inline]] inline void visit_value_levels(const std::uint32_t* words, const Body& body) {
+    using Words = typename L::Words;
+    const TrellisTable<L, TensorKind::value, width, form> table;
+    Words before = L::broadcast_word(0);
+    for (std::size_t token = 0; token < section_tokens; token += 32) {
+        IndexPlanes<L, width> planes;
+        const Words path = L::load_words(words);
+        planes.bits[0] = L::template shift_left<1>(path) | L::template shift_right<31>(before);
+        planes.bits[1] = path ^ (L::template shift_left<2>(path) | L::template shift_right<30>(before));
+        before = path;
+        unroll<width - 1>([&](auto i) GEARKV_INLINE {
+            planes.bits[2 + i] = L::load_words(words + (i + 1) * value_plane_words);
+        });
+        visit_levels<L, TensorKind::value, width, form>(
+            table, planes, [&](auto k, auto levels) GEARKV_INLINE { body(k, levels, token); });
+        words += lane_tile;
+    }
+}
+
+}  // namespace
+}  // namespace gearkv
