@@ -73,6 +73,12 @@ struct BasicLanes {
     static void store_words(std::uint32_t* x, Words a) { a.store_unaligned(x); }
 
     static Float broadcast(float x) { return Float(x); }
+    // width signed bytes: moved into [0, 256) and back, both exact.
+    static Float load_signed(const std::int8_t* x) {
+        const Words moved =
+            Self::load_bytes(reinterpret_cast<const std::uint8_t*>(x)) ^ Self::broadcast_word(0x80);
+        return Self::to_float(moved) - Self::broadcast(128.0f);
+    }
     // The IEEE quotient.
     static Float divide(Float a, Float b) { return a / b; }
     static Words broadcast_word(std::uint32_t x) { return Words(x); }

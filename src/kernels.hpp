@@ -134,6 +134,12 @@ struct CodecKernels {
 // Scores are [n_rows][score_stride] floats over the tokens of a tile, accumulated into (+=).
 // Queries are [n_rows][query_stride] floats, padded with zeros to 32 channels. n_rows in [1, max_rows].
 
+// Memory that will be read next: kernels that take it ask for it while they work.
+struct Ahead {
+    const void* bytes = nullptr;
+    std::size_t n_bytes = 0;
+};
+
 // scores[row][t] += sum_c query[row][c] * code(t, first_channel + c). Whole words enter, those of channels
 // [0, n_channels) and no others: what a word holds beyond them must meet zeros in the query.
 struct ScoreCodes {
@@ -148,6 +154,7 @@ struct ScoreCodes {
     float* scores;
     std::size_t score_stride;
     std::uint32_t n_rows;
+    Ahead ahead = {};
 };
 
 // out[row][channel] += sum_t weight[row][t] * code(t, channel) over channels [first, first + n) of 16-padded
@@ -164,12 +171,7 @@ struct MixCodes {
     float* out;  // channel 0 of the first row, padded to 16
     std::size_t out_stride;
     std::uint32_t n_rows;
-};
-
-// Memory that will be read next: kernels that take it ask for it while they work.
-struct Ahead {
-    const void* bytes = nullptr;
-    std::size_t n_bytes = 0;
+    Ahead ahead = {};
 };
 
 // Scores of the 128 tokens of one trellis section: scores[row][t] += sum_c query[row][c] level(t, c),
@@ -199,6 +201,43 @@ struct MixTrellis {
     Ahead ahead = {};
 };
 
+// The side information of a section of keys folded into queries, in stored order: with S_c and zero_c as
+// floats, folded[row][c] = query[row][c] S_c and bias[row] += sum_c folded[row][c] zero_c.
+struct FoldKeys {
+    const std::uint8_t* scales;  // [dim], readable for round_up(dim, 16), as are zeros and widths
+    const std::int8_t* zeros;    // [dim]
+    const std::uint8_t* widths;  // nibbles, of 4 channels each
+    int base;
+    std::uint32_t dim;
+    const float* query;  // [n_rows][query_stride], padded with zeros to 16 channels
+    float* folded;       // as query
+    std::size_t query_stride;
+    float* bias;
+    std::uint32_t n_rows;
+};
+
+// Gains of the 128 tokens of a section of values: scaled[row][t] = weight[row][t] gain_t and
+// sum[row] += sum_t weight[row][t].
+struct FoldWeights {
+    const std::uint8_t* gains;  // nibbles
+    const float* weight;        // [n_rows][stride]
+    float* scaled;              // as weight
+    std::size_t stride;
+    float* sum;
+    std::uint32_t n_rows;
+};
+
+// out[row][c] += S_c x[row][c], padded to 16 channels.
+struct AddScaled {
+    const std::uint8_t* scales;  // [dim], readable for round_up(dim, 16)
+    int base;
+    std::uint32_t dim;
+    const float* x;  // [n_rows][stride]
+    float* out;      // as x
+    std::size_t stride;
+    std::uint32_t n_rows;
+};
+
 // Rows of the buffer and of raw blocks: [n_tokens][row_stride] of half or float, channels padded to 16 with
 // zeros.
 struct RawRows {
@@ -206,6 +245,7 @@ struct RawRows {
     std::size_t row_stride;
     std::uint32_t n_tokens;    // at most tile_tokens
     std::uint32_t n_channels;  // padded to 16 inside
+    Ahead ahead = {};
 };
 
 struct AttentionKernels {
@@ -214,6 +254,9 @@ struct AttentionKernels {
 
     void (*score_trellis)(const ScoreTrellis& args);
     void (*mix_trellis)(const MixTrellis& args);
+    void (*fold_keys)(const FoldKeys& args);
+    void (*fold_weights)(const FoldWeights& args);
+    void (*add_scaled)(const AddScaled& args);
 
     // scores[row][t] += sum_c query[row][c] x[t][c]
     void (*score_half)(float* scores, std::size_t score_stride, const RawRows& x, const float* query,

@@ -2,6 +2,7 @@
 // iteration) and attention (rows that are not compressed) share. n_cols is a multiple of 16.
 #pragma once
 
+#include "ahead.inl.hpp"
 #include "unroll.inl.hpp"
 
 namespace gearkv {
@@ -31,6 +32,7 @@ struct Matrix {
     std::size_t stride;
     std::size_t n_tokens;
     std::size_t n_cols;
+    Ahead ahead = {};
 };
 
 template <bool accumulate>
@@ -74,8 +76,10 @@ void dot_tile(const Matrix<X>& matrix, const RowProducts& rows, std::size_t toke
 template <class L, bool accumulate, class X>
 void multiply_rows(const Matrix<X>& matrix, const RowProducts& rows) {
     constexpr std::size_t most = L::n_registers >= 32 ? 4 : 2;
+    AheadLines ahead(matrix.ahead, matrix.n_tokens / 4);
     std::size_t token = 0;
     for (; token + 4 <= matrix.n_tokens; token += 4) {
+        ahead.step();
         for_rows<most>(rows.n_rows, [&](std::size_t row, auto n) {
             dot_tile<L, accumulate, 4, n.value>(matrix, rows, token, row);
         });
@@ -90,7 +94,8 @@ void multiply_rows(const Matrix<X>& matrix, const RowProducts& rows) {
 // ---- out[row][c] (+)= sum_t y[row][t] x[t][c] ----
 
 template <class L, bool accumulate, std::size_t n_vectors, std::size_t n_rows, class X>
-void sum_tile(const Matrix<X>& matrix, const RowProducts& rows, std::size_t column, std::size_t row) {
+void sum_tile(const Matrix<X>& matrix, const RowProducts& rows, std::size_t column, std::size_t row,
+              AheadLines& ahead) {
     using Float = typename L::Float;
     const X* x = matrix.x + column;
     const float* y = rows.y + row * rows.y_stride;
@@ -102,6 +107,7 @@ void sum_tile(const Matrix<X>& matrix, const RowProducts& rows, std::size_t colu
         });
     });
     for (std::size_t t = 0; t < matrix.n_tokens; ++t) {
+        ahead.step();
         Float lanes[n_vectors];
         unroll<n_vectors>([&](auto v) GEARKV_INLINE { lanes[v] = load_lanes<L>(x + v * L::width); });
         unroll<n_rows>([&](auto r) GEARKV_INLINE {
@@ -120,16 +126,17 @@ void sum_tile(const Matrix<X>& matrix, const RowProducts& rows, std::size_t colu
 // Sums of n_rows by up to 8 vectors of columns fill half of the registers.
 template <class L, bool accumulate, class X>
 void sum_rows(const Matrix<X>& matrix, const RowProducts& rows) {
+    AheadLines ahead(matrix.ahead, matrix.n_tokens);
     for_rows<4>(rows.n_rows, [&](std::size_t row, auto n) {
         constexpr std::size_t n_rows = n.value;
         constexpr std::size_t wide = L::n_registers / 2 / n_rows < 8 ? L::n_registers / 2 / n_rows : 8;
         constexpr std::size_t narrow = 16 / L::width;
         std::size_t column = 0;
         for (; column + wide * L::width <= matrix.n_cols; column += wide * L::width) {
-            sum_tile<L, accumulate, wide, n_rows>(matrix, rows, column, row);
+            sum_tile<L, accumulate, wide, n_rows>(matrix, rows, column, row, ahead);
         }
         for (; column < matrix.n_cols; column += 16) {
-            sum_tile<L, accumulate, narrow, n_rows>(matrix, rows, column, row);
+            sum_tile<L, accumulate, narrow, n_rows>(matrix, rows, column, row, ahead);
         }
     });
 }

@@ -179,6 +179,36 @@ void scale(float* x, float alpha, size_t n) {
         x[i] *= alpha;
 }
 
+void fold_keys(const FoldKeys& args) {
+    for (size_t row = 0; row < args.n_rows; ++row) {
+        for (size_t c = 0; c < args.dim; ++c) {
+            const float unit = zero_unit(read_nibble(args.widths, static_cast<uint32_t>(c / key_granule)));
+            const size_t at = row * args.query_stride + c;
+            args.folded[at] = args.query[at] * exp2_sixteenths(args.base + args.scales[c]);
+            args.bias[row] += args.folded[at] * (static_cast<float>(args.zeros[c]) * unit);
+        }
+    }
+}
+
+void fold_weights(const FoldWeights& args) {
+    for (size_t row = 0; row < args.n_rows; ++row) {
+        for (uint32_t t = 0; t < section_tokens; ++t) {
+            const float weight = args.weight[row * args.stride + t];
+            args.scaled[row * args.stride + t] = weight * trellis_gain(read_nibble(args.gains, t));
+            args.sum[row] += weight;
+        }
+    }
+}
+
+void add_scaled(const AddScaled& args) {
+    for (size_t row = 0; row < args.n_rows; ++row) {
+        for (size_t c = 0; c < args.dim; ++c) {
+            const size_t at = row * args.stride + c;
+            args.out[at] += exp2_sixteenths(args.base + args.scales[c]) * args.x[at];
+        }
+    }
+}
+
 }  // namespace
 
 constinit const AttentionKernels attention_scalar = {
@@ -186,6 +216,9 @@ constinit const AttentionKernels attention_scalar = {
     {mix_codes<2>, mix_codes<3>, mix_codes<4>, mix_codes<8>},
     score_trellis,
     mix_trellis,
+    fold_keys,
+    fold_weights,
+    add_scaled,
     score_rows<uint16_t>,
     score_rows<float>,
     mix_rows<uint16_t>,

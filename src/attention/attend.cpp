@@ -41,15 +41,31 @@ void soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, st
 }
 
 // What the tile at token `first` of a run reads most of.
-Ahead tile_bytes(const TensorRun& run, TensorKind kind, std::uint32_t head, std::uint32_t first) {
+Ahead tile_bytes(const TensorRun& run, TensorKind kind, std::uint32_t n_tokens, std::uint32_t head,
+                 std::uint32_t first) {
     const BlockView& block = run.block;
-    if (block.header == nullptr || !block.trellis()) return {};
-    const std::uint32_t index = first / section_tokens;
-    const unsigned char* side = block.section(head, index);
-    for (std::uint32_t at = 0; at < block.sizes.section_bytes; at += 64)
-        __builtin_prefetch(side + at, 0, 2);
-    const std::size_t n_words = std::size_t{block.n_planes(head)} * plane_words(kind);
-    return {block.section_codes(head, index), n_words * sizeof(std::uint32_t)};
+    const std::uint32_t n = std::min(n_tokens - first, tile_tokens);
+    if (block.header == nullptr) {
+        const std::size_t entry_bytes = run.is_float ? sizeof(float) : sizeof(std::uint16_t);
+        const std::size_t at = head * run.head_stride + first * run.row_stride;
+        // Rows of one head only; those of a buffer have all heads side by side.
+        if (run.head_stride < run.row_stride) return {};
+        return {static_cast<const unsigned char*>(run.rows) + at * entry_bytes,
+                n * run.row_stride * entry_bytes};
+    }
+    if (block.trellis()) {
+        const std::uint32_t index = first / section_tokens;
+        const unsigned char* side = block.section(head, index);
+        for (std::uint32_t at = 0; at < block.sizes.section_bytes; at += 64)
+            __builtin_prefetch(side + at, 0, 2);
+        const std::size_t n_words = std::size_t{block.n_planes(head)} * plane_words(kind);
+        return {block.section_codes(head, index), n_words * sizeof(std::uint32_t)};
+    }
+    // Code words of whole tiles of tokens follow each other, for keys and for values.
+    const std::uint64_t tile_words = block.sizes.code_words * tile_tokens / n_tokens;
+    const std::uint64_t at = tile_words * (first / tile_tokens);
+    return {block.codes(head) + at,
+            std::min(tile_words, block.sizes.code_words - at) * sizeof(std::uint32_t)};
 }
 
 // `next` is the run after it, or null.
@@ -64,8 +80,8 @@ void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, con
         const bool is_last = first + tile_tokens >= run.n_tokens;
         if (const KvRun* after = is_last ? next : &run; after != nullptr) {
             const std::uint32_t then = is_last ? 0 : first + tile_tokens;
-            tile.key = tile_bytes(after->key, TensorKind::key, pass.head, then);
-            tile.value = tile_bytes(after->value, TensorKind::value, pass.head, then);
+            tile.key = tile_bytes(after->key, TensorKind::key, after->n_tokens, pass.head, then);
+            tile.value = tile_bytes(after->value, TensorKind::value, after->n_tokens, pass.head, then);
         }
         scorer.score(tile);
         soften_tile(pass, rows, tile, run_start, state, &mixer);

@@ -84,6 +84,12 @@ struct Tile {
     Ahead key, value;  // of the tile after it
 };
 
+// The i-th of n pieces.
+inline Ahead piece_of(const Ahead& ahead, std::size_t i, std::size_t n) {
+    const std::size_t first = ahead.n_bytes * i / n, end = ahead.n_bytes * (i + 1) / n;
+    return {static_cast<const unsigned char*>(ahead.bytes) + first, end - first};
+}
+
 // Outliers of some tokens of a tile, one after another: a loop over tokens with a few outliers each would
 // mispredict its end every time.
 struct OutlierList {

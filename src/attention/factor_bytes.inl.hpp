@@ -2,9 +2,8 @@
 //
 //   factor = scale (256 high + low),   |256 high + low| <= 32639
 //
-// so that a factor is off by at most factor_step of the largest of its row. A byte and the products of up to
-// max_dim of them with bytes of codes stay below 2^24: sums of high and of low bytes are exact, in words and
-// as floats.
+// so that a factor is off by at most factor_step of the largest of its row. Sums of max_dim products of a
+// byte of codes and one of factors stay below 2^25: those of high and of low bytes are exact in words.
 #pragma once
 
 #include <xsimd/xsimd.hpp>

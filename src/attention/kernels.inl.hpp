@@ -3,16 +3,29 @@
 
 #include <xsimd/xsimd.hpp>
 
-#include "attention/codes.inl.hpp"
+#include "attention/codes_bytes.inl.hpp"
+#include "attention/codes_floats.inl.hpp"
+#include "attention/sections.inl.hpp"
 #include "attention/trellis_bytes.inl.hpp"
 #include "attention/trellis_floats.inl.hpp"
 #include "exponential.inl.hpp"
+#include "format/block.hpp"
 #include "products.inl.hpp"
 
 namespace gearkv {
 namespace {
 
 // ---- codes ----
+
+// Up to `most` factors a row.
+template <class L, std::uint32_t bits, std::size_t most>
+void add_strips(const CodeStrip& strip, const CodeRows& rows, std::size_t n_rows) {
+    if constexpr (L::has_dot) {
+        add_strips_bytes<L, bits, most>(strip, rows, n_rows);
+    } else {
+        add_strips_floats<L, bits>(strip, rows, n_rows);
+    }
+}
 
 template <class L, std::uint32_t bits>
 void score_codes(const ScoreCodes& args) {
@@ -27,13 +40,11 @@ void score_codes(const ScoreCodes& args) {
     if constexpr (bits == 3) strip.high += ((args.dim + 31) / 32 * 2 + first_unit) * lane_tile;
     strip.high_step = lane_tile;
     strip.n_units = (args.n_channels + unit - 1) / unit;
-    CodeRows rows = {args.query, args.query_stride, args.scores, args.score_stride};
-    for (std::uint32_t tile = 0; tile < args.n_tiles; ++tile) {
-        add_strip<L, bits>(strip, rows, args.n_rows);
-        strip.low += args.tile_words;
-        strip.high += args.tile_words;
-        rows.out += lane_tile;
-    }
+    strip.n_strips = args.n_tiles;
+    strip.strip_step = args.tile_words;
+    strip.ahead = args.ahead;
+    const CodeRows rows = {args.query, args.query_stride, args.scores, args.score_stride};
+    add_strips<L, bits, max_dim>(strip, rows, args.n_rows);
 }
 
 template <class L, std::uint32_t bits>
@@ -48,13 +59,11 @@ void mix_codes(const MixCodes& args) {
     if constexpr (bits == 3) strip.high += 2 * n_lanes;
     strip.high_step = strip.low_step;
     strip.n_units = (args.n_tokens + unit - 1) / unit;
-    CodeRows rows = {args.weight, args.weight_stride, args.out + args.first_channel, args.out_stride};
-    for (std::uint32_t c = 0; c < args.n_channels; c += lane_tile) {
-        add_strip<L, bits>(strip, rows, args.n_rows);
-        strip.low += lane_tile;
-        strip.high += lane_tile;
-        rows.out += lane_tile;
-    }
+    strip.n_strips = (args.n_channels + lane_tile - 1) / lane_tile;
+    strip.strip_step = lane_tile;
+    strip.ahead = args.ahead;
+    const CodeRows rows = {args.weight, args.weight_stride, args.out + args.first_channel, args.out_stride};
+    add_strips<L, bits, tile_tokens>(strip, rows, args.n_rows);
 }
 
 // ---- trellis ----
@@ -82,7 +91,7 @@ void mix_trellis(const MixTrellis& args) {
 template <class X>
 Matrix<X> matrix_of(const RawRows& rows) {
     const std::size_t n_cols = (rows.n_channels + lane_tile - 1) / lane_tile * lane_tile;
-    return {static_cast<const X*>(rows.rows), rows.row_stride, rows.n_tokens, n_cols};
+    return {static_cast<const X*>(rows.rows), rows.row_stride, rows.n_tokens, n_cols, rows.ahead};
 }
 
 template <class L, class X>
@@ -196,6 +205,9 @@ constexpr AttentionKernels make_attention_kernels() {
         {mix_codes<L, 2>, mix_codes<L, 3>, mix_codes<L, 4>, mix_codes<L, 8>},
         score_trellis<L>,
         mix_trellis<L>,
+        fold_keys<L>,
+        fold_weights<L>,
+        add_scaled<L>,
         score_rows<L, std::uint16_t>,
         score_rows<L, float>,
         mix_rows<L, std::uint16_t>,

@@ -48,7 +48,7 @@ void ValueMixer::mix(const Tile& tile) noexcept {
 void ValueMixer::mix_rows(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
     const std::size_t at = pass_.head * run_.head_stride + tile.first * run_.row_stride;
-    RawRows rows = {nullptr, run_.row_stride, tile.n_tokens, pass_.value_dim};
+    RawRows rows = {nullptr, run_.row_stride, tile.n_tokens, pass_.value_dim, tile.value};
     const auto& attention = pass_.kernels.attention;
     if (run_.is_float) {
         rows.rows = static_cast<const float*>(run_.rows) + at;
@@ -91,6 +91,7 @@ void ValueMixer::mix_codes(const Tile& tile) noexcept {
         args.out = s.out;
         args.out_stride = s.out_stride;
         args.n_rows = pass_.n_rows;
+        args.ahead = piece_of(tile.value, group, sizes.n_groups);
         attention.mix_codes[bits_slot(header.bits)](args);
         for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
             float* out = s.out + row * s.out_stride + first;
@@ -159,48 +160,25 @@ void ValueMixer::mix_section(const Tile& tile) noexcept {
     const unsigned char* side = run_.block.section(pass_.head, index);
     std::int16_t base;
     std::memcpy(&base, side + at.base, sizeof(base));
-    std::uint8_t widths[max_dim / value_granule];
-    for (std::uint32_t g = 0; g < n_granules; ++g) {
-        widths[g] = static_cast<std::uint8_t>(read_nibble(side + at.widths, g));
-    }
-    float gain[section_tokens];
-    for (std::uint32_t t = 0; t < section_tokens; ++t)
-        gain[t] = trellis_gain(read_nibble(side + at.gains, t));
-    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-        const float* weights = s.weights + row * tile_tokens;
-        float* __restrict scaled = s.partial + row * tile_tokens;
-        float parts[8] = {};
-        for (std::uint32_t first = 0; first < section_tokens; first += 8) {
-            for (std::uint32_t i = 0; i < 8; ++i) {
-                parts[i] += weights[first + i];
-                scaled[first + i] = weights[first + i] * gain[first + i];
-            }
-        }
-        for (const float part : parts)
-            s.weight_sum[row] += part;
-    }
+    std::uint8_t widths[round_up(max_dim / value_granule, 8)];
+    read_nibbles(widths, side + at.widths, n_granules);
+    pass_.kernels.attention.fold_weights(
+        {side + at.gains, s.weights, s.partial, tile_tokens, s.weight_sum, pass_.n_rows});
     float sums[max_rows * max_dim];
     const std::size_t stride = s.out_stride;
     pass_.kernels.attention.mix_trellis({run_.block.section_codes(pass_.head, index), widths, n_granules,
                                          s.partial, tile_tokens, sums, stride, pass_.n_rows, tile.value});
-    float scale[max_dim];
-    for (std::uint32_t c = 0; c < dim; ++c)
-        scale[c] = exp2_sixteenths(base + side[at.scales + c]);
-    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-        float* __restrict mixed = s.mixed + row * stride;
-        for (std::uint32_t c = 0; c < dim; ++c)
-            mixed[c] += scale[c] * sums[row * stride + c];
-    }
+    pass_.kernels.attention.add_scaled({side + at.scales, base, dim, sums, s.mixed, stride, pass_.n_rows});
 }
 
 // Turns the run's values back and adds the mean that every token carries.
 void ValueMixer::finish_sections() noexcept {
     const AttendScratch& s = pass_.scratch;
     const TrellisProfile profile = trellis_profile(run_.block, pass_.head);
+    pass_.kernels.codec.rotate_rows(s.mixed, s.out_stride, pass_.n_rows, pass_.value_dim);
     for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
         float* mixed = s.mixed + row * s.out_stride;
         float* out = s.out + row * s.out_stride;
-        rotate_head(mixed, pass_.value_dim);
         for (std::uint32_t c = 0; c < pass_.value_dim; ++c)
             out[c] += mixed[c];
         pass_.kernels.attention.add_half(out, profile.mean, s.weight_sum[row], pass_.value_dim);

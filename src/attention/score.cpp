@@ -50,7 +50,7 @@ void KeyScorer::score(const Tile& tile) noexcept {
 void KeyScorer::score_rows(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
     const std::size_t at = pass_.head * run_.head_stride + tile.first * run_.row_stride;
-    RawRows rows = {nullptr, run_.row_stride, tile.n_tokens, pass_.key_dim};
+    RawRows rows = {nullptr, run_.row_stride, tile.n_tokens, pass_.key_dim, tile.key};
     const auto& attention = pass_.kernels.attention;
     if (run_.is_float) {
         rows.rows = static_cast<const float*>(run_.rows) + at;
@@ -97,6 +97,8 @@ void KeyScorer::score_channel_scales(const Tile& tile) noexcept {
         args.scores = s.scores + (t - tile.first);
         args.score_stride = tile_tokens;
         args.n_rows = pass_.n_rows;
+        const std::size_t n_calls = ceil_div(tile.n_tokens, sizes.group_tokens);
+        args.ahead = piece_of(tile.key, (t - tile.first) / sizes.group_tokens, n_calls);
         pass_.kernels.attention.score_codes[bits_slot(header.bits)](args);
         for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
             float* scores = args.scores + row * tile_tokens;
@@ -128,6 +130,7 @@ void KeyScorer::score_token_scales(const Tile& tile) noexcept {
         args.scores = s.partial;
         args.score_stride = tile_tokens;
         args.n_rows = pass_.n_rows;
+        args.ahead = piece_of(tile.key, group, sizes.n_groups);
         attention.score_codes[bits_slot(header.bits)](args);
         const std::uint64_t at = std::uint64_t{group} * header.n_tokens + tile.first;
         const std::uint16_t* scales = run_.block.scales(pass_.head) + at;
@@ -175,11 +178,16 @@ void KeyScorer::add_outliers(const Tile& tile) noexcept {
 void KeyScorer::order_query() noexcept {
     const AttendScratch& s = pass_.scratch;
     const TrellisProfile profile = trellis_profile(run_.block, pass_.head);
+    static constexpr float nothing[max_dim] = {};
+    static_assert(max_dim % lane_tile == 0);
+    std::uint16_t order[max_dim];
+    std::fill(std::copy_n(profile.order, pass_.key_dim, order), order + round_up(pass_.key_dim, lane_tile),
+              std::uint16_t{0});
     for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
         const float* query = s.query + row * s.query_stride;
         float* ordered = s.ordered + row * s.query_stride;
-        for (std::uint32_t place = 0; place < pass_.key_dim; ++place)
-            ordered[place] = query[profile.order[place]];
+        pass_.kernels.codec.order_row(ordered, query, order, nothing, pass_.key_dim);
+        std::fill(ordered + pass_.key_dim, ordered + s.query_stride, 0.0f);
         bias_[row] = pass_.kernels.attention.dot_half(query, profile.mean, pass_.key_dim);
     }
 }
@@ -194,31 +202,22 @@ void KeyScorer::score_section(const Tile& tile) noexcept {
     const unsigned char* side = run_.block.section(pass_.head, index);
     std::int16_t base;
     std::memcpy(&base, side + at.base, sizeof(base));
-    std::uint8_t widths[max_dim / key_granule];
-    float scale[max_dim], zero[max_dim];
-    for (std::uint32_t g = 0; g < dim / key_granule; ++g) {
-        widths[g] = static_cast<std::uint8_t>(read_nibble(side + at.widths, g));
-        const float unit = zero_unit(widths[g]);
-        for (std::uint32_t place = g * key_granule; place < (g + 1) * key_granule; ++place) {
-            scale[place] = exp2_sixteenths(base + side[at.scales + place]);
-            zero[place] = static_cast<float>(static_cast<std::int8_t>(side[at.zeros + place])) * unit;
-        }
-    }
+    std::uint8_t widths[round_up(max_dim / key_granule, 8)];
+    read_nibbles(widths, side + at.widths, dim / key_granule);
     float bias[max_rows];
-    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-        const float* query = s.ordered + row * s.query_stride;
-        float* __restrict folded = s.folded + row * s.query_stride;
-        float parts[8] = {};  // dim is a multiple of 8
-        for (std::uint32_t first = 0; first < dim; first += 8) {
-            for (std::uint32_t i = 0; i < 8; ++i) {
-                folded[first + i] = query[first + i] * scale[first + i];
-                parts[i] += folded[first + i] * zero[first + i];
-            }
-        }
-        bias[row] = bias_[row];
-        for (const float part : parts)
-            bias[row] += part;
-    }
+    std::copy_n(bias_, pass_.n_rows, bias);
+    FoldKeys fold = {};
+    fold.scales = side + at.scales;
+    fold.zeros = reinterpret_cast<const std::int8_t*>(side + at.zeros);
+    fold.widths = side + at.widths;
+    fold.base = base;
+    fold.dim = dim;
+    fold.query = s.ordered;
+    fold.folded = s.folded;
+    fold.query_stride = s.query_stride;
+    fold.bias = bias;
+    fold.n_rows = pass_.n_rows;
+    pass_.kernels.attention.fold_keys(fold);
     const std::uint32_t* words = run_.block.section_codes(pass_.head, index);
     pass_.kernels.attention.score_trellis({words, widths, dim / key_granule, s.folded, s.query_stride,
                                            s.scores, tile_tokens, pass_.n_rows, tile.key});

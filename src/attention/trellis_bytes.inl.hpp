@@ -2,7 +2,7 @@
 // have them: a word of four levels meets four factors at once (factor_bytes.inl.hpp).
 #pragma once
 
-#include "attention/ahead.inl.hpp"
+#include "ahead.inl.hpp"
 #include "attention/factor_bytes.inl.hpp"
 #include "attention/levels.inl.hpp"
 

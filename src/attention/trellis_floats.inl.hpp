@@ -9,6 +9,7 @@
 //   sum_i f_i level_i = sum_i f'_i v_i,   f'_i = 2^-24 (f_i - f_(i+1) / 2^8),   f_4 = 0
 #pragma once
 
+#include "ahead.inl.hpp"
 #include "attention/levels.inl.hpp"
 
 namespace gearkv {
@@ -36,13 +37,14 @@ struct ScoreWork {
 // For n_tokens values of k from first_k up: sums of n_rows rows, which take half of the registers.
 template <class L, std::size_t n_rows, std::size_t n_tokens>
 void score_lanes(ScoreWork& work, std::size_t first, std::size_t end, std::size_t row, std::size_t lane,
-                 std::size_t first_k) {
+                 std::size_t first_k, AheadLines& ahead) {
     using Float = typename L::Float;
     Float sums[n_rows][n_tokens];
     unroll<n_rows>([&](auto r) GEARKV_INLINE {
         unroll<n_tokens>([&](auto k) GEARKV_INLINE { sums[r][k] = L::broadcast(0.0f); });
     });
     for (std::size_t g = first; g < end; ++g) {
+        ahead.step();
         unroll<n_tokens>([&](auto k) GEARKV_INLINE {
             const auto words = L::load_words(work.levels[g][first_k + k] + lane);
             unroll<key_granule>([&](auto i) GEARKV_INLINE {
@@ -75,12 +77,13 @@ void score_granules(ScoreWork& work, const ScoreTrellis& args) {
             factors[key_granule - 1] = fold_factor(query[key_granule - 1], 0.0f);
         }
     }
+    AheadLines ahead(args.ahead, (n - first) * (key_plane_words / L::width));
     for_rows<max_rows>(args.n_rows, [&](std::size_t row, auto n_rows) {
         constexpr std::size_t most = L::n_registers / 2 / n_rows.value;
         constexpr std::size_t n_tokens = most < 8 ? most : 8;
         for (std::size_t lane = 0; lane < key_plane_words; lane += L::width) {
             for (std::size_t k = 0; k < 8; k += n_tokens)
-                score_lanes<L, n_rows.value, n_tokens>(work, first, n, row, lane, k);
+                score_lanes<L, n_rows.value, n_tokens>(work, first, n, row, lane, k, ahead);
         }
     });
     for (std::size_t row = 0; row < args.n_rows; ++row)
@@ -100,7 +103,8 @@ struct FoldedWeights {
 };
 
 template <class L, std::uint32_t width, std::size_t n_rows>
-void mix_lanes(const std::uint32_t* words, const float* factors, float* out, std::size_t out_stride) {
+void mix_lanes(const std::uint32_t* words, const float* factors, float* out, std::size_t out_stride,
+               AheadLines& ahead) {
     using Float = typename L::Float;
     constexpr std::size_t n_parts = n_rows >= 8 ? 1 : 8 / n_rows;
     Float sums[n_parts][n_rows];
@@ -109,6 +113,7 @@ void mix_lanes(const std::uint32_t* words, const float* factors, float* out, std
     });
     visit_value_levels<L, width, LevelForm::joined>(
         words, [&](auto k, auto levels, std::size_t token) GEARKV_INLINE {
+            if constexpr (k == 0) ahead.step();
             unroll<4>([&](auto i) GEARKV_INLINE {
                 const Float level = level_of<L, i.value>(levels);
                 unroll<n_rows>([&](auto r) GEARKV_INLINE {
@@ -127,17 +132,17 @@ void mix_lanes(const std::uint32_t* words, const float* factors, float* out, std
 
 template <class L, std::size_t n_rows>
 void mix_granule(const std::uint32_t* words, std::uint32_t width, const float* factors, float* out,
-                 std::size_t out_stride) {
+                 std::size_t out_stride, AheadLines& ahead) {
     for (std::size_t lane = 0; lane < value_granule; lane += L::width) {
         switch (width) {
             case 2:
-                mix_lanes<L, 2, n_rows>(words + lane, factors, out + lane, out_stride);
+                mix_lanes<L, 2, n_rows>(words + lane, factors, out + lane, out_stride, ahead);
                 break;
             case 3:
-                mix_lanes<L, 3, n_rows>(words + lane, factors, out + lane, out_stride);
+                mix_lanes<L, 3, n_rows>(words + lane, factors, out + lane, out_stride, ahead);
                 break;
             case 4:
-                mix_lanes<L, 4, n_rows>(words + lane, factors, out + lane, out_stride);
+                mix_lanes<L, 4, n_rows>(words + lane, factors, out + lane, out_stride, ahead);
                 break;
             default:
                 for (std::size_t r = 0; r < n_rows; ++r)
@@ -159,12 +164,13 @@ void mix_trellis_floats(const MixTrellis& args) {
                 factors[t] = fold_factor(weight[t], 0.0f);
         }
     }
+    AheadLines ahead(args.ahead, args.n_granules * (section_tokens / 32) * (value_granule / L::width));
     const std::uint32_t* words = args.words;
     for (std::size_t g = 0; g < args.n_granules; ++g) {
         float* out = args.out + g * value_granule;
         for_rows<max_rows>(args.n_rows, [&](std::size_t row, auto n) {
             mix_granule<L, n.value>(words, args.widths[g], folded.factors[row], out + row * args.out_stride,
-                                    args.out_stride);
+                                    args.out_stride, ahead);
         });
         words += args.widths[g] * value_plane_words;
     }

@@ -17,13 +17,6 @@ namespace {
 template <class L>
 inline constexpr std::size_t row_vectors = lane_tile / L::width;
 
-// Signed bytes as floats: moved into [0, 256) and back, both exact.
-template <class L>
-[[gnu::always_inline]] inline typename L::Float load_signed(const std::int8_t* x) {
-    const auto moved = L::load_bytes(reinterpret_cast<const std::uint8_t*>(x)) ^ L::broadcast_word(0x80);
-    return L::to_float(moved) - L::broadcast(128.0f);
-}
-
 template <class L>
 void group_ends(float* high, float* low, std::size_t n_groups, const float* x, std::size_t stride,
                 std::size_t n) {
@@ -220,7 +213,7 @@ void sum_panel(float* level, float* along, float* square, const Panel& panel, co
         Float levels = L::broadcast(0.0f), alongs = levels, squares = levels;
         for (std::size_t t = 0; t < section_tokens; ++t) {
             const Float u =
-                load_signed<L>(chosen + t * lane_tile + lane) * L::broadcast(panel.token_factor[t]);
+                L::load_signed(chosen + t * lane_tile + lane) * L::broadcast(panel.token_factor[t]);
             levels = levels + u;
             alongs = alongs + u * L::load(panel.x + t * panel.stride + lane);
             squares = squares + u * u;
@@ -238,7 +231,7 @@ void cube_errors(float* error, const float* x, const std::int8_t* chosen, const 
     unroll<row_vectors<L>>([&](auto i) GEARKV_INLINE { errors[i] = L::broadcast(0.0f); });
     for (std::size_t t = 0; t < section_tokens * lane_tile; t += lane_tile) {
         unroll<row_vectors<L>>([&](auto i) GEARKV_INLINE {
-            const Float d = L::load(x + t + i * L::width) - load_signed<L>(chosen + t + i * L::width);
+            const Float d = L::load(x + t + i * L::width) - L::load_signed(chosen + t + i * L::width);
             const Float size = L::from_bits(L::bits(d) & L::broadcast_word(0x7fffffff));
             const Float e = size * L::load(factor + i * L::width);
             errors[i] = errors[i] + e * e * e;

@@ -27,6 +27,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "format/block.hpp"
 
@@ -156,25 +157,42 @@ constexpr std::uint32_t read_nibble(const unsigned char* nibbles, std::uint32_t 
     return nibbles[i / 2] >> (4 * (i % 2)) & 15;
 }
 
+// All n of them, n rounded up to 8; 4 bytes are read at a time.
+inline void read_nibbles(std::uint8_t* out, const unsigned char* nibbles, std::uint32_t n) {
+    for (std::uint32_t i = 0; i < n; i += 8) {
+        std::uint32_t eight;
+        std::memcpy(&eight, nibbles + i / 2, sizeof(eight));
+        std::uint64_t spread = eight;
+        spread = (spread | spread << 16) & 0x0000ffff0000ffffu;
+        spread = (spread | spread << 8) & 0x00ff00ff00ff00ffu;
+        spread = (spread | spread << 4) & 0x0f0f0f0f0f0f0f0fu;
+        std::memcpy(out + i, &spread, sizeof(spread));
+    }
+}
+
+// 2^(i / 16) as floats.
+constexpr float sixteenth_powers[16] = {
+    1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f, 1.29683955f, 1.35425555f,
+    1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f, 1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
+
 // 2^(sixteenths / 16), a normal float or 0 below 2^-126.
 inline float exp2_sixteenths(int sixteenths) {
-    // 2^(i / 16) as floats.
-    constexpr float fractions[16] = {1.0f,        1.04427378f, 1.09050773f, 1.13878863f,
-                                     1.18920712f, 1.24185781f, 1.29683955f, 1.35425555f,
-                                     1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
-                                     1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
     const int exponent = sixteenths >> 4;
     if (exponent < -126 || exponent > 126) return exponent < 0 ? 0.0f : 0x1p127f;
     return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23) *
-           fractions[sixteenths & 15];
+           sixteenth_powers[sixteenths & 15];
 }
 
 // Gain of a token from its nibble: 2^((nibble - 8) / 4).
-inline float trellis_gain(std::uint32_t nibble) {
+constexpr float trellis_gain(std::uint32_t nibble) {
     constexpr float quarters[4] = {1.0f, 1.18920712f, 1.41421356f, 1.68179283f};
     constexpr float octaves[4] = {0.25f, 0.5f, 1.0f, 2.0f};
     return quarters[nibble & 3] * octaves[nibble >> 2];
 }
+constexpr float nibble_gains[16] = {trellis_gain(0),  trellis_gain(1),  trellis_gain(2),  trellis_gain(3),
+                                    trellis_gain(4),  trellis_gain(5),  trellis_gain(6),  trellis_gain(7),
+                                    trellis_gain(8),  trellis_gain(9),  trellis_gain(10), trellis_gain(11),
+                                    trellis_gain(12), trellis_gain(13), trellis_gain(14), trellis_gain(15)};
 
 // 1 / sqrt(n) of a power of two n.
 constexpr float rotation_norm(std::uint32_t n) {

@@ -84,12 +84,15 @@ void check_scores(const Kernels& kernels, const ScoreCase& shape, Place place, P
             continue;
         }
         ExactSum sum;
+        FactorRounding rounding;
         sum.add(static_cast<double>(before[i]));
         for (std::size_t c = 0; token < shape.n_tokens && c < shape.n_channels; ++c) {
             const double code = codes[token * shape.dim + shape.first + c];
-            sum.add(code * static_cast<double>(query[row * stride + c]));
+            const auto factor = static_cast<double>(query[row * stride + c]);
+            sum.add(code * factor);
+            rounding.add(factor, code);
         }
-        if (!sum.accepts(scores[i])) ++n_wrong;
+        if (!sum.accepts(scores[i], rounding.most(kernels))) ++n_wrong;
     }
     if (n_wrong == 0 && scores.is_intact()) return;
     CAPTURE(level_name(kernels.level), place_name(place), pattern_name(pattern), shape.bits, shape.n_rows,
@@ -168,12 +171,15 @@ void check_mix(const Kernels& kernels, const MixCase& shape, Place place, Patter
             continue;
         }
         ExactSum sum;
+        FactorRounding rounding;
         sum.add(static_cast<double>(before[i]));
         for (std::size_t t = 0; channel < shape.dim && t < shape.n_tokens; ++t) {
             const double code = codes[t * shape.dim + channel];
-            sum.add(code * static_cast<double>(weight[row * stride + t]));
+            const auto factor = static_cast<double>(weight[row * stride + t]);
+            sum.add(code * factor);
+            rounding.add(factor, code);
         }
-        if (!sum.accepts(out[i])) ++n_wrong;
+        if (!sum.accepts(out[i], rounding.most(kernels))) ++n_wrong;
     }
     if (n_wrong == 0 && out.is_intact()) return;
     CAPTURE(level_name(kernels.level), place_name(place), pattern_name(pattern), shape.bits, shape.n_rows,

@@ -126,7 +126,22 @@ struct ExactSum {
         const auto n = static_cast<double>(n_terms + 4);
         return n * unit * magnitude * 1.001 + n * smallest;
     }
-    bool accepts(float value) const { return std::fabs(static_cast<double>(value) - sum) <= tolerance(); }
+    bool accepts(float value, double rounding = 0.0) const {
+        return std::fabs(static_cast<double>(value) - sum) <= tolerance() + rounding;
+    }
+};
+
+// What factors that are rounded to bytes may change a sum by: a share of the largest for every code.
+struct FactorRounding {
+    double largest = 0.0, codes = 0.0;
+
+    void add(double factor, double code) {
+        largest = std::max(largest, std::fabs(factor));
+        codes += std::fabs(code);
+    }
+    double most(const Kernels& kernels) const {
+        return static_cast<double>(kernels.attention.factor_step) * largest * codes;
+    }
 };
 
 }  // namespace gearkv::test

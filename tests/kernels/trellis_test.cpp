@@ -1,6 +1,7 @@
 // The trellis kernels at every level: the search against the reference to the last bit, the products against
 // sums in double.
 #include <algorithm>
+#include <iterator>
 
 #include "format/trellis.hpp"
 #include "inputs.hpp"
@@ -232,19 +233,6 @@ bool accepts(const ExactSum& sum, float value, double rounding) {
     return error <= sum.tolerance() + rounding + lost_below * static_cast<double>(sum.n_terms);
 }
 
-// What factors that are rounded to bytes may change a sum by: a share of the largest for every level.
-struct FactorRounding {
-    double largest = 0.0, levels = 0.0;
-
-    void add(float factor, int level) {
-        largest = std::max(largest, std::fabs(static_cast<double>(factor)));
-        levels += std::abs(level);
-    }
-    double most(const Kernels& kernels) const {
-        return static_cast<double>(kernels.attention.factor_step) * largest * levels;
-    }
-};
-
 void check_score(const Kernels& kernels, const SectionCase& shape, Place place) {
     const std::vector<std::uint32_t> planes = make_planes(shape);
     const std::vector<int> levels = section_levels(shape, planes);
@@ -268,7 +256,7 @@ void check_score(const Kernels& kernels, const SectionCase& shape, Place place) 
         FactorRounding rounding;
         const auto add = [&](float factor, int level) {
             add_term(sum, factor, level);
-            rounding.add(factor, level);
+            rounding.add(static_cast<double>(factor), level);
         };
         sum.add(static_cast<double>(before[i]));
         for (std::size_t c = 0; c < n_channels && t < section_tokens; ++c)
@@ -305,7 +293,7 @@ void check_mix(const Kernels& kernels, const SectionCase& shape, Place place) {
         FactorRounding rounding;
         for (std::size_t t = 0; t < section_tokens && c < n_channels; ++t) {
             add_term(sum, weight[row * weight_stride + t], levels[t * n_channels + c]);
-            rounding.add(weight[row * weight_stride + t], levels[t * n_channels + c]);
+            rounding.add(static_cast<double>(weight[row * weight_stride + t]), levels[t * n_channels + c]);
         }
         if (c >= n_channels ? out[i] != before[i] : !accepts(sum, out[i], rounding.most(kernels))) ++n_wrong;
     }
@@ -351,6 +339,123 @@ TEST_CASE("a factor of one and zeros beside it gives the levels themselves") {
             }
             CAPTURE(level_name(kernels->level), c);
             CHECK(worst <= 0x1p-15);
+        }
+    }
+}
+
+// ---- sides ----
+
+std::vector<std::uint8_t> random_bytes(std::size_t n, std::uint64_t seed) {
+    Random random(seed);
+    std::vector<std::uint8_t> bytes(n);
+    for (std::uint8_t& byte : bytes)
+        byte = static_cast<std::uint8_t>(random.bits());
+    return bytes;
+}
+
+// In and beyond the range of normal floats.
+const int all_bases[] = {-160, 0, -255, -2100, -1900, 1700, 2100, -32768, 32767};
+
+TEST_CASE("sides of key sections are folded as by the reference, at every length") {
+    for (std::uint32_t dim = 8; dim <= 144; dim += 8) {
+        for (const int base : all_bases) {
+            const std::uint32_t n_rows = dim / 8 % max_rows + 1;
+            const std::size_t padded = round_to(dim, 16), stride = padded + dim % 3;
+            const std::vector<std::uint8_t> scale_bytes = random_bytes(padded, dim),
+                                            zero_bytes = random_bytes(padded, dim + 1);
+            std::vector<std::uint8_t> width_nibbles = random_bytes(padded, dim + 2);
+            for (std::uint8_t& byte : width_nibbles)
+                byte = static_cast<std::uint8_t>((byte & 15) % 7 | (byte >> 4) % 7 << 4);
+            std::vector<float> rows = make_floats((n_rows - 1) * stride + padded, Pattern::random, dim);
+            for (std::size_t i = 0; i < rows.size(); ++i) {
+                if (i % stride >= dim) rows[i] = 0.0f;
+            }
+            for (const Kernels* kernels : all_kernels()) {
+                for (const Place place : all_places) {
+                    GuardedArray<std::uint8_t> scales(scale_bytes, place), widths(width_nibbles, place);
+                    GuardedArray<std::int8_t> zeros(
+                        std::vector<std::int8_t>(zero_bytes.begin(), zero_bytes.end()), place);
+                    GuardedArray<float> query(rows, place), folded(rows.size(), place), bias(n_rows, place);
+                    std::fill_n(bias.data(), n_rows, 0.5f);
+                    kernels->attention.fold_keys({scales.data(), zeros.data(), widths.data(), base, dim,
+                                                  query.data(), folded.data(), stride, bias.data(), n_rows});
+                    std::size_t n_wrong = folded.is_intact() && bias.is_intact() ? 0 : 1;
+                    for (std::size_t row = 0; row < n_rows; ++row) {
+                        ExactSum sum;
+                        sum.add(0.5);
+                        for (std::uint32_t c = 0; c < dim; ++c) {
+                            const std::size_t at = row * stride + c;
+                            const float want = rows[at] * exp2_sixteenths(base + scale_bytes[c]);
+                            if (folded[at] != want) ++n_wrong;
+                            const float zero = static_cast<float>(static_cast<std::int8_t>(zero_bytes[c])) *
+                                               zero_unit(read_nibble(width_nibbles.data(), c / key_granule));
+                            sum.add(static_cast<double>(want) * static_cast<double>(zero));
+                        }
+                        const bool finite = sum.magnitude < 1e37;
+                        if (finite && !sum.accepts(bias[row])) ++n_wrong;
+                    }
+                    CAPTURE(level_name(kernels->level), place_name(place), dim, base, n_rows);
+                    CHECK(n_wrong == 0);
+                }
+            }
+        }
+    }
+}
+
+TEST_CASE("gains and scales of value sections are applied as by the reference") {
+    for (std::uint32_t n_rows = 1; n_rows <= max_rows; ++n_rows) {
+        const std::size_t stride = section_tokens + n_rows % 3;
+        const std::vector<std::uint8_t> nibbles = random_bytes(section_tokens / 2, n_rows);
+        const std::vector<float> rows =
+            make_floats((n_rows - 1) * stride + section_tokens, Pattern::wide, n_rows);
+        for (const Kernels* kernels : all_kernels()) {
+            for (const Place place : all_places) {
+                GuardedArray<std::uint8_t> gains(nibbles, place);
+                GuardedArray<float> weight(rows, place), scaled(rows.size(), place), sum(n_rows, place);
+                std::fill_n(sum.data(), n_rows, 0.25f);
+                kernels->attention.fold_weights(
+                    {gains.data(), weight.data(), scaled.data(), stride, sum.data(), n_rows});
+                std::size_t n_wrong = scaled.is_intact() && sum.is_intact() ? 0 : 1;
+                for (std::size_t row = 0; row < n_rows; ++row) {
+                    ExactSum want;
+                    want.add(0.25);
+                    for (std::uint32_t t = 0; t < section_tokens; ++t) {
+                        const std::size_t at = row * stride + t;
+                        if (scaled[at] != rows[at] * trellis_gain(read_nibble(nibbles.data(), t))) ++n_wrong;
+                        want.add(static_cast<double>(rows[at]));
+                    }
+                    if (!want.accepts(sum[row])) ++n_wrong;
+                }
+                CAPTURE(level_name(kernels->level), place_name(place), n_rows);
+                CHECK(n_wrong == 0);
+            }
+        }
+        for (std::uint32_t dim = 8; dim <= 80; dim += 8) {
+            const int base = all_bases[dim / 8 % std::size(all_bases)];
+            const std::size_t padded = round_to(dim, 16), row_stride = padded + dim % 3;
+            const std::vector<std::uint8_t> scale_bytes = random_bytes(padded, dim);
+            const std::vector<float> x = make_floats((n_rows - 1) * row_stride + padded, Pattern::random, 1),
+                                     before = make_floats(x.size(), Pattern::random, 2);
+            for (const Kernels* kernels : all_kernels()) {
+                for (const Place place : all_places) {
+                    GuardedArray<std::uint8_t> scales(scale_bytes, place);
+                    GuardedArray<float> from(x, place), out(before, place);
+                    kernels->attention.add_scaled(
+                        {scales.data(), base, dim, from.data(), out.data(), row_stride, n_rows});
+                    std::size_t n_wrong = out.is_intact() ? 0 : 1;
+                    for (std::size_t i = 0; i < x.size(); ++i) {
+                        if (i % row_stride >= padded && out[i] != before[i]) ++n_wrong;
+                        if (i % row_stride >= dim) continue;
+                        ExactSum want;
+                        want.add(static_cast<double>(before[i]));
+                        const float scale = exp2_sixteenths(base + scale_bytes[i % row_stride]);
+                        want.add(static_cast<double>(scale) * static_cast<double>(x[i]));
+                        if (want.magnitude < 1e38 && !want.accepts(out[i])) ++n_wrong;
+                    }
+                    CAPTURE(level_name(kernels->level), place_name(place), dim, base, n_rows);
+                    CHECK(n_wrong == 0);
+                }
+            }
         }
     }
 }

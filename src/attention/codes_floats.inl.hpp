@@ -1,39 +1,13 @@
-// The product of code words with a few vectors, which scoring keys and mixing values share: lanes run along
-// one dimension (tokens of keys, channels of values), the words of a lane along the other, the depth.
-//
-//   out[row][lane] += sum_d factor[row][d] * code(lane, d)
-//
-// A word is unpacked once for all rows: each of its fields becomes a vector of floats that is multiplied with
-// the factor of that depth, broadcast. Sums stay in registers over all words of a strip.
+// Products of code words with a few vectors in floats. A word is unpacked once for all rows: each of its
+// fields becomes a vector of floats that is multiplied with the factor of that depth, broadcast. Sums stay in
+// registers over all words of a strip.
 #pragma once
 
-#include "kernels.hpp"
-#include "unroll.inl.hpp"
+#include "ahead.inl.hpp"
+#include "attention/code_strips.inl.hpp"
 
 namespace gearkv {
 namespace {
-
-// Codes between two steps along the words: those of a word, with 3 bits those of a word of the high plane.
-template <std::uint32_t bits>
-constexpr std::size_t unit_codes = bits == 3 ? 32 : 32 / bits;
-
-// The words of 16 lanes.
-struct CodeStrip {
-    const std::uint32_t* low;  // first word of the first lane; the only plane unless the codes have 3 bits
-    std::size_t low_step;      // words from one unit to the next
-    std::size_t half_step;     // 3 bits: words from the first to the second word of a unit
-    const std::uint32_t* high;
-    std::size_t high_step;
-    std::size_t n_units;
-};
-
-// Factors of one or more rows, and where the sums of each row go.
-struct CodeRows {
-    const float* factor;  // readable for whole units
-    std::size_t factor_stride;
-    float* out;  // 16 lanes of each row
-    std::size_t out_stride;
-};
 
 // Sums of n_rows rows and n_vectors vectors of lanes. With few rows every sum is split in parts, for enough
 // of them to hide the latency of a multiply-add.
@@ -130,13 +104,15 @@ template <class L, std::uint32_t half, class Sums>
 }
 
 template <class L, std::uint32_t bits, std::size_t n_rows, std::size_t n_vectors>
-void add_strip_part(const CodeStrip& strip, const CodeRows& rows, std::size_t row, std::size_t lane) {
+void add_strip_part(const CodeStrip& strip, const CodeRows& rows, std::size_t row, std::size_t lane,
+                    AheadLines& ahead) {
     CodeSums<L, n_rows, n_vectors> sums;
     sums.clear();
     const float* factor = rows.factor + row * rows.factor_stride;
     const std::uint32_t* low = strip.low + lane;
     const std::uint32_t* high = strip.high + lane;
     for (std::size_t unit = 0; unit < strip.n_units; ++unit) {
+        ahead.step();
         if constexpr (bits == 3) {
             add_split_word<L, 0>(sums, low, high, rows, factor);
             add_split_word<L, 1>(sums, low + strip.half_step, high, rows, factor + 16);
@@ -152,14 +128,19 @@ void add_strip_part(const CodeStrip& strip, const CodeRows& rows, std::size_t ro
 
 // Sums take half of the registers.
 template <class L, std::uint32_t bits>
-void add_strip(const CodeStrip& strip, const CodeRows& rows, std::size_t n_rows) {
-    for_rows<max_rows>(n_rows, [&](std::size_t row, auto n) {
-        constexpr std::size_t most = L::n_registers / 2 / n.value;
-        constexpr std::size_t n_vectors = most < lane_tile / L::width ? most : lane_tile / L::width;
-        for (std::size_t lane = 0; lane < lane_tile; lane += n_vectors * L::width) {
-            add_strip_part<L, bits, n.value, n_vectors>(strip, rows, row, lane);
-        }
-    });
+void add_strips_floats(CodeStrip strip, CodeRows rows, std::size_t n_rows) {
+    AheadLines ahead(strip.ahead, strip.n_units * strip.n_strips);
+    for (std::size_t i = 0; i < strip.n_strips; ++i) {
+        for_rows<max_rows>(n_rows, [&](std::size_t row, auto n) {
+            constexpr std::size_t most = L::n_registers / 2 / n.value;
+            constexpr std::size_t n_vectors = most < lane_tile / L::width ? most : lane_tile / L::width;
+            for (std::size_t lane = 0; lane < lane_tile; lane += n_vectors * L::width)
+                add_strip_part<L, bits, n.value, n_vectors>(strip, rows, row, lane, ahead);
+        });
+        strip.low += strip.strip_step;
+        strip.high += strip.strip_step;
+        rows.out += lane_tile;
+    }
 }
 
 }  // namespace

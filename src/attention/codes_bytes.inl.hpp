@@ -1,0 +1,120 @@
+// Products of code words with a few vectors by integer dot products: a field of every byte of a word is four
+// neighbours along the depth, which meet four factors at once (factor_bytes.inl.hpp).
+#pragma once
+
+#include "ahead.inl.hpp"
+#include "attention/code_strips.inl.hpp"
+#include "attention/factor_bytes.inl.hpp"
+
+namespace gearkv {
+namespace {
+
+// What the first bytes of L::dot are above the codes.
+template <class L, std::uint32_t bits>
+inline constexpr std::int32_t code_bias = bits == 8 && L::signed_bytes ? -128 : 0;
+
+// Field p of every byte of a word; with 3 bits its third bits are bits `from` of `high`.
+template <class L, std::uint32_t bits, std::uint32_t p, std::uint32_t from>
+[[gnu::always_inline]] inline typename L::Words code_bytes(typename L::Words low, typename L::Words high) {
+    constexpr std::uint32_t width = bits == 3 ? 2 : bits;
+    if constexpr (bits == 8) {
+        return L::signed_bytes ? low ^ L::broadcast_word(0x80808080u) : low;
+    } else {
+        if constexpr (p > 0) low = L::template shift_right<width * p>(low);
+        const auto bytes = low & L::broadcast_word(((1u << width) - 1) * 0x01010101u);
+        if constexpr (bits != 3) {
+            return bytes;
+        } else {
+            if constexpr (from < 2) high = L::template shift_left<2 - from>(high);
+            if constexpr (from > 2) high = L::template shift_right<from - 2>(high);
+            return L::merge(L::broadcast_word(0x04040404u), high, bytes);
+        }
+    }
+}
+
+// Vectors of lanes lie vector_step words apart, and side by side in the output.
+template <class L, std::uint32_t bits, std::size_t n_rows, std::size_t n_vectors, std::size_t n>
+void add_byte_strips(const CodeStrip& strip, std::size_t lane, std::size_t vector_step,
+                     const FactorBytes<n>& factors, std::size_t row, float* out, std::size_t out_stride,
+                     AheadLines& ahead) {
+    using Words = typename L::Words;
+    ByteSums<L, n_rows, n_vectors> sums;
+    sums.start(factors.scale + row, code_bias<L, bits>);
+    const std::uint32_t* low = strip.low + lane;
+    const std::uint32_t* high = strip.high + lane;
+    const std::uint8_t *high_bytes = factors.high[row], *low_bytes = factors.low[row];
+    // The words at `low`, whose third bits start at bit `first` of the high plane.
+    const auto add_words = [&](const std::uint32_t* at, auto first) GEARKV_INLINE {
+        Words words[n_vectors], thirds[n_vectors];
+        unroll<n_vectors>([&](auto v) GEARKV_INLINE {
+            words[v] = L::load_words(at + v * vector_step);
+            thirds[v] = bits == 3 ? L::load_words(high + v * vector_step) : words[v];
+        });
+        constexpr std::size_t n_fields = bits == 3 ? 4 : 8 / bits;
+        unroll<n_fields>([&](auto p) GEARKV_INLINE {
+            Words bytes[n_vectors];
+            unroll<n_vectors>([&](auto v) GEARKV_INLINE {
+                bytes[v] = code_bytes<L, bits, p.value, first.value + p.value>(words[v], thirds[v]);
+            });
+            sums.template add<p.value>(bytes, high_bytes + 4 * p, low_bytes + 4 * p, n);
+        });
+        high_bytes += 4 * n_fields;
+        low_bytes += 4 * n_fields;
+    };
+    for (std::size_t unit = 0; unit < strip.n_units; ++unit) {
+        ahead.step();
+        add_words(low, Index<0>());
+        if constexpr (bits == 3) {
+            add_words(low + strip.half_step, Index<4>());
+            high += strip.high_step;
+        }
+        low += strip.low_step;
+    }
+    unroll<n_rows>([&](auto r) GEARKV_INLINE {
+        unroll<n_vectors>([&](auto v) GEARKV_INLINE {
+            float* at = out + r * out_stride + v * L::width;
+            L::store(at, L::load(at) + sums.template sum<r.value, v.value>(factors.scale + row));
+        });
+    });
+}
+
+// Sums of high and low bytes take half of the registers.
+template <class L, std::uint32_t bits, std::size_t n>
+void add_strips_bytes(CodeStrip strip, const CodeRows& rows, std::size_t n_rows) {
+    FactorBytes<n> factors;
+    for (std::size_t row = 0; row < n_rows; ++row) {
+        factors.scale[row] =
+            split_factors<L>(rows.factor + row * rows.factor_stride, strip.n_units * unit_codes<bits>,
+                             factors.high[row], factors.low[row]);
+    }
+    constexpr std::size_t at_once = 2 * L::width < lane_tile ? lane_tile : 2 * L::width;  // lanes
+    AheadLines ahead(strip.ahead, strip.n_units * ((strip.n_strips * lane_tile + at_once - 1) / at_once));
+    float* out = rows.out;
+    const auto add = [&](auto n_vectors, std::size_t lane, std::size_t step) {
+        for_rows<L::n_registers / 4 / n_vectors.value>(n_rows, [&](std::size_t row, auto n_now) {
+            add_byte_strips<L, bits, n_now.value, n_vectors.value>(
+                strip, lane, step, factors, row, out + row * rows.out_stride + lane, rows.out_stride, ahead);
+        });
+    };
+    for (std::size_t i = 0; i < strip.n_strips;) {
+        std::size_t n_done = 1;
+        if constexpr (L::width == lane_tile) {  // two strips at once where there are
+            if (i + 2 <= strip.n_strips) {
+                add(Index<2>(), 0, strip.strip_step);
+                n_done = 2;
+            } else {
+                add(Index<1>(), 0, 0);
+            }
+        } else {
+            for (std::size_t lane = 0; lane < lane_tile; lane += 2 * L::width)
+                add(Index<2>(), lane, L::width);
+        }
+        i += n_done;
+        strip.low += n_done * strip.strip_step;
+        strip.high += n_done * strip.strip_step;
+        out += n_done * lane_tile;
+    }
+}
+
+}  // namespace
+}  // namespace gearkv

@@ -1,0 +1,108 @@
+// What surrounds the codes of a trellis section (format/trellis.hpp), for one vector level: scales, zeros and
+// gains folded into queries, weights and sums.
+#pragma once
+
+#include "format/trellis.hpp"
+#include "kernels.hpp"
+#include "unroll.inl.hpp"
+
+namespace gearkv {
+namespace {
+
+// exp2_sixteenths(base + code) of consecutive codes.
+template <class L>
+class ScaleReader {
+  public:
+    using Float = typename L::Float;
+
+    explicit ScaleReader(int base) : base_(base), fractions_(L::load_float_table(sixteenth_powers)) {}
+    // Reads L::width codes.
+    [[gnu::always_inline]] Float read(const std::uint8_t* codes) const {
+        if (base_ < 16 - bias || base_ + 255 >= 254 * 16 - bias) return read_each(codes);
+        const auto at = L::load_bytes(codes) + L::broadcast_word(static_cast<std::uint32_t>(base_ + bias));
+        const auto exponent = L::template shift_left<23>(L::template shift_right<4>(at));
+        return L::from_bits(exponent) *
+               L::lookup_float(fractions_, L::float_index(at & L::broadcast_word(15)));
+    }
+
+  private:
+    static constexpr int bias = 127 * 16;
+
+    // Where some scales are no normal floats.
+    [[gnu::noinline]] Float read_each(const std::uint8_t* codes) const {
+        float lanes[L::width];
+        for (std::size_t i = 0; i < L::width; ++i)
+            lanes[i] = exp2_sixteenths(base_ + codes[i]);
+        return L::load(lanes);
+    }
+
+    int base_;
+    typename L::FloatTable fractions_;
+};
+
+template <class L>
+void fold_keys(const FoldKeys& args) {
+    using Float = typename L::Float;
+    static constexpr float units[16] = {zero_unit(0), zero_unit(1), zero_unit(2), zero_unit(3),
+                                        zero_unit(4), zero_unit(5), zero_unit(6)};
+    static constexpr std::uint32_t lane_shifts[lane_tile] = {0, 0, 0, 0, 4,  4,  4,  4,
+                                                             8, 8, 8, 8, 12, 12, 12, 12};
+    const auto shifts = L::load_words(lane_shifts);
+    const typename L::FloatTable unit_table = L::load_float_table(units);
+    const ScaleReader<L> scales(args.base);
+    Float bias[max_rows];
+    for (std::size_t row = 0; row < args.n_rows; ++row)
+        bias[row] = L::broadcast(0.0f);
+    for (std::size_t c = 0; c < args.dim; c += L::width) {
+        // The widths of four granules are two bytes.
+        std::uint16_t widths;
+        __builtin_memcpy(&widths, args.widths + c / lane_tile * 2, sizeof(widths));
+        const auto nibbles =
+            L::shift_right_by(L::broadcast_word(widths >> (c % lane_tile)), shifts) & L::broadcast_word(15);
+        const Float unit = L::lookup_float(unit_table, L::float_index(nibbles));
+        const Float scale = scales.read(args.scales + c), zero = L::load_signed(args.zeros + c) * unit;
+        for (std::size_t row = 0; row < args.n_rows; ++row) {
+            const Float folded = L::load(args.query + row * args.query_stride + c) * scale;
+            L::store(args.folded + row * args.query_stride + c, folded);
+            bias[row] = L::fma(folded, zero, bias[row]);
+        }
+    }
+    for (std::size_t row = 0; row < args.n_rows; ++row)
+        args.bias[row] += L::sum(bias[row]);
+}
+
+template <class L>
+void fold_weights(const FoldWeights& args) {
+    using Float = typename L::Float;
+    const typename L::FloatTable table = L::load_float_table(nibble_gains);
+    std::uint8_t nibbles[section_tokens];
+    read_nibbles(nibbles, args.gains, section_tokens);
+    Float sums[max_rows];
+    for (std::size_t row = 0; row < args.n_rows; ++row)
+        sums[row] = L::broadcast(0.0f);
+    for (std::size_t t = 0; t < section_tokens; t += L::width) {
+        const Float gain = L::lookup_float(table, L::float_index(L::load_bytes(nibbles + t)));
+        for (std::size_t row = 0; row < args.n_rows; ++row) {
+            const Float weight = L::load(args.weight + row * args.stride + t);
+            L::store(args.scaled + row * args.stride + t, weight * gain);
+            sums[row] = sums[row] + weight;
+        }
+    }
+    for (std::size_t row = 0; row < args.n_rows; ++row)
+        args.sum[row] += L::sum(sums[row]);
+}
+
+template <class L>
+void add_scaled(const AddScaled& args) {
+    const ScaleReader<L> scales(args.base);
+    for (std::size_t c = 0; c < args.dim; c += L::width) {
+        const auto scale = scales.read(args.scales + c);
+        for (std::size_t row = 0; row < args.n_rows; ++row) {
+            float* out = args.out + row * args.stride + c;
+            L::store(out, L::fma(scale, L::load(args.x + row * args.stride + c), L::load(out)));
+        }
+    }
+}
+
+}  // namespace
+}  // namespace gearkv
