@@ -54,18 +54,24 @@ namespace {
 //   RowTable(const float* x, size_t n)     Float pick(const uint16_t* at): x[at[lane]] for each lane
 //   FloatTable, load_float_table(const float*), FloatIndex float_index(Words a), a below 16
 //   Float lookup_float(FloatTable, FloatIndex)
-//   has_dot                                whether there are dot products of bytes; then also
-//   signed_bytes                           whether their first bytes are signed, else unsigned
-//   Words dot(Words sum, a, b)             each word plus the four products of its bytes, those of b signed
+//   factor_limit, first_worth              of integer dot products (src/attention/dots.inl.hpp); limit 0
+//   without,
+//                                          and then none of what follows
+//   one_sum                                whether both words of factors are worth the same
+//   signed_bytes                           whether their bytes are signed, else unsigned
+//   Words dot_first(Words sum, bytes, factors), dot_second(sum, bytes, factors)
 //   int32_t sum_words(Words)               of signed words
-//   void interleave_eights(uint8_t x[32])  byte 8 i + k moves to 4 k + i
+//   void store_shorts(int16_t*, Words)     width signed words within the range of shorts
+//   void split_shorts(uint32_t first[4], uint32_t second[4], const int16_t[16])     factors in natural order
+//   void split_eights(uint32_t first[8], uint32_t second[8], const int16_t[32])     words of 8 i + k for all
+//   i
 // No function needs an alignment. Those named *_first touch only the first n < width entries.
 template <class Self, class Arch>
 struct BasicLanes {
     using Float = xsimd::batch<float, Arch>;
     using Words = xsimd::batch<std::uint32_t, Arch>;
     static constexpr std::size_t width = Float::size;
-    static constexpr bool has_dot = false;
+    static constexpr int factor_limit = 0;
 
     static Float load(const float* x) { return Float::load_unaligned(x); }
     static void store(float* x, Float a) { a.store_unaligned(x); }

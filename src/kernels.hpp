@@ -285,7 +285,7 @@ struct AttentionKernels {
     void (*scale)(float* x, float alpha, std::size_t n);
 
     // Queries and weights that meet codes or levels are rounded by at most this share of the largest of their
-    // row and call; 0 where products are made of floats.
+    // row and call, or four times it in rows of more than 256; 0 where products are made of floats.
     float factor_step;
 };
 

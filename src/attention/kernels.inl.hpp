@@ -3,10 +3,10 @@
 
 #include <xsimd/xsimd.hpp>
 
-#include "attention/codes_bytes.inl.hpp"
+#include "attention/codes_dots.inl.hpp"
 #include "attention/codes_floats.inl.hpp"
 #include "attention/sections.inl.hpp"
-#include "attention/trellis_bytes.inl.hpp"
+#include "attention/trellis_dots.inl.hpp"
 #include "attention/trellis_floats.inl.hpp"
 #include "exponential.inl.hpp"
 #include "format/block.hpp"
@@ -15,13 +15,17 @@
 namespace gearkv {
 namespace {
 
+// Levels without integer dot products have no factors either.
+template <class L>
+inline constexpr bool has_dots = L::factor_limit > 0;
+
 // ---- codes ----
 
 // Up to `most` factors a row.
 template <class L, std::uint32_t bits, std::size_t most>
 void add_strips(const CodeStrip& strip, const CodeRows& rows, std::size_t n_rows) {
-    if constexpr (L::has_dot) {
-        add_strips_bytes<L, bits, most>(strip, rows, n_rows);
+    if constexpr (has_dots<L>) {
+        add_strips_dots<L, bits, most>(strip, rows, n_rows);
     } else {
         add_strips_floats<L, bits>(strip, rows, n_rows);
     }
@@ -70,8 +74,8 @@ void mix_codes(const MixCodes& args) {
 
 template <class L>
 void score_trellis(const ScoreTrellis& args) {
-    if constexpr (L::has_dot) {
-        score_trellis_bytes<L>(args);
+    if constexpr (has_dots<L>) {
+        score_trellis_dots<L>(args);
     } else {
         score_trellis_floats<L>(args);
     }
@@ -79,8 +83,8 @@ void score_trellis(const ScoreTrellis& args) {
 
 template <class L>
 void mix_trellis(const MixTrellis& args) {
-    if constexpr (L::has_dot) {
-        mix_trellis_bytes<L>(args);
+    if constexpr (has_dots<L>) {
+        mix_trellis_dots<L>(args);
     } else {
         mix_trellis_floats<L>(args);
     }
@@ -217,7 +221,7 @@ constexpr AttentionKernels make_attention_kernels() {
         scale_half<L>,
         softmax_tile<L>,
         scale<L>,
-        L::has_dot ? factor_step : 0.0f,
+        has_dots<L> ? factor_step<L> : 0.0f,
     };
 }
 

@@ -1,4 +1,6 @@
 // Products with code words at every level, against sums in double over the codes that were packed.
+#include <cmath>
+
 #include "format/block.hpp"
 #include "inputs.hpp"
 
@@ -111,6 +113,27 @@ TEST_CASE("scores of code words are the sums of query times code, at every width
         }
     }
     CHECK(i >= score_cases().size());
+}
+
+TEST_CASE("sums of the longest rows and largest codes stay within their words") {
+    for (const Kernels* kernels : all_kernels()) {
+        for (const std::uint32_t dim : {128u, 256u, 264u, 512u, 520u, 1024u}) {
+            for (const float factor : {1.0f, -1.0f}) {
+                const std::vector<std::uint8_t> codes(std::size_t{16} * dim, 255);
+                const std::size_t tile_words = std::size_t{16} * lane_words(8, dim);
+                std::vector<std::uint32_t> words(tile_words);
+                kernels_scalar()->codec.pack_key[bits_slot(8)](words.data(), codes.data(), dim, 16, dim);
+                const std::vector<float> query(4 * std::size_t{dim}, factor);
+                std::vector<float> scores(4 * std::size_t{16}, 0.0f);
+                kernels->attention.score_codes[bits_slot(8)](
+                    {words.data(), tile_words, 1, 0, dim, dim, query.data(), dim, scores.data(), 16, 4});
+                const float want = 255.0f * static_cast<float>(dim) * factor;
+                CAPTURE(level_name(kernels->level), dim, factor);
+                for (const float score : scores)
+                    CHECK(std::fabs(score - want) <= 1e-4f * std::fabs(want));
+            }
+        }
+    }
 }
 
 struct MixCase {

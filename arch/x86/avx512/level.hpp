@@ -101,20 +101,32 @@ struct Lanes : BasicLanes<Lanes, Avx512> {
     static FloatIndex float_index(Words a) { return a; }
     static Float lookup_float(FloatTable table, FloatIndex at) { return _mm512_permutexvar_ps(at, table); }
 
-    static constexpr bool has_dot = true;
+    // Bytes of a factor: 256 high + low.
+    static constexpr int factor_limit = 32639;
+    static constexpr float first_worth = 256.0f;
+    static constexpr bool one_sum = false;
     static constexpr bool signed_bytes = false;
     // Told in assembly, GCC 12 leaves the sums where they are; with the intrinsic it moves and spills them.
-    static Words dot(Words sum, Words a, Words b) {
+    static Words dot_first(Words sum, Words bytes, Words factors) {
         __m512i words = sum;
-        __asm__("vpdpbusd %2, %1, %0" : "+v"(words) : "v"(__m512i(a)), "v"(__m512i(b)));
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(words) : "v"(__m512i(bytes)), "v"(__m512i(factors)));
         return words;
     }
+    static Words dot_second(Words sum, Words bytes, Words factors) { return dot_first(sum, bytes, factors); }
     static std::int32_t sum_words(Words a) { return _mm512_reduce_add_epi32(a); }
-    static void interleave_eights(std::uint8_t* x) {
-        const __m256i from = _mm256_setr_epi8(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27, 4, 12,
-                                              20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31);
-        auto* at = reinterpret_cast<__m256i*>(x);
-        _mm256_storeu_si256(at, _mm256_permutexvar_epi8(from, _mm256_loadu_si256(at)));
+    static void store_shorts(std::int16_t* x, Words a) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), _mm512_cvtepi32_epi16(a));
+    }
+    static void split_shorts(std::uint32_t* first, std::uint32_t* second, const std::int16_t* x) {
+        const __m256i shorts = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(first), _mm256_cvtepi16_epi8(high_bytes(shorts)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(second), _mm256_cvtepi16_epi8(shorts));
+    }
+    static void split_eights(std::uint32_t* first, std::uint32_t* second, const std::int16_t* x) {
+        const __m512i shorts = _mm512_loadu_si512(x);
+        const __m512i high = _mm512_srai_epi16(_mm512_add_epi16(shorts, _mm512_set1_epi16(128)), 8);
+        store_eights(first, _mm512_cvtepi16_epi8(high));
+        store_eights(second, _mm512_cvtepi16_epi8(shorts));
     }
 
     // Up to 128 entries in registers, of which two are searched by one permutation. Zen 4, gear-2 keys:
@@ -174,6 +186,15 @@ struct Lanes : BasicLanes<Lanes, Avx512> {
     }
 
   private:
+    static __m256i high_bytes(__m256i shorts) {
+        return _mm256_srai_epi16(_mm256_add_epi16(shorts, _mm256_set1_epi16(128)), 8);
+    }
+    // Byte 8 i + k to 4 k + i.
+    static void store_eights(std::uint32_t* words, __m256i bytes) {
+        const __m256i from = _mm256_setr_epi8(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27, 4, 12,
+                                              20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), _mm256_permutexvar_epi8(from, bytes));
+    }
     // Entry i is the code in the low bits of i.
     template <std::uint32_t bits>
     static __m512 code_table() {

@@ -1,15 +1,15 @@
 // Products of code words with a few vectors by integer dot products: a field of every byte of a word is four
-// neighbours along the depth, which meet four factors at once (factor_bytes.inl.hpp).
+// neighbours along the depth, which meet four factors at once (dots.inl.hpp).
 #pragma once
 
 #include "ahead.inl.hpp"
 #include "attention/code_strips.inl.hpp"
-#include "attention/factor_bytes.inl.hpp"
+#include "attention/dots.inl.hpp"
 
 namespace gearkv {
 namespace {
 
-// What the first bytes of L::dot are above the codes.
+// What the bytes of dot products are above the codes.
 template <class L, std::uint32_t bits>
 inline constexpr std::int32_t code_bias = bits == 8 && L::signed_bytes ? -128 : 0;
 
@@ -34,15 +34,15 @@ template <class L, std::uint32_t bits, std::uint32_t p, std::uint32_t from>
 
 // Vectors of lanes lie vector_step words apart, and side by side in the output.
 template <class L, std::uint32_t bits, std::size_t n_rows, std::size_t n_vectors, std::size_t n>
-void add_byte_strips(const CodeStrip& strip, std::size_t lane, std::size_t vector_step,
-                     const FactorBytes<n>& factors, std::size_t row, float* out, std::size_t out_stride,
-                     AheadLines& ahead) {
+void add_dot_strips(const CodeStrip& strip, std::size_t lane, std::size_t vector_step,
+                    const DotFactors<n>& factors, std::size_t row, float* out, std::size_t out_stride,
+                    AheadLines& ahead) {
     using Words = typename L::Words;
-    ByteSums<L, n_rows, n_vectors> sums;
+    DotSums<L, n_rows, n_vectors> sums;
     sums.start(factors.scale + row, code_bias<L, bits>);
     const std::uint32_t* low = strip.low + lane;
     const std::uint32_t* high = strip.high + lane;
-    const std::uint8_t *high_bytes = factors.high[row], *low_bytes = factors.low[row];
+    const std::uint32_t *first_word = factors.first[row], *second_word = factors.second[row];
     // The words at `low`, whose third bits start at bit `first` of the high plane.
     const auto add_words = [&](const std::uint32_t* at, auto first) GEARKV_INLINE {
         Words words[n_vectors], thirds[n_vectors];
@@ -56,10 +56,10 @@ void add_byte_strips(const CodeStrip& strip, std::size_t lane, std::size_t vecto
             unroll<n_vectors>([&](auto v) GEARKV_INLINE {
                 bytes[v] = code_bytes<L, bits, p.value, first.value + p.value>(words[v], thirds[v]);
             });
-            sums.template add<p.value>(bytes, high_bytes + 4 * p, low_bytes + 4 * p, n);
+            sums.template add<p.value>(bytes, first_word + p, second_word + p, n / 4);
         });
-        high_bytes += 4 * n_fields;
-        low_bytes += 4 * n_fields;
+        first_word += n_fields;
+        second_word += n_fields;
     };
     for (std::size_t unit = 0; unit < strip.n_units; ++unit) {
         ahead.step();
@@ -80,19 +80,18 @@ void add_byte_strips(const CodeStrip& strip, std::size_t lane, std::size_t vecto
 
 // Sums of high and low bytes take half of the registers.
 template <class L, std::uint32_t bits, std::size_t n>
-void add_strips_bytes(CodeStrip strip, const CodeRows& rows, std::size_t n_rows) {
-    FactorBytes<n> factors;
+void add_strips_dots(CodeStrip strip, const CodeRows& rows, std::size_t n_rows) {
+    DotFactors<n> factors;
     for (std::size_t row = 0; row < n_rows; ++row) {
-        factors.scale[row] =
-            split_factors<L>(rows.factor + row * rows.factor_stride, strip.n_units * unit_codes<bits>,
-                             factors.high[row], factors.low[row]);
+        set_factors<L>(&factors, row, rows.factor + row * rows.factor_stride,
+                       strip.n_units * unit_codes<bits>);
     }
     constexpr std::size_t at_once = 2 * L::width < lane_tile ? lane_tile : 2 * L::width;  // lanes
     AheadLines ahead(strip.ahead, strip.n_units * ((strip.n_strips * lane_tile + at_once - 1) / at_once));
     float* out = rows.out;
     const auto add = [&](auto n_vectors, std::size_t lane, std::size_t step) {
-        for_rows<L::n_registers / 4 / n_vectors.value>(n_rows, [&](std::size_t row, auto n_now) {
-            add_byte_strips<L, bits, n_now.value, n_vectors.value>(
+        for_rows<most_dot_sums<L> / n_vectors.value>(n_rows, [&](std::size_t row, auto n_now) {
+            add_dot_strips<L, bits, n_now.value, n_vectors.value>(
                 strip, lane, step, factors, row, out + row * rows.out_stride + lane, rows.out_stride, ahead);
         });
     };

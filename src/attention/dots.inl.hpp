@@ -1,0 +1,167 @@
+// Integer dot products of bytes (levels or codes) with factors (queries or weights).
+//
+// A factor becomes an integer, and four of them two words, in the form the level's instructions take:
+//   bytes    integer = 256 a + b:  the first word has the four a, the second the four b, all signed bytes
+//   shorts   the first word has integers 0 and 2, the second 1 and 3, as signed shorts
+// A word of four bytes meets both: with bytes each into a sum of its own, which come together as floats, with
+// shorts (L::one_sum) into the same. An integer is at most integer_limit, so a factor is off by at most
+// factor_step of the largest of its row, and the sums of max_dim products stay within words.
+#pragma once
+
+#include <xsimd/xsimd.hpp>
+
+#include "format/block.hpp"
+#include "kernels.hpp"
+#include "unroll.inl.hpp"
+
+namespace gearkv {
+namespace {
+
+template <class L>
+inline constexpr float factor_step = 0.5f / static_cast<float>(L::factor_limit) * 1.001f;
+
+// The largest integer of a row of n factors. One sum holds 256 products of 255 and a short, so longer rows
+// have shorter integers.
+template <class L>
+constexpr float integer_limit(std::size_t n) {
+    return static_cast<float>(L::one_sum && n > 256 ? L::factor_limit >> (n > 512 ? 2 : 1) : L::factor_limit);
+}
+
+// What the products with either word are worth, and the sums of their factors.
+struct FactorScale {
+    float first, second;
+    std::int32_t first_sum, second_sum;
+};
+
+// A few rows of up to n factors, as words of four.
+template <std::size_t n>
+struct DotFactors {
+    static constexpr std::size_t n_words = n / 4;
+    alignas(64) std::uint32_t first[max_rows][n_words];
+    alignas(64) std::uint32_t second[max_rows][n_words];
+    FactorScale scale[max_rows];
+};
+
+// Rounds n factors, a multiple of 4, to integers; `integers` has room for round_up(n, 16), the rest become 0.
+// Returns what an integer is worth.
+template <class L>
+float round_factors(const float* x, std::size_t n, std::int16_t* integers) {
+    using Float = typename L::Float;
+    const auto load = [&](std::size_t i) GEARKV_INLINE {
+        return i + L::width <= n ? L::load(x + i) : L::load_first(x + i, n - i);
+    };
+    const auto magnitude = L::broadcast_word(0x7fffffff);
+    Float most = L::broadcast(0.0f);
+    for (std::size_t i = 0; i < n; i += L::width)
+        most = xsimd::max(L::from_bits(L::bits(load(i)) & magnitude), most);
+    const float end = L::largest(most);
+    const float limit = integer_limit<L>(n);
+    constexpr float least = 0x1p-100f;  // what is smaller is taken for 0
+    // Adding 1.5 2^23 leaves an integer in the low bits.
+    const Float shift = L::broadcast(0x1.8p23f), factor = L::broadcast(end > least ? limit / end : 0.0f);
+    std::size_t i = 0;
+    for (; i < n; i += L::width)
+        L::store_shorts(integers + i, L::bits(L::fma(load(i), factor, shift)) - L::bits(shift));
+    for (; i % lane_tile != 0; ++i)
+        integers[i] = 0;
+    return end > least ? end / limit : end * 0.0f;
+}
+
+template <class L, std::size_t n>
+void finish_factors(DotFactors<n>* factors, std::size_t row, std::size_t n_factors, float unit) {
+    auto first = L::broadcast_word(0), second = first;
+    const auto ones = L::broadcast_word(0x01010101);
+    for (std::size_t i = 0; i < n_factors / 4; i += L::width) {
+        first = L::dot_first(first, ones, L::load_words(factors->first[row] + i));
+        second = L::dot_second(second, ones, L::load_words(factors->second[row] + i));
+    }
+    factors->scale[row] = {unit * L::first_worth, unit, L::sum_words(first), L::sum_words(second)};
+}
+
+// A row of n_factors, a multiple of 4, in natural order.
+template <class L, std::size_t n>
+void set_factors(DotFactors<n>* factors, std::size_t row, const float* x, std::size_t n_factors) {
+    std::int16_t integers[n];
+    const float unit = round_factors<L>(x, n_factors, integers);
+    const std::size_t n_padded = (n_factors + 63) / 64 * 64;
+    for (std::size_t i = (n_factors + 15) / 16 * 16; i < n_padded; ++i)
+        integers[i] = 0;
+    for (std::size_t i = 0; i < n_padded; i += 16)
+        L::split_shorts(factors->first[row] + i / 4, factors->second[row] + i / 4, integers + i);
+    finish_factors<L>(factors, row, n_padded, unit);
+}
+
+// A row whose words have the factors 32 j + k, + 8, + 16, + 24 at [j][k].
+template <class L, std::size_t n>
+void set_factors_by_eights(DotFactors<n>* factors, std::size_t row, const float* x) {
+    static_assert(n % 64 == 0);
+    std::int16_t integers[n];
+    const float unit = round_factors<L>(x, n, integers);
+    for (std::size_t i = 0; i < n; i += 32)
+        L::split_eights(factors->first[row] + i / 4, factors->second[row] + i / 4, integers + i);
+    finish_factors<L>(factors, row, n, unit);
+}
+
+// Sums of n_rows rows and n_vectors vectors of lanes. With few of them every sum is split in parts, for
+// enough of them to hide the latency of a dot product.
+template <class L, std::size_t n_rows_, std::size_t n_vectors_>
+struct DotSums {
+    using Words = typename L::Words;
+    static constexpr std::size_t n_rows = n_rows_;
+    static constexpr std::size_t n_vectors = n_vectors_;
+    static constexpr std::size_t n_parts = n_rows * n_vectors >= 4 ? 1 : 4 / (n_rows * n_vectors);
+    Words first[n_parts][n_rows][n_vectors];
+    Words second[L::one_sum ? 1 : n_parts][n_rows][n_vectors];  // unused with one sum
+
+    // What the bytes have too much, `bias` each, is taken off before they are added.
+    [[gnu::always_inline]] void start(const FactorScale* scale, std::int32_t bias) {
+        unroll<n_parts>([&](auto part) GEARKV_INLINE {
+            unroll<n_rows>([&](auto r) GEARKV_INLINE {
+                const auto word = [&](std::int32_t sum) GEARKV_INLINE {
+                    return L::broadcast_word(part == 0 ? static_cast<std::uint32_t>(-bias * sum) : 0);
+                };
+                unroll<n_vectors>([&](auto v) GEARKV_INLINE {
+                    if constexpr (L::one_sum) {
+                        first[part][r][v] = word(scale[r].first_sum + scale[r].second_sum);
+                    } else {
+                        first[part][r][v] = word(scale[r].first_sum);
+                        second[part][r][v] = word(scale[r].second_sum);
+                    }
+                });
+            });
+        });
+    }
+    // Adds four bytes of every lane, which meet the words of each row; rows of words are `stride` apart.
+    template <std::size_t part>
+    [[gnu::always_inline]] void add(const Words (&bytes)[n_vectors], const std::uint32_t* first_word,
+                                    const std::uint32_t* second_word, std::size_t stride) {
+        constexpr std::size_t to = part % n_parts;
+        unroll<n_rows>([&](auto r) GEARKV_INLINE {
+            const Words a = L::broadcast_word(first_word[r * stride]),
+                        b = L::broadcast_word(second_word[r * stride]);
+            unroll<n_vectors>([&](auto v) GEARKV_INLINE {
+                first[to][r][v] = L::dot_first(first[to][r][v], bytes[v], a);
+                Words& other = L::one_sum ? first[to][r][v] : second[L::one_sum ? 0 : to][r][v];
+                other = L::dot_second(other, bytes[v], b);
+            });
+        });
+    }
+    template <std::size_t r, std::size_t v>
+    [[gnu::always_inline]] typename L::Float sum(const FactorScale* scale) const {
+        Words a = first[0][r][v];
+        unroll<n_parts - 1>([&](auto part) GEARKV_INLINE { a = a + first[part + 1][r][v]; });
+        if constexpr (L::one_sum) return L::from_signed(a) * L::broadcast(scale[r].first);
+        Words b = second[0][r][v];
+        unroll<n_parts - 1>([&](auto part)
+                                GEARKV_INLINE { b = b + second[L::one_sum ? 0 : part + 1][r][v]; });
+        return L::fma(L::from_signed(a), L::broadcast(scale[r].first),
+                      L::from_signed(b) * L::broadcast(scale[r].second));
+    }
+};
+
+// Rows times vectors whose sums fit half of the registers.
+template <class L>
+inline constexpr std::size_t most_dot_sums = L::n_registers / (L::one_sum ? 2 : 4);
+
+}  // namespace
+}  // namespace gearkv

@@ -1,0 +1,146 @@
+// Products of trellis sections with a few vectors by integer dot products, for levels of the machine that
+// have them: a word of four levels meets four factors at once (dots.inl.hpp).
+#pragma once
+
+#include "ahead.inl.hpp"
+#include "attention/dots.inl.hpp"
+#include "attention/levels.inl.hpp"
+
+namespace gearkv {
+namespace {
+
+// Levels as the bytes of dot products, and what these have too much.
+template <class L>
+inline constexpr LevelForm dot_form = L::signed_bytes ? LevelForm::two_sided : LevelForm::biased;
+template <class L>
+inline constexpr std::int32_t dot_bias = L::signed_bytes ? 0 : 128;
+
+// ---- scores ----
+
+struct DotScoreWork {
+    KeyLevels levels[most_granules];
+    DotFactors<most_granules * key_granule> factors;  // queries
+    float sums[max_rows][8][key_plane_words];         // [row][k][l]
+};
+
+template <class L, std::size_t n_rows, std::size_t n_tokens>
+void score_dot_lanes(DotScoreWork& work, const KeyLevels* key_levels, std::size_t n_granules, std::size_t row,
+                     std::size_t lane, std::size_t first_k, AheadLines& ahead) {
+    constexpr std::size_t stride = decltype(work.factors)::n_words;
+    DotSums<L, n_rows, n_tokens> sums;
+    sums.start(work.factors.scale + row, dot_bias<L>);
+    for (std::size_t g = 0; g < n_granules; ++g) {
+        ahead.step();
+        typename L::Words levels[n_tokens];
+        unroll<n_tokens>([&](auto k)
+                             GEARKV_INLINE { levels[k] = L::load_words(key_levels[g][first_k + k] + lane); });
+        sums.template add<0>(levels, work.factors.first[row] + g, work.factors.second[row] + g, stride);
+    }
+    unroll<n_rows>([&](auto r) GEARKV_INLINE {
+        unroll<n_tokens>([&](auto k) GEARKV_INLINE {
+            L::store(work.sums[row + r][first_k + k] + lane,
+                     sums.template sum<r.value, k.value>(work.factors.scale + row));
+        });
+    });
+}
+
+// At most most_granules granules, those of width 0 left out.
+template <class L>
+void score_dot_granules(DotScoreWork& work, const ScoreTrellis& args) {
+    const WidthOrder order(args.widths, args.n_granules);
+    join_key_levels<L, dot_form<L>>(work.levels, args.words, order);
+    const std::size_t first = order.first[2], n = args.n_granules - first;
+    float query[max_rows][most_granules * key_granule];
+    for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t row = 0; row < args.n_rows; ++row) {
+            __builtin_memcpy(query[row] + i * key_granule,
+                             args.query + row * args.query_stride + order.granule[first + i] * key_granule,
+                             key_granule * sizeof(float));
+        }
+    }
+    for (std::size_t row = 0; row < args.n_rows; ++row)
+        set_factors<L>(&work.factors, row, query[row], n * key_granule);
+    // Eight sums of each lane: passes over 8 / n_tokens of them.
+    constexpr std::size_t most_rows = 2, two = most_dot_sums<L> / 2, one = most_dot_sums<L>;
+    static_assert(one <= 8);
+    const std::size_t n_passes = args.n_rows / 2 * (8 / two) + args.n_rows % 2 * (8 / one);
+    AheadLines ahead(args.ahead, n * n_passes * (key_plane_words / L::width));
+    for_rows<most_rows>(args.n_rows, [&](std::size_t row, auto n_rows) {
+        constexpr std::size_t n_tokens = n_rows == 2 ? two : one;
+        for (std::size_t lane = 0; lane < key_plane_words; lane += L::width) {
+            for (std::size_t k = 0; k < 8; k += n_tokens) {
+                score_dot_lanes<L, n_rows.value, n_tokens>(work, work.levels + first, n, row, lane, k, ahead);
+            }
+        }
+    });
+    for (std::size_t row = 0; row < args.n_rows; ++row)
+        add_transposed<L>(args.scores + row * args.score_stride, work.sums[row]);
+}
+
+template <class L>
+void score_trellis_dots(const ScoreTrellis& args) {
+    DotScoreWork work;
+    for_granules(args, [&](const ScoreTrellis& part) { score_dot_granules<L>(work, part); });
+}
+
+// ---- mix ----
+
+using DotWeights = DotFactors<section_tokens>;
+
+template <class L, std::uint32_t width, std::size_t n_rows>
+void mix_dot_lanes(const std::uint32_t* words, const DotWeights& weights, std::size_t row, float* out,
+                   std::size_t out_stride, AheadLines& ahead) {
+    DotSums<L, n_rows, 1> sums;
+    sums.start(weights.scale + row, dot_bias<L>);
+    visit_value_levels<L, width, dot_form<L>>(
+        words, [&](auto k, auto levels, std::size_t token) GEARKV_INLINE {
+            if constexpr (k == 0) ahead.step();
+            const typename L::Words bytes[1] = {levels};
+            sums.template add<k.value>(bytes, weights.first[row] + token / 4 + k,
+                                       weights.second[row] + token / 4 + k, DotWeights::n_words);
+        });
+    unroll<n_rows>([&](auto r) GEARKV_INLINE {
+        L::store(out + r * out_stride, sums.template sum<r.value, 0>(weights.scale + row));
+    });
+}
+
+template <class L, std::size_t n_rows>
+void mix_dot_granule(const std::uint32_t* words, std::uint32_t width, const DotWeights& weights,
+                     std::size_t row, float* out, std::size_t out_stride, AheadLines& ahead) {
+    for (std::size_t lane = 0; lane < value_granule; lane += L::width) {
+        switch (width) {
+            case 2:
+                mix_dot_lanes<L, 2, n_rows>(words + lane, weights, row, out + lane, out_stride, ahead);
+                break;
+            case 3:
+                mix_dot_lanes<L, 3, n_rows>(words + lane, weights, row, out + lane, out_stride, ahead);
+                break;
+            case 4:
+                mix_dot_lanes<L, 4, n_rows>(words + lane, weights, row, out + lane, out_stride, ahead);
+                break;
+            default:
+                for (std::size_t r = 0; r < n_rows; ++r)
+                    L::store(out + r * out_stride + lane, L::broadcast(0.0f));
+        }
+    }
+}
+
+template <class L>
+void mix_trellis_dots(const MixTrellis& args) {
+    DotWeights weights;
+    for (std::size_t row = 0; row < args.n_rows; ++row)
+        set_factors_by_eights<L>(&weights, row, args.weight + row * args.weight_stride);
+    AheadLines ahead(args.ahead, args.n_granules * (section_tokens / 32) * (value_granule / L::width));
+    const std::uint32_t* words = args.words;
+    for (std::size_t g = 0; g < args.n_granules; ++g) {
+        float* out = args.out + g * value_granule;
+        for_rows<most_dot_sums<L>>(args.n_rows, [&](std::size_t row, auto n) {
+            mix_dot_granule<L, n.value>(words, args.widths[g], weights, row, out + row * args.out_stride,
+                                        args.out_stride, ahead);
+        });
+        words += args.widths[g] * value_plane_words;
+    }
+}
+
+}  // namespace
+}  // namespace gearkv
