@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "format/block.hpp"
 #include "kernels.hpp"
@@ -125,16 +126,38 @@ void visit_outliers(OutlierCursor* cursor, const Kernels& kernels, std::uint32_t
     if (list.n > 0) flush();
 }
 
-// to[to_index[i]][.] += from[from_index[i]][.] * value[i] for rows of max_rows, n_lanes of them used.
+// Four rows at once; arrays of them are read and written through add_four, as they may be unaligned.
+using FourRows [[gnu::vector_size(16)]] = float;
+
+inline FourRows load_four(const float* x) {
+    FourRows four;
+    std::memcpy(&four, x, sizeof(four));
+    return four;
+}
+inline void add_four(float* to, FourRows four) {
+    four += load_four(to);
+    std::memcpy(to, &four, sizeof(four));
+}
+
+// to[channel[i]][.] += from[token[i]][.] * value[i] for rows of max_rows, n_lanes of them used.
 template <std::uint32_t n_lanes>
-void scatter_rows(float* __restrict to, const std::uint16_t* to_index, const float* __restrict from,
-                  const std::uint16_t* from_index, const OutlierList& list) {
+void scatter_to_channels(float* to, const float* from, const OutlierList& list) {
     for (std::uint32_t i = 0; i < list.n; ++i) {
-        float* __restrict at = to + to_index[i] * std::size_t{max_rows};
-        const float* x = from + from_index[i] * std::size_t{max_rows};
-        const float value = list.value[i];
-        for (std::uint32_t lane = 0; lane < n_lanes; ++lane)
-            at[lane] += x[lane] * value;
+        float* at = to + list.channel[i] * std::size_t{max_rows};
+        const float* x = from + list.token[i] * std::size_t{max_rows};
+        for (std::uint32_t lane = 0; lane < n_lanes; lane += 4)
+            add_four(at + lane, load_four(x + lane) * list.value[i]);
+    }
+}
+
+// to[token[i]][i % n_parts][.] += from[channel[i]][.] * value[i] for n_lanes of the max_rows rows of `from`.
+template <std::uint32_t n_lanes, std::uint32_t n_parts>
+void scatter_to_tokens(float* to, const float* from, const OutlierList& list) {
+    for (std::uint32_t i = 0; i < list.n; ++i) {
+        float* at = to + (list.token[i] * n_parts + i % n_parts) * n_lanes;
+        const float* x = from + list.channel[i] * std::size_t{max_rows};
+        for (std::uint32_t lane = 0; lane < n_lanes; lane += 4)
+            add_four(at + lane, load_four(x + lane) * list.value[i]);
     }
 }
 

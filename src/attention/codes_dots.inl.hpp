@@ -1,5 +1,8 @@
 // Products of code words with a few vectors by integer dot products: a field of every byte of a word is four
 // neighbours along the depth, which meet four factors at once (dots.inl.hpp).
+//
+// Beside the products in floats, 128 tokens of 128 channels, one and four rows, on Zen 5: avx512 .30 to .55
+// of the time, avx2 .56 to 1.09 (3 bits, four rows).
 #pragma once
 
 #include "ahead.inl.hpp"

@@ -15,10 +15,6 @@
 namespace gearkv {
 namespace {
 
-// Levels without integer dot products have no factors either.
-template <class L>
-inline constexpr bool has_dots = L::factor_limit > 0;
-
 // ---- codes ----
 
 // Up to `most` factors a row.
@@ -221,7 +217,7 @@ constexpr AttentionKernels make_attention_kernels() {
         scale_half<L>,
         softmax_tile<L>,
         scale<L>,
-        has_dots<L> ? factor_step<L> : 0.0f,
+        factor_step<L>,
     };
 }
 

@@ -34,13 +34,12 @@ void ValueMixer::mix(const Tile& tile) noexcept {
         return;
     }
     mix_codes(tile);
-    const AttendScratch& s = pass_.scratch;
-    for (std::uint32_t r = 0; r < run_.block.header->rank; ++r) {
-        const std::uint16_t* a = run_.block.factor_a(pass_.head) + r * run_.block.sizes.a_stride + tile.first;
-        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-            s.along_value[row * max_rank + r] +=
-                pass_.kernels.attention.dot_half(s.weights + row * tile_tokens, a, tile.n_tokens);
-        }
+    if (run_.block.header->rank > 0) {
+        const AttendScratch& s = pass_.scratch;
+        const RawRows planes = {run_.block.factor_a(pass_.head) + tile.first, run_.block.sizes.a_stride,
+                                run_.block.header->rank, tile.n_tokens};
+        pass_.kernels.attention.score_half(s.along_value, max_rank, planes, s.weights, tile_tokens,
+                                           pass_.n_rows);
     }
     if (has_outliers()) add_outliers(tile);
 }
@@ -108,8 +107,8 @@ void ValueMixer::add_outliers(const Tile& tile) noexcept {
             s.weight_rows[t * max_rows + row] = s.weights[row * tile_tokens + t];
     }
     visit_outliers(&outliers_, pass_.kernels, tile.n_tokens, [&](const OutlierList& list) {
-        const auto scatter = pass_.n_rows <= 4 ? scatter_rows<4> : scatter_rows<max_rows>;
-        scatter(s.outlier_out, list.channel, s.weight_rows, list.token, list);
+        const auto scatter = pass_.n_rows <= 4 ? scatter_to_channels<4> : scatter_to_channels<max_rows>;
+        scatter(s.outlier_out, s.weight_rows, list);
     });
 }
 

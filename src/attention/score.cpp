@@ -150,27 +150,35 @@ void KeyScorer::score_token_scales(const Tile& tile) noexcept {
     }
 }
 
+// The planes of A are rows of tokens.
 void KeyScorer::add_low_rank(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
-    for (std::uint32_t r = 0; r < run_.block.header->rank; ++r) {
-        const std::uint16_t* a = run_.block.factor_a(pass_.head) + r * run_.block.sizes.a_stride + tile.first;
-        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-            pass_.kernels.attention.add_half(s.scores + row * tile_tokens, a, s.along_key[row * max_rank + r],
-                                             tile.n_tokens);
-        }
-    }
+    const RawRows planes = {run_.block.factor_a(pass_.head) + tile.first, run_.block.sizes.a_stride,
+                            run_.block.header->rank, tile.n_tokens};
+    pass_.kernels.attention.mix_half(s.scores, tile_tokens, planes, s.along_key, max_rank, pass_.n_rows);
 }
 
 void KeyScorer::add_outliers(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
-    float sums[tile_tokens * max_rows] = {};
+    const bool few = pass_.n_rows <= 4;
+    const std::uint32_t n_lanes = few ? 4 : max_rows;
+    // Outliers of a token follow each other: in turn they go to sums of their own, none of which waits for
+    // the one before.
+    constexpr std::uint32_t n_parts = 2;
+    float sums[n_parts * tile_tokens * max_rows];
+    std::fill_n(sums, n_parts * tile_tokens * n_lanes, 0.0f);
     visit_outliers(&outliers_, pass_.kernels, tile.n_tokens, [&](const OutlierList& list) {
-        const auto scatter = pass_.n_rows <= 4 ? scatter_rows<4> : scatter_rows<max_rows>;
-        scatter(sums, list.token, s.query_rows, list.channel, list);
+        const auto scatter = few ? scatter_to_tokens<4, n_parts> : scatter_to_tokens<max_rows, n_parts>;
+        scatter(sums, s.query_rows, list);
     });
-    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-        for (std::uint32_t t = 0; t < tile.n_tokens; ++t)
-            s.scores[row * tile_tokens + t] += sums[t * max_rows + row];
+    for (std::uint32_t first = 0; first < pass_.n_rows; first += 4) {
+        const std::uint32_t n = std::min(pass_.n_rows - first, 4u);
+        for (std::uint32_t t = 0; t < tile.n_tokens; ++t) {
+            const float* parts = sums + t * n_parts * n_lanes + first;
+            const FourRows four = load_four(parts) + load_four(parts + n_lanes);
+            for (std::uint32_t row = 0; row < n; ++row)
+                s.scores[(first + row) * tile_tokens + t] += four[row];
+        }
     }
 }
 

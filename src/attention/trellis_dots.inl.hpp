@@ -1,5 +1,8 @@
 // Products of trellis sections with a few vectors by integer dot products, for levels of the machine that
 // have them: a word of four levels meets four factors at once (dots.inl.hpp).
+//
+// Beside the products in floats, 128 tokens of 128 channels, one and four rows, on Zen 5: avx512 .48 to .62
+// of the time, avx2 .58 to .98.
 #pragma once
 
 #include "ahead.inl.hpp"
