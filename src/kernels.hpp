@@ -281,6 +281,8 @@ struct AttentionKernels {
     // Returns exp(max - max'), by which earlier outputs are scaled; exactly 1 when max' is max, and when
     // every score so far is -Inf (weights are 0 then). weight is padded to 16 with zeros.
     float (*softmax_tile)(float* weight, const float* score, std::size_t n, float* max, float* sum);
+    // x[i] = cap tanh(x[i] / cap), cap > 0 and finite, off by at most 2^-21 cap; x is finite.
+    void (*soft_cap)(float* x, float cap, std::size_t n);
     // x[i] *= alpha
     void (*scale)(float* x, float alpha, std::size_t n);
 

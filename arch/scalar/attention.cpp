@@ -174,6 +174,11 @@ float softmax_tile(float* weight, const float* score, size_t n, float* max, floa
     return alpha;
 }
 
+void soft_cap(float* x, float cap, size_t n) {
+    for (size_t i = 0; i < n; ++i)
+        x[i] = cap * tanhf(x[i] / cap);
+}
+
 void scale(float* x, float alpha, size_t n) {
     for (size_t i = 0; i < n; ++i)
         x[i] *= alpha;
@@ -227,6 +232,7 @@ constinit const AttentionKernels attention_scalar = {
     dot_half,
     scale_half,
     softmax_tile,
+    soft_cap,
     scale,
     0.0f,
 };

@@ -49,6 +49,28 @@ struct Queries {
     std::uint32_t n_heads = 0;  // a multiple of n_kv_heads
     float scale = 0.0f;         // of the scores, 1/sqrt(key_dim) as a rule; finite and not 0
     bool causal = true;         // the last query sees every token, the one before it all but the last, ...
+
+    // What models do to scores beyond the scale, in this order; nothing unless set.
+    // > 0: scores become soft_cap tanh(score / soft_cap), as in Gemma 2. Finite and not negative.
+    float soft_cap = 0.0f;
+    // ALiBi [n_heads]: slope times the distance from the last token a query may see is taken off. Finite.
+    const float* slopes = nullptr;
+    // Added to the scores: element (query, token) of head h at
+    // mask[query * mask_query_stride + h * mask_head_stride + token]; -Inf hides a token, else finite. A
+    // stride of 0 repeats. A query that sees nothing has an output of zeros.
+    const float* mask = nullptr;
+    std::size_t mask_query_stride = 0;
+    std::size_t mask_head_stride = 0;
+    // > 0: of the tokens a query may see, only the last `window`.
+    std::uint64_t window = 0;
+    // A score for each head that takes part in the softmax and has no value, as in gpt-oss [n_heads]; -Inf
+    // for none, else finite.
+    const float* sinks = nullptr;
+    // > 0: the values of 128 tokens in a row are not read when none of them weighs as much as this share of
+    // the heaviest token so far, in any of the query heads that share the KV head; their weights still count
+    // in the sum. What is left out weighs at most 128 * negligible for every 128 tokens, where the heaviest
+    // has 1. Below 1.
+    float negligible = 0.0f;
 };
 
 // Bytes of a cache by part, as allocated. `bytes` is the sum.

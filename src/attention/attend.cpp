@@ -1,6 +1,7 @@
 #include "attention/attend.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "format/trellis.hpp"
@@ -22,22 +23,44 @@ std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
     return max_rows * per_row;
 }
 
-// Hides what a row may not see, and folds the scores of one tile into weights and state.
-void soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, std::uint64_t run_start,
+// Changes the scores of one row as its rules say; `start` is the tile's first token of the sequence.
+void apply_rules(const Kernels& kernels, const RowGroup& rows, std::uint32_t row, std::uint64_t start,
+                 std::uint32_t n_tokens, float* scores) {
+    if (rows.soft_cap > 0.0f) kernels.attention.soft_cap(scores, rows.soft_cap, n_tokens);
+    if (rows.slope[row] != 0.0f) {
+        const auto last = static_cast<float>(static_cast<std::int64_t>(rows.visible[row] - 1 - start));
+        for (std::uint32_t t = 0; t < n_tokens; ++t)
+            scores[t] -= rows.slope[row] * (last - static_cast<float>(t));
+    }
+    if (rows.mask[row] != nullptr) {
+        const float* mask = rows.mask[row] + start;
+        for (std::uint32_t t = 0; t < n_tokens; ++t)
+            scores[t] += mask[t];
+    }
+    const std::uint64_t first = rows.first[row] > start ? rows.first[row] - start : 0;
+    const std::uint64_t end = rows.visible[row] > start ? rows.visible[row] - start : 0;
+    std::fill_n(scores, std::min<std::uint64_t>(first, n_tokens), minus_infinity);
+    for (std::uint64_t t = end; t < n_tokens; ++t)
+        scores[t] = minus_infinity;
+}
+
+// Folds the scores of one tile into weights and state. False when no weight is worth the values.
+bool soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, std::uint64_t run_start,
                  RowState* state, ValueMixer* mixer) {
     const AttendScratch& s = pass.scratch;
-    const std::uint64_t start = run_start + tile.first;
+    bool counts = rows.negligible == 0.0f;
     for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
         float* scores = s.scores + row * tile_tokens;
         float* weights = s.weights + row * tile_tokens;
-        const std::uint64_t seen = rows.visible[row] > start ? rows.visible[row] - start : 0;
-        for (std::uint64_t t = seen; t < tile.n_tokens; ++t)
-            scores[t] = minus_infinity;
+        apply_rules(pass.kernels, rows, row, run_start + tile.first, tile.n_tokens, scores);
         const float alpha = pass.kernels.attention.softmax_tile(weights, scores, tile.n_tokens,
                                                                 &state->max[row], &state->sum[row]);
         std::fill(weights + tile.n_tokens, weights + tile_tokens, 0.0f);
         if (alpha != 1.0f) mixer->rescale(row, alpha);
+        for (std::uint32_t t = 0; !counts && t < tile.n_tokens; ++t)
+            counts = weights[t] >= rows.negligible;
     }
+    return counts;
 }
 
 // What the tile at token `first` of a run reads most of.
@@ -68,15 +91,28 @@ Ahead tile_bytes(const TensorRun& run, TensorKind kind, std::uint32_t n_tokens, 
             std::min(tile_words, block.sizes.code_words - at) * sizeof(std::uint32_t)};
 }
 
-// `next` is the run after it, or null.
+constexpr std::uint32_t tiles_of(const KvRun& run) {
+    return (run.n_tokens + tile_tokens - 1) / tile_tokens;
+}
+
+// Tiles [first_tile, end_tile) of a run; `next` is the run after it, or null. Tiles that no row sees are left
+// out.
 void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, const KvRun* next,
-                std::uint64_t run_start, RowState* state) {
-    const std::uint64_t most_visible = *std::max_element(rows.visible, rows.visible + pass.n_rows);
+                std::uint64_t run_start, std::uint32_t first_tile, std::uint32_t end_tile, RowState* state) {
+    const std::uint64_t first_seen = *std::min_element(rows.first, rows.first + pass.n_rows),
+                        end_seen = *std::max_element(rows.visible, rows.visible + pass.n_rows);
+    if (run_start + run.n_tokens <= first_seen || run_start >= end_seen) return;
     KeyScorer scorer(pass, run.key);
     ValueMixer mixer(pass, run.value);
-    for (std::uint32_t first = 0; first < run.n_tokens && run_start + first < most_visible;
-         first += tile_tokens) {
+    for (std::uint32_t i = 0; i < end_tile; ++i) {
+        const std::uint32_t first = i * tile_tokens;
+        if (run_start + first >= end_seen) break;
         Tile tile = {first, std::min(run.n_tokens - first, tile_tokens), {}, {}};
+        if (i < first_tile || run_start + first + tile.n_tokens <= first_seen) {
+            scorer.skip(tile);
+            mixer.skip(tile);
+            continue;
+        }
         const bool is_last = first + tile_tokens >= run.n_tokens;
         if (const KvRun* after = is_last ? next : &run; after != nullptr) {
             const std::uint32_t then = is_last ? 0 : first + tile_tokens;
@@ -84,8 +120,11 @@ void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, con
             tile.value = tile_bytes(after->value, TensorKind::value, after->n_tokens, pass.head, then);
         }
         scorer.score(tile);
-        soften_tile(pass, rows, tile, run_start, state, &mixer);
-        mixer.mix(tile);
+        if (soften_tile(pass, rows, tile, run_start, state, &mixer)) {
+            mixer.mix(tile);
+        } else {
+            mixer.skip(tile);
+        }
     }
     mixer.finish();
 }
@@ -138,7 +177,7 @@ AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::ui
 
 void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const RowGroup& rows,
                  const KvRun* runs, std::size_t n_runs, std::uint32_t head, std::uint32_t key_dim,
-                 std::uint32_t value_dim, float scale) noexcept {
+                 std::uint32_t value_dim, float scale, TileRange range, float* part) noexcept {
     const RowPass pass = {kernels, scratch, rows.n_rows, head, key_dim, value_dim};
     RowState state;
     for (std::uint32_t row = 0; row < rows.n_rows; ++row) {
@@ -146,8 +185,10 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
         for (std::uint32_t c = 0; c < key_dim; ++c)
             query[c] = rows.query[row][c] * scale;
         std::fill(query + key_dim, query + scratch.query_stride, 0.0f);
-        state.max[row] = minus_infinity;
-        state.sum[row] = 0.0f;
+        // A sink is in the first part only.
+        const bool sink = rows.has_sinks && range.first == 0 && rows.sink[row] > minus_infinity;
+        state.max[row] = sink ? rows.sink[row] : minus_infinity;
+        state.sum[row] = sink ? 1.0f : 0.0f;
     }
     const bool has_outliers = std::any_of(runs, runs + n_runs, [](const KvRun& run) {
         return run.key.block.header != nullptr && run.key.block.header->n_outliers > 0;
@@ -159,16 +200,61 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
         }
     }
     std::fill_n(scratch.out, rows.n_rows * scratch.out_stride, 0.0f);
-    std::uint64_t start = 0;
-    for (std::size_t i = 0; i < n_runs; ++i) {
-        attend_run(pass, rows, runs[i], i + 1 < n_runs ? &runs[i + 1] : nullptr, start, &state);
+    std::uint64_t start = 0, tile = 0;
+    for (std::size_t i = 0; i < n_runs && tile < range.end; ++i) {
+        const std::uint32_t n_tiles = tiles_of(runs[i]);
+        if (tile + n_tiles > range.first) {
+            const auto first = static_cast<std::uint32_t>(range.first > tile ? range.first - tile : 0);
+            const auto end = static_cast<std::uint32_t>(std::min<std::uint64_t>(n_tiles, range.end - tile));
+            attend_run(pass, rows, runs[i], i + 1 < n_runs ? &runs[i + 1] : nullptr, start, first, end,
+                       &state);
+        }
         start += runs[i].n_tokens;
+        tile += n_tiles;
     }
     for (std::uint32_t row = 0; row < rows.n_rows; ++row) {
-        const float inverse = 1.0f / state.sum[row];
         const float* out = scratch.out + row * scratch.out_stride;
-        for (std::uint32_t c = 0; c < value_dim; ++c)
-            rows.out[row][c] = out[c] * inverse;
+        if (part == nullptr) {
+            const float inverse = state.sum[row] > 0.0f ? 1.0f / state.sum[row] : 0.0f;
+            for (std::uint32_t c = 0; c < value_dim; ++c)
+                rows.out[row][c] = out[c] * inverse;
+        } else {
+            float* to = part + row * (2 + std::size_t{value_dim});
+            to[0] = state.max[row];
+            to[1] = state.sum[row];
+            std::copy_n(out, value_dim, to + 2);
+        }
+    }
+}
+
+std::uint64_t count_tiles(const KvRun* runs, std::size_t n_runs) noexcept {
+    std::uint64_t n = 0;
+    for (std::size_t i = 0; i < n_runs; ++i)
+        n += tiles_of(runs[i]);
+    return n;
+}
+
+void merge_parts(const RowGroup& rows, const float* parts, std::size_t stride, std::size_t n_parts,
+                 std::uint32_t value_dim) noexcept {
+    for (std::uint32_t row = 0; row < rows.n_rows; ++row) {
+        const auto part = [&](std::size_t i) {
+            return parts + i * stride + row * (2 + std::size_t{value_dim});
+        };
+        float most = minus_infinity;
+        for (std::size_t i = 0; i < n_parts; ++i)
+            most = std::max(most, part(i)[0]);
+        float* out = rows.out[row];
+        std::fill_n(out, value_dim, 0.0f);
+        float sum = 0.0f;
+        for (std::size_t i = 0; i < n_parts; ++i) {
+            if (part(i)[0] == minus_infinity) continue;
+            const float weight = std::exp(part(i)[0] - most);
+            sum += weight * part(i)[1];
+            for (std::uint32_t c = 0; c < value_dim; ++c)
+                out[c] += weight * part(i)[2 + c];
+        }
+        for (std::uint32_t c = 0; sum > 0.0f && c < value_dim; ++c)
+            out[c] /= sum;
     }
 }
 

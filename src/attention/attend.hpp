@@ -31,13 +31,26 @@ struct KvRun {
 // A closed block as a run; raw blocks become rows.
 TensorRun run_of_block(const BlockView& view) noexcept;
 
-// Up to max_rows query rows that read one KV head.
+// Up to max_rows query rows that read one KV head, and what is done to their scores, in this order.
 struct RowGroup {
     std::uint32_t n_rows = 0;
-    const float* query[max_rows];     // key_dim channels each
-    std::uint64_t visible[max_rows];  // tokens each row may see, from the first of the sequence
-    float* out[max_rows];             // value_dim channels each
+    const float* query[max_rows];   // key_dim channels each
+    float* out[max_rows];           // value_dim channels each
+    float soft_cap = 0.0f;          // > 0: scores become soft_cap tanh(score / soft_cap)
+    float slope[max_rows];          // times the distance from the last visible token, taken off
+    const float* mask[max_rows];    // null or [token], added
+    std::uint64_t first[max_rows];  // tokens [first, visible) of the sequence are seen
+    std::uint64_t visible[max_rows];
+    float negligible = 0.0f;  // tiles without a weight of this are not mixed
+    bool has_sinks = false;
+    float sink[max_rows];  // a score without a value, when has_sinks
 };
+
+// Tiles of all runs, counted from the first of the first run: the pieces a long sequence is split into.
+struct TileRange {
+    std::uint64_t first = 0, end = UINT64_MAX;
+};
+std::uint64_t count_tiles(const KvRun* runs, std::size_t n_runs) noexcept;
 
 // Working memory of one row group, float arrays carved from one run; see place_scratch.
 struct AttendScratch {
@@ -62,11 +75,20 @@ struct AttendScratch {
 std::uint64_t attend_scratch_bytes(std::uint32_t key_dim, std::uint32_t value_dim) noexcept;
 AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::uint32_t value_dim) noexcept;
 
-// Writes softmax(scale q K^T) V for every row over `runs`, which follow each other. Every row sees at least
-// one token.
+// Floats of the results of some tiles: [row] largest score, sum, and value_dim outputs not yet divided by it.
+constexpr std::uint64_t part_floats(std::uint32_t value_dim) {
+    return std::uint64_t{max_rows} * (2 + value_dim);
+}
+
+// Writes softmax(scale q K^T) V for every row over `runs`, which follow each other; zeros where a row sees no
+// token. With `part`, of part_floats, only the tiles of `range` are attended and nothing is written to out.
 void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const RowGroup& rows,
                  const KvRun* runs, std::size_t n_runs, std::uint32_t head, std::uint32_t key_dim,
-                 std::uint32_t value_dim, float scale) noexcept;
+                 std::uint32_t value_dim, float scale, TileRange range = {}, float* part = nullptr) noexcept;
+// The outputs of all rows from n_parts parts, `stride` floats apart, that cover all tiles. The same parts
+// give the same bits.
+void merge_parts(const RowGroup& rows, const float* parts, std::size_t stride, std::size_t n_parts,
+                 std::uint32_t value_dim) noexcept;
 
 // The row group on its way over the runs of one head: what score.cpp and mix.cpp share.
 struct RowPass {
@@ -126,6 +148,12 @@ void visit_outliers(OutlierCursor* cursor, const Kernels& kernels, std::uint32_t
     if (list.n > 0) flush();
 }
 
+inline void skip_outliers(OutlierCursor* cursor, const BlockView& block, std::uint32_t n_tokens) {
+    if (block.header == nullptr || block.header->n_outliers == 0) return;
+    for (std::uint32_t t = 0; t < n_tokens; ++t)
+        (void)cursor->next_token();
+}
+
 // Four rows at once; arrays of them are read and written through add_four, as they may be unaligned.
 using FourRows [[gnu::vector_size(16)]] = float;
 
@@ -165,8 +193,9 @@ void scatter_to_tokens(float* to, const float* from, const OutlierList& list) {
 class KeyScorer {
   public:
     KeyScorer(const RowPass& pass, const TensorRun& run) noexcept;
-    // Tiles come in order.
+    // Tiles come in order, each scored or skipped.
     void score(const Tile& tile) noexcept;
+    void skip(const Tile& tile) noexcept { skip_outliers(&outliers_, run_.block, tile.n_tokens); }
 
   private:
     void score_rows(const Tile& tile) noexcept;
@@ -189,8 +218,9 @@ class KeyScorer {
 class ValueMixer {
   public:
     ValueMixer(const RowPass& pass, const TensorRun& run) noexcept;
-    // Tiles come in order; weights are scratch.weights, zero beyond the tile.
+    // Tiles come in order, each mixed or skipped; weights are scratch.weights, zero beyond the tile.
     void mix(const Tile& tile) noexcept;
+    void skip(const Tile& tile) noexcept { skip_outliers(&outliers_, run_.block, tile.n_tokens); }
     // Earlier tiles of a row were weighted too much by 1 / alpha.
     void rescale(std::uint32_t row, float alpha) noexcept;
     // Adds what is kept in factored form; after the last tile of the run.

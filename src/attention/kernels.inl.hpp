@@ -189,6 +189,23 @@ float softmax_tile(float* weight, const float* score, std::size_t n, float* max,
     return alpha;
 }
 
+// tanh(y) = (1 - e) / (1 + e) with e = exp(-2 |y|), and the sign of y.
+template <class L>
+void soft_cap(float* x, float cap, std::size_t n) {
+    const auto run = [&](typename L::Float lanes) GEARKV_INLINE {
+        const auto sign = L::bits(lanes) & L::broadcast_word(0x80000000u);
+        const auto size = L::from_bits(L::bits(lanes) & L::broadcast_word(0x7fffffffu));
+        const auto e = exponential<L>(size * L::broadcast(-2.0f / cap));
+        const auto one = L::broadcast(1.0f);
+        const auto capped = L::broadcast(cap) * L::divide(one - e, one + e);
+        return L::from_bits(L::bits(capped) | sign);
+    };
+    std::size_t i = 0;
+    for (; i + L::width <= n; i += L::width)
+        L::store(x + i, run(L::load(x + i)));
+    if (i < n) L::store_first(x + i, run(L::load_first(x + i, n - i)), n - i);
+}
+
 template <class L>
 void scale(float* x, float alpha, std::size_t n) {
     const auto factor = L::broadcast(alpha);
@@ -216,6 +233,7 @@ constexpr AttentionKernels make_attention_kernels() {
         dot_half<L>,
         scale_half<L>,
         softmax_tile<L>,
+        soft_cap<L>,
         scale<L>,
         factor_step<L>,
     };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <new>
 
 #include "cache/check.hpp"
@@ -9,6 +10,21 @@
 #include "cache/rates.hpp"
 
 namespace gearkv {
+namespace {
+
+// How one call of attend is cut into tasks: (head, row group, part of the tokens). Groups and parts follow
+// from the shapes alone, so that results do not depend on the executor. Tasks take turns in slots of scratch.
+struct Work {
+    std::uint64_t n_groups, n_parts, n_tasks, n_slots;
+};
+
+// Few heads and rows are split over the tokens, into parts of at least 1,024.
+std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) {
+    constexpr std::uint64_t wanted_tasks = 16, least_tokens = 1024;
+    return std::clamp<std::uint64_t>(n_tokens / least_tokens, 1, ceil_div(wanted_tasks, n_units));
+}
+
+}  // namespace
 
 struct Cache::Impl {
     explicit Impl(const CacheConfig& config) noexcept : context(config) {}
@@ -27,8 +43,13 @@ struct Cache::Impl {
     // Before this layer compresses, if it is about to for the first time.
     Status choose_rates(const LayerStream& stream, Executor& executor) noexcept;
     Status check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept;
+    Status check_rules(const Queries& queries, std::uint64_t n_tokens) const noexcept;
+    void add_row(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t row,
+                 std::uint64_t n_tokens, RowGroup* rows) const noexcept;
+    RowGroup group_of(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t group,
+                      std::uint64_t n_tokens) const noexcept;
     // Runs the due pieces of the layer's compression beside the heads.
-    void attend_heads(const Queries& queries, float* out, LayerStream& layer, std::uint32_t n_splits,
+    void attend_heads(const Queries& queries, float* out, LayerStream& layer, const Work& work,
                       Executor& executor) noexcept;
 };
 
@@ -185,46 +206,111 @@ Status Cache::Impl::check_queries(const Queries& queries, std::uint64_t n_tokens
             }
         }
     }
+    return check_rules(queries, n_tokens);
+}
+
+Status Cache::Impl::check_rules(const Queries& queries, std::uint64_t n_tokens) const noexcept {
+    if (!std::isfinite(queries.soft_cap) || queries.soft_cap < 0.0f) {
+        return Status::error(Code::invalid_argument, "soft_cap %g, expected finite and not negative",
+                             static_cast<double>(queries.soft_cap));
+    }
+    if (!(queries.negligible >= 0.0f && queries.negligible < 1.0f)) {
+        return Status::error(Code::invalid_argument, "negligible %g, expected at least 0 and below 1",
+                             static_cast<double>(queries.negligible));
+    }
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    for (std::uint32_t head = 0; head < queries.n_heads; ++head) {
+        if (queries.slopes != nullptr && !std::isfinite(queries.slopes[head])) {
+            return Status::error(Code::non_finite, "slope of head %u is %g, expected finite", head,
+                                 static_cast<double>(queries.slopes[head]));
+        }
+        if (queries.sinks != nullptr && !(queries.sinks[head] < infinity)) {
+            return Status::error(Code::non_finite, "sink of head %u is %g, expected finite or -Inf", head,
+                                 static_cast<double>(queries.sinks[head]));
+        }
+    }
+    if (queries.mask == nullptr) return {};
+    for (std::size_t i = 0; i < queries.n_queries; ++i) {
+        for (std::size_t head = 0; head < queries.n_heads; ++head) {
+            if (head > 0 && queries.mask_head_stride == 0) break;
+            const float* mask =
+                queries.mask + i * queries.mask_query_stride + head * queries.mask_head_stride;
+            const auto is_bad = [](float x) { return !(x < infinity); };
+            const float* bad = std::find_if(mask, mask + n_tokens, is_bad);
+            if (bad != mask + n_tokens) {
+                return Status::error(Code::non_finite,
+                                     "mask of query %zu, head %zu, token %td is %g, expected finite or -Inf",
+                                     i, head, bad - mask, static_cast<double>(*bad));
+            }
+        }
+    }
     return {};
 }
 
-void Cache::Impl::attend_heads(const Queries& queries, float* out, LayerStream& layer, std::uint32_t n_splits,
+// Row `row` of the rows that share a KV head.
+void Cache::Impl::add_row(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t row,
+                          std::uint64_t n_tokens, RowGroup* rows) const noexcept {
+    const std::uint32_t n_shared = queries.n_heads / context.config.n_kv_heads;
+    const std::uint64_t query = row / n_shared, head = kv_head * n_shared + row % n_shared;
+    const std::uint32_t i = rows->n_rows++;
+    rows->query[i] = queries.data + query * queries.query_stride + head * queries.head_stride;
+    rows->out[i] = out + (query * queries.n_heads + head) * context.config.value_dim;
+    rows->visible[i] = queries.causal ? n_tokens - (queries.n_queries - 1 - query) : n_tokens;
+    if (queries.window > 0 && rows->visible[i] > queries.window)
+        rows->first[i] = rows->visible[i] - queries.window;
+    if (queries.slopes != nullptr) rows->slope[i] = queries.slopes[head];
+    if (queries.mask != nullptr)
+        rows->mask[i] = queries.mask + query * queries.mask_query_stride + head * queries.mask_head_stride;
+    if (queries.sinks != nullptr) rows->sink[i] = queries.sinks[head];
+    rows->soft_cap = queries.soft_cap;
+    rows->negligible = queries.negligible;
+    rows->has_sinks = queries.sinks != nullptr;
+}
+
+RowGroup Cache::Impl::group_of(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t group,
+                               std::uint64_t n_tokens) const noexcept {
+    const std::uint64_t n_rows =
+        std::uint64_t{queries.n_queries} * (queries.n_heads / context.config.n_kv_heads);
+    RowGroup rows = {};
+    for (std::uint64_t row = group * max_rows; row < n_rows && rows.n_rows < max_rows; ++row)
+        add_row(queries, out, kv_head, row, n_tokens, &rows);
+    return rows;
+}
+
+void Cache::Impl::attend_heads(const Queries& queries, float* out, LayerStream& layer, const Work& work,
                                Executor& executor) noexcept {
     const CacheConfig& config = context.config;
-    const std::uint32_t n_shared = queries.n_heads / config.n_kv_heads;
-    const std::uint64_t n_rows = std::uint64_t{queries.n_queries} * n_shared;
-    const std::uint64_t n_groups = ceil_div(n_rows, max_rows);
     const std::uint64_t n_tokens = layer.n_tokens();
     const std::size_t n_runs = layer.n_runs();
+    const std::uint64_t n_tiles = count_tiles(runs, n_runs);
+    auto* memory = static_cast<unsigned char*>(attend_scratch.data());
+    float* parts = reinterpret_cast<float*>(memory + work.n_slots * slot_bytes);
+    const std::size_t stride = part_floats(config.value_dim);
     // Compression first: a piece takes longer than a head of a short context.
     const PieceRun pieces = layer.due_pieces(context);
-    parallel_for(executor, pieces.n + std::size_t{config.n_kv_heads} * n_splits, [&](std::size_t task) {
-        if (task < pieces.n) {
-            run_piece(pieces, static_cast<std::uint32_t>(task), serial_executor());
+    parallel_for(executor, pieces.n + work.n_slots, [&](std::size_t index) {
+        if (index < pieces.n) {
+            run_piece(pieces, static_cast<std::uint32_t>(index), serial_executor());
             return;
         }
-        task -= pieces.n;
-        const auto head = static_cast<std::uint32_t>(task / n_splits);
-        const std::uint64_t split = task % n_splits;
-        void* memory = static_cast<unsigned char*>(attend_scratch.data()) + task * slot_bytes;
-        const AttendScratch scratch = place_attend_scratch(memory, config.key_dim, config.value_dim);
-        for (std::uint64_t group = split * n_groups / n_splits; group < (split + 1) * n_groups / n_splits;
-             ++group) {
-            RowGroup rows = {};
-            for (std::uint64_t row = group * max_rows; row < n_rows && rows.n_rows < max_rows; ++row) {
-                const std::uint64_t query = row / n_shared;
-                const std::uint64_t query_head = head * n_shared + row % n_shared;
-                const std::uint32_t i = rows.n_rows++;
-                rows.query[i] =
-                    queries.data + query * queries.query_stride + query_head * queries.head_stride;
-                rows.visible[i] = queries.causal ? n_tokens - (queries.n_queries - 1 - query) : n_tokens;
-                rows.out[i] = out + (query * queries.n_heads + query_head) * config.value_dim;
-            }
+        const std::uint64_t slot = index - pieces.n;
+        const AttendScratch scratch =
+            place_attend_scratch(memory + slot * slot_bytes, config.key_dim, config.value_dim);
+        for (std::uint64_t task = slot; task < work.n_tasks; task += work.n_slots) {
+            const std::uint64_t unit = task / work.n_parts, part = task % work.n_parts;
+            const auto head = static_cast<std::uint32_t>(unit / work.n_groups);
+            const RowGroup rows = group_of(queries, out, head, unit % work.n_groups, n_tokens);
+            const TileRange range = {n_tiles * part / work.n_parts, n_tiles * (part + 1) / work.n_parts};
             attend_rows(*context.kernels, scratch, rows, runs, n_runs, head, config.key_dim, config.value_dim,
-                        queries.scale);
+                        queries.scale, range, work.n_parts > 1 ? parts + task * stride : nullptr);
         }
     });
     layer.note_done(pieces);
+    for (std::uint64_t unit = 0; work.n_parts > 1 && unit < work.n_tasks / work.n_parts; ++unit) {
+        const auto head = static_cast<std::uint32_t>(unit / work.n_groups);
+        merge_parts(group_of(queries, out, head, unit % work.n_groups, n_tokens),
+                    parts + unit * work.n_parts * stride, stride, work.n_parts, config.value_dim);
+    }
 }
 
 Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept {
@@ -233,22 +319,31 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Ex
     LayerStream& stream = impl_->layers[layer];
     if (Status status = impl_->check_queries(queries, stream.n_tokens()); !status.ok()) return status;
     const CacheConfig& config = impl_->context.config;
-    const std::uint64_t n_groups =
-        ceil_div(std::uint64_t{queries.n_queries} * queries.n_heads / config.n_kv_heads, max_rows);
-    // Row groups are the same whatever the split, so the split may follow the threads.
-    const std::uint64_t wanted = ceil_div(2 * std::uint64_t{executor.n_threads()}, config.n_kv_heads);
-    const auto n_splits = static_cast<std::uint32_t>(std::min(n_groups, wanted));
-    if (!impl_->attend_scratch.ensure(&impl_->context.ledger,
-                                      impl_->slot_bytes * config.n_kv_heads * n_splits)) {
-        return Status::error(Code::out_of_memory, "no memory for the scratch of %u attention tasks",
-                             config.n_kv_heads * n_splits);
+    Work work;
+    work.n_groups =
+        ceil_div(std::uint64_t{queries.n_queries} * (queries.n_heads / config.n_kv_heads), max_rows);
+    const std::uint64_t n_units = config.n_kv_heads * work.n_groups;
+    work.n_parts = parts_of(stream.n_tokens(), n_units);
+    work.n_tasks = n_units * work.n_parts;
+    work.n_slots = std::min<std::uint64_t>(
+        work.n_tasks, std::max<std::uint64_t>(config.n_kv_heads, 4 * std::uint64_t{executor.n_threads()}));
+    // Room for the parts of the longest sequence, so that later calls need no more.
+    const std::uint64_t most_parts = parts_of(config.max_tokens, n_units);
+    const std::uint64_t part_bytes =
+        most_parts > 1 ? n_units * most_parts * part_floats(config.value_dim) * sizeof(float) : 0;
+    const std::uint64_t most_slots = std::min<std::uint64_t>(
+        n_units * most_parts,
+        std::max<std::uint64_t>(config.n_kv_heads, 4 * std::uint64_t{executor.n_threads()}));
+    if (!impl_->attend_scratch.ensure(&impl_->context.ledger, impl_->slot_bytes * most_slots + part_bytes)) {
+        return Status::error(Code::out_of_memory, "no memory for the scratch of %llu attention tasks",
+                             static_cast<unsigned long long>(most_slots));
     }
     if (impl_->rates.waits()) {
         Status status = impl_->rates.keep(&impl_->context, layer, queries, stream.n_tokens());
         if (!status.ok()) return status;
     }
     stream.list_runs(impl_->runs);
-    impl_->attend_heads(queries, out, stream, n_splits, executor);
+    impl_->attend_heads(queries, out, stream, work, executor);
     return {};
 }
 

@@ -361,5 +361,36 @@ TEST_CASE("no kernel changes how floats are rounded, or flushes denormals") {
     }
 }
 
+TEST_CASE("soft caps are those of tanh to 2^-21 of the cap, at every length") {
+    for (std::size_t n = 1; n <= most_entries; ++n) {
+        for (const float cap : {0.5f, 30.0f, 1e30f}) {
+            for (const Pattern pattern :
+                 {Pattern::random, Pattern::wide, Pattern::largest, Pattern::denormal}) {
+                std::vector<float> x = make_floats(n, pattern, n);
+                if (pattern == Pattern::random) {
+                    for (float& value : x)
+                        value *= 8.0f * cap;
+                }
+                for (const Kernels* kernels : all_kernels()) {
+                    for (const Place place : all_places) {
+                        GuardedArray<float> found(x, place);
+                        kernels->attention.soft_cap(found.data(), cap, n);
+                        double worst = 0.0;
+                        for (std::size_t i = 0; i < n; ++i) {
+                            const double want =
+                                static_cast<double>(cap) *
+                                std::tanh(static_cast<double>(x[i]) / static_cast<double>(cap));
+                            worst = std::max(worst, std::fabs(static_cast<double>(found[i]) - want));
+                        }
+                        CAPTURE(level_name(kernels->level), place_name(place), n, cap, pattern_name(pattern));
+                        CHECK(worst <= 0x1p-21 * static_cast<double>(cap));
+                        CHECK(found.is_intact());
+                    }
+                }
+            }
+        }
+    }
+}
+
 }  // namespace
 }  // namespace gearkv::test
