@@ -54,9 +54,9 @@ namespace {
 //   RowTable(const float* x, size_t n)     Float pick(const uint16_t* at): x[at[lane]] for each lane
 //   FloatTable, load_float_table(const float*), FloatIndex float_index(Words a), a below 16
 //   Float lookup_float(FloatTable, FloatIndex)
-//   factor_limit, first_worth              of integer dot products (src/attention/dots.inl.hpp); limit 0
-//   without,
-//                                          and then none of what follows
+//   factor_limit                           of integer dot products (src/attention/dots.inl.hpp); 0 without
+//   them,
+//                                          and then there is nothing of what follows
 //   one_sum                                whether both words of factors are worth the same
 //   signed_bytes                           whether their bytes are signed, else unsigned
 //   Words dot_first(Words sum, bytes, factors), dot_second(sum, bytes, factors)

@@ -134,10 +134,13 @@ struct CodecKernels {
 // Scores are [n_rows][score_stride] floats over the tokens of a tile, accumulated into (+=).
 // Queries are [n_rows][query_stride] floats, padded with zeros to 32 channels. n_rows in [1, max_rows].
 
-// Memory that will be read next: kernels that take it ask for it while they work.
+// Memory that will be read next, n_rows of row_bytes that lie `stride` bytes apart: kernels that take it ask
+// for it while they work.
 struct Ahead {
     const void* bytes = nullptr;
-    std::size_t n_bytes = 0;
+    std::size_t row_bytes = 0;
+    std::size_t stride = 0;
+    std::size_t n_rows = 1;
 };
 
 // scores[row][t] += sum_c query[row][c] * code(t, first_channel + c). Whole words enter, those of channels

@@ -1,5 +1,6 @@
-// Time of one decode step's attention in one layer, beside a plain read of the bytes it reads and the same
-// over an fp16 cache, in the same rounds.
+// Time of one decode step's attention in one layer, in the same rounds as a plain read of the bytes it reads
+// and three baselines over the same tokens: an fp16 cache, and 8-bit and 4-bit codes with scales for 64
+// channels of a token, which queries meet in integer dot products where the level has them.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
@@ -32,7 +33,7 @@ struct Attention {
     std::vector<float> out;
     std::size_t n_bytes = 0;        // blocks and tokens in the buffer
     std::size_t run = 0, read = 0;  // cases
-    std::size_t f16 = 0;            // case of the fp16 cache with the same tokens, level and threads
+    std::size_t first = 0;          // case of the first baseline with the same tokens, level and threads
 
     void attend() { require(cache->attend(0, queries, out.data(), *executor)); }
 };
@@ -60,20 +61,23 @@ std::unique_ptr<Cache> fill(const Shape& shape, const std::string& spec, Level l
     return cache;
 }
 
+// Each has two cases, its own and that of the plain read.
+const std::vector<std::string> baselines = {"f16", "q8", "token-4"};
+
 }  // namespace
 
 int main(int argc, char** argv) {
     CLI::App app{"Attention of one decode step in one layer"};
     Shape shape;
-    std::vector<std::string> specs = {"gear-4", "gear-2", "paper:gearl-4", "paper:gear-4", "paper:gear-2",
-                                      "kivi-4", "q8"};
+    std::vector<std::string> specs = {"gear-4",       "gear-3",       "gear-2", "paper:gearl-4",
+                                      "paper:gear-4", "paper:gear-2", "kivi-4", "kivi-2"};
     std::vector<std::string> levels = {"automatic"};
     std::vector<unsigned> threads = {1};
     std::vector<std::uint32_t> tokens = {1024, 4096};
     std::size_t n_rounds = 15;
     bool warm = false;
     std::string json_path;
-    app.add_option("--kv", specs, "SPECs of the cache; f16 always runs")->capture_default_str();
+    app.add_option("--kv", specs, "SPECs of the cache; the baselines always run")->capture_default_str();
     app.add_option("--levels", levels, "instruction-set levels; those the machine lacks are left out")
         ->capture_default_str();
     app.add_option("--threads", threads, "thread counts")->capture_default_str();
@@ -102,8 +106,8 @@ int main(int argc, char** argv) {
             if (level != Level::automatic && !level_available(level)) continue;
             require(resolve_level(level, &level));
             for (std::size_t i = 0; i < threads.size(); ++i) {
-                const std::size_t f16 = n_cases;
-                std::vector<std::string> wanted = {"f16"};
+                const std::size_t first = n_cases;
+                std::vector<std::string> wanted = baselines;
                 wanted.insert(wanted.end(), specs.begin(), specs.end());
                 for (const std::string& spec : wanted) {
                     Attention a;
@@ -120,7 +124,7 @@ int main(int argc, char** argv) {
                     most_bytes = std::max(most_bytes, a.n_bytes);
                     a.run = n_cases++;
                     a.read = n_cases++;
-                    a.f16 = f16;
+                    a.first = first;
                     all.push_back(std::move(a));
                 }
             }
@@ -140,8 +144,8 @@ int main(int argc, char** argv) {
         "%u/%u heads of %u channels, %u queries, %s, %zu rounds; roofline is a plain read of the same "
         "bytes\n",
         shape.n_heads, shape.n_kv_heads, shape.dim, shape.n_queries, warm ? "warm" : "cold", n_rounds);
-    std::printf("%-14s %7s %-8s %7s %6s %9s %8s %7s %9s %8s\n", "spec", "tokens", "level", "threads", "bits",
-                "us", "spread", "GB/s", "roofline", "of f16");
+    std::printf("%-14s %7s %-8s %7s %6s %9s %8s %7s %9s %8s %7s %11s\n", "spec", "tokens", "level", "threads",
+                "bits", "us", "spread", "GB/s", "roofline", "of f16", "of q8", "of token-4");
     nlohmann::json json = {{"schema_version", 1},
                            {"heads", shape.n_heads},
                            {"kv_heads", shape.n_kv_heads},
@@ -152,21 +156,24 @@ int main(int argc, char** argv) {
     for (const Attention& a : all) {
         const Timed& t = cases[a.run];
         const double us = 1e6 * median(t.seconds), bits = a.cache->stats().bits_per_element,
-                     gb = static_cast<double>(a.n_bytes) / us * 1e-3, share = 1.0 / ratio(t, cases[a.read]),
-                     of_f16 = ratio(t, cases[a.f16]);
-        std::printf("%-14s %7u %-8s %7u %6.2f %9.0f %7.1f%% %7.2f %8.0f%% %8.2f\n", a.spec.c_str(),
-                    a.n_tokens, a.level.c_str(), a.threads, bits, us, 100 * spread(t.seconds), gb,
-                    100 * share, of_f16);
-        json["rows"].push_back({{"spec", a.spec},
-                                {"tokens", a.n_tokens},
-                                {"level", a.level},
-                                {"threads", a.threads},
-                                {"bits", bits},
-                                {"us", us},
-                                {"spread", spread(t.seconds)},
-                                {"gb_per_s", gb},
-                                {"share_of_roofline", share},
-                                {"of_f16", of_f16}});
+                     gb = static_cast<double>(a.n_bytes) / us * 1e-3, share = 1.0 / ratio(t, cases[a.read]);
+        std::printf("%-14s %7u %-8s %7u %6.2f %9.0f %7.1f%% %7.2f %8.0f%%", a.spec.c_str(), a.n_tokens,
+                    a.level.c_str(), a.threads, bits, us, 100 * spread(t.seconds), gb, 100 * share);
+        nlohmann::json row = {{"spec", a.spec},
+                              {"tokens", a.n_tokens},
+                              {"level", a.level},
+                              {"threads", a.threads},
+                              {"bits", bits},
+                              {"us", us},
+                              {"spread", spread(t.seconds)},
+                              {"gb_per_s", gb},
+                              {"share_of_roofline", share}};
+        for (std::size_t i = 0; i < baselines.size(); ++i) {
+            const double of = ratio(t, cases[a.first + 2 * i]);
+            std::printf(i == 0 ? " %8.2f" : i == 1 ? " %7.2f" : " %11.2f\n", of);
+            row["of_" + baselines[i]] = of;
+        }
+        json["rows"].push_back(row);
     }
     return write_json(json_path, json) ? 0 : 1;
 }

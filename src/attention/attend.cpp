@@ -64,17 +64,15 @@ bool soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, st
 }
 
 // What the tile at token `first` of a run reads most of.
-Ahead tile_bytes(const TensorRun& run, TensorKind kind, std::uint32_t n_tokens, std::uint32_t head,
-                 std::uint32_t first) {
+Ahead tile_bytes(const TensorRun& run, TensorKind kind, std::uint32_t dim, std::uint32_t n_tokens,
+                 std::uint32_t head, std::uint32_t first) {
     const BlockView& block = run.block;
     const std::uint32_t n = std::min(n_tokens - first, tile_tokens);
     if (block.header == nullptr) {
         const std::size_t entry_bytes = run.is_float ? sizeof(float) : sizeof(std::uint16_t);
         const std::size_t at = head * run.head_stride + first * run.row_stride;
-        // Rows of one head only; those of a buffer have all heads side by side.
-        if (run.head_stride < run.row_stride) return {};
-        return {static_cast<const unsigned char*>(run.rows) + at * entry_bytes,
-                n * run.row_stride * entry_bytes};
+        const auto* bytes = static_cast<const unsigned char*>(run.rows) + at * entry_bytes;
+        return {bytes, dim * entry_bytes, run.row_stride * entry_bytes, n};
     }
     if (block.trellis()) {
         const std::uint32_t index = first / section_tokens;
@@ -116,8 +114,10 @@ void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, con
         const bool is_last = first + tile_tokens >= run.n_tokens;
         if (const KvRun* after = is_last ? next : &run; after != nullptr) {
             const std::uint32_t then = is_last ? 0 : first + tile_tokens;
-            tile.key = tile_bytes(after->key, TensorKind::key, after->n_tokens, pass.head, then);
-            tile.value = tile_bytes(after->value, TensorKind::value, after->n_tokens, pass.head, then);
+            tile.key =
+                tile_bytes(after->key, TensorKind::key, pass.key_dim, after->n_tokens, pass.head, then);
+            tile.value =
+                tile_bytes(after->value, TensorKind::value, pass.value_dim, after->n_tokens, pass.head, then);
         }
         scorer.score(tile);
         if (soften_tile(pass, rows, tile, run_start, state, &mixer)) {

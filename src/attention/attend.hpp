@@ -107,9 +107,9 @@ struct Tile {
     Ahead key, value;  // of the tile after it
 };
 
-// The i-th of n pieces.
+// The i-th of n pieces of one row.
 inline Ahead piece_of(const Ahead& ahead, std::size_t i, std::size_t n) {
-    const std::size_t first = ahead.n_bytes * i / n, end = ahead.n_bytes * (i + 1) / n;
+    const std::size_t first = ahead.row_bytes * i / n, end = ahead.row_bytes * (i + 1) / n;
     return {static_cast<const unsigned char*>(ahead.bytes) + first, end - first};
 }
 

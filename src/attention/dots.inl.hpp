@@ -30,7 +30,8 @@ constexpr float integer_limit(std::size_t n) {
     return static_cast<float>(L::one_sum && n > 256 ? L::factor_limit >> (n > 512 ? 2 : 1) : L::factor_limit);
 }
 
-// What the products with either word are worth, and the sums of their factors.
+// What the products with either word are worth, and the sums of their factors; with one sum the first has
+// all.
 struct FactorScale {
     float first, second;
     std::int32_t first_sum, second_sum;
@@ -46,14 +47,14 @@ struct DotFactors {
 };
 
 // Rounds n factors, a multiple of 4, to integers; `integers` has room for round_up(n, 16), the rest become 0.
-// Returns what an integer is worth.
 template <class L>
-float round_factors(const float* x, std::size_t n, std::int16_t* integers) {
+FactorScale round_factors(const float* x, std::size_t n, std::int16_t* integers) {
     using Float = typename L::Float;
+    using Words = typename L::Words;
     const auto load = [&](std::size_t i) GEARKV_INLINE {
         return i + L::width <= n ? L::load(x + i) : L::load_first(x + i, n - i);
     };
-    const auto magnitude = L::broadcast_word(0x7fffffff);
+    const Words magnitude = L::broadcast_word(0x7fffffff);
     Float most = L::broadcast(0.0f);
     for (std::size_t i = 0; i < n; i += L::width)
         most = xsimd::max(L::from_bits(L::bits(load(i)) & magnitude), most);
@@ -62,47 +63,43 @@ float round_factors(const float* x, std::size_t n, std::int16_t* integers) {
     constexpr float least = 0x1p-100f;  // what is smaller is taken for 0
     // Adding 1.5 2^23 leaves an integer in the low bits.
     const Float shift = L::broadcast(0x1.8p23f), factor = L::broadcast(end > least ? limit / end : 0.0f);
+    Words sums = L::broadcast_word(0), high_sums = sums;  // of integers, and of 256 times their high bytes
     std::size_t i = 0;
-    for (; i < n; i += L::width)
-        L::store_shorts(integers + i, L::bits(L::fma(load(i), factor, shift)) - L::bits(shift));
+    for (; i < n; i += L::width) {
+        const Words whole = L::bits(L::fma(load(i), factor, shift)) - L::bits(shift);
+        L::store_shorts(integers + i, whole);
+        sums = sums + whole;
+        if constexpr (!L::one_sum)
+            high_sums = high_sums + ((whole + L::broadcast_word(128)) & L::broadcast_word(0xffffff00u));
+    }
     for (; i % lane_tile != 0; ++i)
         integers[i] = 0;
-    return end > least ? end / limit : end * 0.0f;
-}
-
-template <class L, std::size_t n>
-void finish_factors(DotFactors<n>* factors, std::size_t row, std::size_t n_factors, float unit) {
-    auto first = L::broadcast_word(0), second = first;
-    const auto ones = L::broadcast_word(0x01010101);
-    for (std::size_t i = 0; i < n_factors / 4; i += L::width) {
-        first = L::dot_first(first, ones, L::load_words(factors->first[row] + i));
-        second = L::dot_second(second, ones, L::load_words(factors->second[row] + i));
+    const float unit = end > least ? end / limit : end * 0.0f;
+    const std::int32_t sum = L::sum_words(sums);
+    if constexpr (L::one_sum) {
+        return {unit, unit, sum, 0};
+    } else {
+        const std::int32_t high_sum = L::sum_words(high_sums) / 256;
+        return {256.0f * unit, unit, high_sum, sum - 256 * high_sum};
     }
-    factors->scale[row] = {unit * L::first_worth, unit, L::sum_words(first), L::sum_words(second)};
 }
 
 // A row of n_factors, a multiple of 4, in natural order.
 template <class L, std::size_t n>
 void set_factors(DotFactors<n>* factors, std::size_t row, const float* x, std::size_t n_factors) {
     std::int16_t integers[n];
-    const float unit = round_factors<L>(x, n_factors, integers);
-    const std::size_t n_padded = (n_factors + 63) / 64 * 64;
-    for (std::size_t i = (n_factors + 15) / 16 * 16; i < n_padded; ++i)
-        integers[i] = 0;
-    for (std::size_t i = 0; i < n_padded; i += 16)
+    factors->scale[row] = round_factors<L>(x, n_factors, integers);
+    for (std::size_t i = 0; i < n_factors; i += 16)
         L::split_shorts(factors->first[row] + i / 4, factors->second[row] + i / 4, integers + i);
-    finish_factors<L>(factors, row, n_padded, unit);
 }
 
 // A row whose words have the factors 32 j + k, + 8, + 16, + 24 at [j][k].
 template <class L, std::size_t n>
 void set_factors_by_eights(DotFactors<n>* factors, std::size_t row, const float* x) {
-    static_assert(n % 64 == 0);
     std::int16_t integers[n];
-    const float unit = round_factors<L>(x, n, integers);
+    factors->scale[row] = round_factors<L>(x, n, integers);
     for (std::size_t i = 0; i < n; i += 32)
         L::split_eights(factors->first[row] + i / 4, factors->second[row] + i / 4, integers + i);
-    finish_factors<L>(factors, row, n, unit);
 }
 
 // Sums of n_rows rows and n_vectors vectors of lanes. With few of them every sum is split in parts, for
@@ -125,7 +122,7 @@ struct DotSums {
                 };
                 unroll<n_vectors>([&](auto v) GEARKV_INLINE {
                     if constexpr (L::one_sum) {
-                        first[part][r][v] = word(scale[r].first_sum + scale[r].second_sum);
+                        first[part][r][v] = word(scale[r].first_sum);
                     } else {
                         first[part][r][v] = word(scale[r].first_sum);
                         second[part][r][v] = word(scale[r].second_sum);

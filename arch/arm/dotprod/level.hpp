@@ -19,7 +19,6 @@ namespace {
 struct Lanes : NeonLanes<Lanes, Dotprod> {
     // Bytes of a factor: 256 high + low.
     static constexpr int factor_limit = 32639;
-    static constexpr float first_worth = 256.0f;
     static constexpr bool one_sum = false;
     static constexpr bool signed_bytes = true;
     static Words dot_first(Words sum, Words bytes, Words factors) {

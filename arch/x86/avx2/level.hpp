@@ -19,7 +19,6 @@ namespace {
 struct Lanes : WideLanes<Lanes, Avx2> {
     // Shorts of a factor, in pairs for every other byte: products of two bytes would need saturating sums.
     static constexpr int factor_limit = 32767;
-    static constexpr float first_worth = 1.0f;
     static constexpr bool one_sum = true;
     static constexpr bool signed_bytes = false;
     static Words dot_first(Words sum, Words bytes, Words factors) {

@@ -103,7 +103,6 @@ struct Lanes : BasicLanes<Lanes, Avx512> {
 
     // Bytes of a factor: 256 high + low.
     static constexpr int factor_limit = 32639;
-    static constexpr float first_worth = 256.0f;
     static constexpr bool one_sum = false;
     static constexpr bool signed_bytes = false;
     // Told in assembly, GCC 12 leaves the sums where they are; with the intrinsic it moves and spills them.
