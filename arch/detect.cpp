@@ -22,6 +22,7 @@ std::uint32_t saved_state() {
 
 struct Features {
     bool avx2 = false;
+    bool avxvnni = false;
     bool avx512 = false;
 };
 
@@ -30,8 +31,9 @@ Features detect_features() {
                             f16c = 1u << 29;  // leaf 1, ecx
     constexpr std::uint32_t avx2 = 1u << 5;   // leaf 7, ebx
     constexpr std::uint32_t avx512 =
-        1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;  // F, DQ, CD, BW, VL
+        1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;   // F, DQ, CD, BW, VL
     constexpr std::uint32_t avx512_bytes = 1u << 1 | 1u << 11;  // leaf 7, ecx: VBMI, VNNI
+    constexpr std::uint32_t avxvnni = 1u << 4;                  // leaf 7, second part, eax
     constexpr std::uint32_t ymm_state = 0x06,
                             zmm_state = 0xe6;  // xmm, ymm; and opmask, zmm halves, zmm16..31
 
@@ -45,6 +47,7 @@ Features detect_features() {
     features.avx2 = (state & ymm_state) == ymm_state && (b & avx2) != 0;
     features.avx512 = features.avx2 && (state & zmm_state) == zmm_state && (b & avx512) == avx512 &&
                       (c & avx512_bytes) == avx512_bytes;
+    if (features.avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) features.avxvnni = (a & avxvnni) != 0;
     return features;
 }
 
@@ -59,6 +62,8 @@ bool cpu_can_run(Level level) noexcept {
 #if defined(__x86_64__)
         case Level::avx2:
             return detect_features().avx2;
+        case Level::avxvnni:
+            return detect_features().avxvnni;
         case Level::avx512:
             return detect_features().avx512;
 #elif defined(__aarch64__)

@@ -13,6 +13,7 @@ extern const CodecKernels codec_dotprod;
 
 extern const AttentionKernels attention_scalar;
 extern const AttentionKernels attention_avx2;
+extern const AttentionKernels attention_avxvnni;
 extern const AttentionKernels attention_avx512;
 extern const AttentionKernels attention_neon;
 extern const AttentionKernels attention_dotprod;

@@ -9,12 +9,12 @@
 namespace gearkv {
 namespace {
 
-constexpr const char* known_levels = "scalar, avx2, avx512, neon, dotprod or automatic";
+constexpr const char* known_levels = "scalar, avx2, avxvnni, avx512, neon, dotprod or automatic";
 constexpr const char* environment_name = "GEARKV_LEVEL";
 
 // Slowest first.
-constexpr Level all_levels[n_levels] = {Level::scalar, Level::avx2, Level::avx512, Level::neon,
-                                        Level::dotprod};
+constexpr Level all_levels[n_levels] = {Level::scalar, Level::avx2, Level::avxvnni,
+                                        Level::avx512, Level::neon, Level::dotprod};
 
 // The table of one level of this build, available or not.
 const Kernels* compiled_kernels(Level level) {
@@ -23,6 +23,8 @@ const Kernels* compiled_kernels(Level level) {
             return kernels_scalar();
         case Level::avx2:
             return kernels_avx2();
+        case Level::avxvnni:
+            return kernels_avxvnni();
         case Level::avx512:
             return kernels_avx512();
         case Level::neon:
@@ -51,6 +53,16 @@ const Kernels* kernels_scalar() {
 const Kernels* kernels_avx2() {
 #if defined(GEARKV_HAVE_AVX2)
     static constexpr Kernels table = {Level::avx2, codec_avx2, attention_avx2};
+    return &table;
+#else
+    return nullptr;
+#endif
+}
+
+// Its codec is that of avx2.
+const Kernels* kernels_avxvnni() {
+#if defined(GEARKV_HAVE_AVXVNNI)
+    static constexpr Kernels table = {Level::avxvnni, codec_avx2, attention_avxvnni};
     return &table;
 #else
     return nullptr;
@@ -98,6 +110,8 @@ const char* level_name(Level level) noexcept {
             return "scalar";
         case Level::avx2:
             return "avx2";
+        case Level::avxvnni:
+            return "avxvnni";
         case Level::avx512:
             return "avx512";
         case Level::neon:

@@ -303,6 +303,7 @@ struct Kernels {
 // The tables, compiled per level; null where a level is not part of this build.
 const Kernels* kernels_scalar();
 const Kernels* kernels_avx2();
+const Kernels* kernels_avxvnni();
 const Kernels* kernels_avx512();
 const Kernels* kernels_neon();
 const Kernels* kernels_dotprod();

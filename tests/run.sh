@@ -66,7 +66,7 @@ plain_addresses=()
 # a level that cannot run.
 levels_of() {
   local level
-  for level in scalar avx2 avx512 neon dotprod; do
+  for level in scalar avx2 avxvnni avx512 neon dotprod; do
     GEARKV_LEVEL=$level "$builds/$1/tests/unit/unit-test" --help >/dev/null 2>&1 && echo "$level"
   done
   return 0
@@ -76,7 +76,7 @@ best_level() { levels_of "$1" | tail -n 1; }
 # skip_levels_but LEVEL... : options that leave out the tests of all other levels
 skip_levels_but() {
   local level
-  for level in scalar avx2 avx512 neon dotprod; do
+  for level in scalar avx2 avxvnni avx512 neon dotprod; do
     case " $* " in *" $level "*) ;; *) echo "--no-suite=$level" ;; esac
   done
 }

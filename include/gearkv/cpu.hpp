@@ -15,8 +15,9 @@ enum class Level : unsigned char {
     avx512 = 3,     // AVX-512 F, CD, BW, DQ, VL, VBMI, VNNI (Ice Lake, Zen 4 and later)
     neon = 4,       // ARMv8.0 Advanced SIMD
     dotprod = 5,    // ARMv8.2 with the dot product instructions
+    avxvnni = 6,    // avx2 and AVX-VNNI (Alder Lake, Zen 5 and later); between avx2 and avx512
 };
-inline constexpr std::size_t n_levels = 5;  // without automatic
+inline constexpr std::size_t n_levels = 6;  // without automatic
 
 // "avx2" and so on; "automatic" for automatic; "?" for a value outside the enum.
 const char* level_name(Level level) noexcept;

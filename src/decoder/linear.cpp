@@ -10,6 +10,7 @@ const LinearKernels* find_linear_kernels(Level level) noexcept {
             return &linear_scalar;
 #ifdef GEARKV_HAVE_AVX2
         case Level::avx2:
+        case Level::avxvnni:
             return &linear_avx2;
 #endif
 #ifdef GEARKV_HAVE_AVX512

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 
-PROJECT = re.compile(r"gearkv::\w+_(scalar|avx2|avx512|neon|dotprod)$|gearkv::\w+_(scalar|avx2|avx512|neon|dotprod)\(")
+PROJECT = re.compile(r"gearkv::\w+_(scalar|avx2|avxvnni|avx512|neon|dotprod)$|gearkv::\w+_(scalar|avx2|avxvnni|avx512|neon|dotprod)\(")
 
 
 def symbols(nm, archive):

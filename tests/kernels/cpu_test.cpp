@@ -1,6 +1,8 @@
 // Levels: naming, listing, choosing and forcing.
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
+#include <iterator>
 #include <optional>
 #include <string>
 
@@ -11,7 +13,8 @@
 namespace gearkv::test {
 namespace {
 
-constexpr Level all_levels[] = {Level::scalar, Level::avx2, Level::avx512, Level::neon, Level::dotprod};
+constexpr Level all_levels[] = {Level::scalar, Level::avx2, Level::avxvnni,
+                                Level::avx512, Level::neon, Level::dotprod};
 
 // GEARKV_LEVEL for the length of a test.
 class ForcedLevel {
@@ -77,7 +80,12 @@ TEST_CASE("the list of levels starts with scalar and holds what is available, sl
     CHECK(levels[0] == Level::scalar);
     for (std::size_t i = 0; i < n; ++i) {
         CHECK(level_available(levels[i]));
-        if (i > 0) CHECK(static_cast<int>(levels[i]) > static_cast<int>(levels[i - 1]));
+        if (i > 0) {
+            const auto place = [](Level level) {
+                return std::find(std::begin(all_levels), std::end(all_levels), level) - all_levels;
+            };
+            CHECK(place(levels[i]) > place(levels[i - 1]));
+        }
     }
     std::size_t n_available = 0;
     for (Level level : all_levels)
