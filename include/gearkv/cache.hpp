@@ -131,6 +131,13 @@ class Cache {
     Status read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
                 float* values) noexcept;
 
+    // Drops the tokens from n_tokens on in every layer, for speculative decoding and edits. What stays is not
+    // touched: a compressed block keeps its bytes and shows fewer tokens, and later tokens start a new one.
+    // *lossless, when given, tells whether the cache is as if the dropped tokens had never come: all of them
+    // were in the buffer, and no block was closed on their account, in any layer. Errors: wrong_size (a layer
+    // holds fewer tokens); nothing is dropped then.
+    Status truncate(std::uint64_t n_tokens, bool* lossless = nullptr) noexcept;
+
     // Forgets all tokens and gives back their memory.
     void reset() noexcept;
 

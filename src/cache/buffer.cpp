@@ -56,10 +56,18 @@ bool TokenBuffer::grow(CacheContext* context, std::uint64_t n_tokens, std::uint6
 
 void TokenBuffer::drop_front(CacheContext* context, std::uint64_t n_dropped,
                              std::uint64_t n_tokens) noexcept {
+    keep(context, n_dropped, n_tokens - n_dropped);
+}
+
+void TokenBuffer::drop_back(CacheContext* context, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept {
+    keep(context, 0, n_tokens - n_dropped);
+}
+
+void TokenBuffer::keep(CacheContext* context, std::uint64_t first, std::uint64_t n_left) noexcept {
     const std::uint64_t token_bytes = token_stride_ * element_bytes_;
-    const std::uint64_t n_left = n_tokens - n_dropped;
     unsigned char* to = n_left <= base_tokens_ ? base_ : data_;
-    std::memmove(to, data_ + n_dropped * token_bytes, n_left * token_bytes);
+    const unsigned char* from = data_ + first * token_bytes;
+    if (to != from) std::memmove(to, from, n_left * token_bytes);
     if (to != data_) {
         context->ledger.give_back(data_, buffer_bytes(context->config, kind_, capacity_), Use::buffer);
         data_ = base_;

@@ -39,6 +39,8 @@ struct Cache::Impl {
 
     bool create() noexcept;
     void destroy() noexcept;
+    // Truncation leaves more blocks than tokens alone would make.
+    bool reserve_runs(std::uint64_t n) noexcept;
     Status check_layer(std::uint32_t layer) const noexcept;
     // Before this layer compresses, if it is about to for the first time.
     Status choose_rates(const LayerStream& stream, Executor& executor) noexcept;
@@ -52,6 +54,16 @@ struct Cache::Impl {
     void attend_heads(const Queries& queries, float* out, LayerStream& layer, const Work& work,
                       Executor& executor) noexcept;
 };
+
+bool Cache::Impl::reserve_runs(std::uint64_t n) noexcept {
+    if (n <= max_runs) return true;
+    auto* more = static_cast<KvRun*>(context.ledger.take(2 * n * sizeof(KvRun), Use::table));
+    if (more == nullptr) return false;
+    context.ledger.give_back(runs, max_runs * sizeof(KvRun), Use::table);
+    runs = more;
+    max_runs = 2 * n;
+    return true;
+}
 
 bool Cache::Impl::create() noexcept {
     const CacheConfig& config = context.config;
@@ -342,6 +354,10 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Ex
         Status status = impl_->rates.keep(&impl_->context, layer, queries, stream.n_tokens());
         if (!status.ok()) return status;
     }
+    if (!impl_->reserve_runs(stream.n_runs())) {
+        return Status::error(Code::out_of_memory, "no memory to list the %zu runs of layer %u",
+                             stream.n_runs(), layer);
+    }
     stream.list_runs(impl_->runs);
     impl_->attend_heads(queries, out, stream, work, executor);
     return {};
@@ -358,6 +374,23 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
                              static_cast<unsigned long long>(stream.n_tokens()));
     }
     stream.read_range(impl_->context, first, n_tokens, keys, values);
+    return {};
+}
+
+Status Cache::truncate(std::uint64_t n_tokens, bool* lossless) noexcept {
+    const std::uint32_t n_layers = config().n_layers;
+    for (std::uint32_t i = 0; i < n_layers; ++i) {
+        if (n_tokens <= impl_->layers[i].n_tokens()) continue;
+        return Status::error(Code::wrong_size, "truncation to %llu tokens, layer %u holds %llu",
+                             static_cast<unsigned long long>(n_tokens), i,
+                             static_cast<unsigned long long>(impl_->layers[i].n_tokens()));
+    }
+    bool all_buffered = true;
+    for (std::uint32_t i = 0; i < n_layers; ++i)
+        all_buffered &= impl_->layers[i].truncate(&impl_->context, n_tokens);
+    // What was kept to choose rates from may have been of dropped tokens.
+    if (impl_->rates.waits()) impl_->rates.reset(&impl_->context);
+    if (lossless != nullptr) *lossless = all_buffered;
     return {};
 }
 

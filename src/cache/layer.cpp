@@ -42,8 +42,9 @@ std::uint64_t max_blocks(const CacheConfig& config) noexcept {
 bool LayerStream::create(CacheContext* context, std::uint32_t index, const KvSpec& rates) noexcept {
     index_ = index;
     share_evenly(rates);
-    const std::uint64_t n = std::max<std::uint64_t>(max_blocks(context->config), 1);
-    blocks_ = static_cast<ClosedBlock*>(context->ledger.take(n * sizeof(ClosedBlock), Use::table));
+    block_capacity_ = std::max<std::uint64_t>(max_blocks(context->config), 1);
+    blocks_ =
+        static_cast<ClosedBlock*>(context->ledger.take(block_capacity_ * sizeof(ClosedBlock), Use::table));
     const KvSpec& spec = context->config.spec;
     for (std::uint32_t*& starts : plane_starts_) {
         if (spec.auto_bits == 0.0f) continue;
@@ -64,8 +65,7 @@ void LayerStream::destroy(CacheContext* context) noexcept {
     value_buffer_.destroy(context);
     key_sinks_.destroy(context);
     value_sinks_.destroy(context);
-    const std::uint64_t n = std::max<std::uint64_t>(max_blocks(context->config), 1);
-    context->ledger.give_back(blocks_, n * sizeof(ClosedBlock), Use::table);
+    context->ledger.give_back(blocks_, block_capacity_ * sizeof(ClosedBlock), Use::table);
     blocks_ = nullptr;
     for (std::uint32_t*& starts : plane_starts_) {
         context->ledger.give_back(starts, plane_starts_bytes(context->config), Use::table);
@@ -93,19 +93,55 @@ void LayerStream::free_block(CacheContext* context, void* block) noexcept {
     context->ledger.give_back(block, header.n_bytes, Use::block);
 }
 
+void LayerStream::drop_block(CacheContext* context) noexcept {
+    const ClosedBlock& block = blocks_[--n_blocks_];
+    free_block(context, block.key);
+    free_block(context, block.value);
+    context->n_blocks -= 2;
+    n_closed_ -= block.n_tokens;
+}
+
+bool LayerStream::reserve_block(CacheContext* context) noexcept {
+    if (n_blocks_ < block_capacity_) return true;
+    const std::uint64_t n = 2 * block_capacity_;
+    auto* larger = static_cast<ClosedBlock*>(context->ledger.take(n * sizeof(ClosedBlock), Use::table));
+    if (larger == nullptr) return false;
+    std::copy_n(blocks_, n_blocks_, larger);
+    context->ledger.give_back(blocks_, block_capacity_ * sizeof(ClosedBlock), Use::table);
+    blocks_ = larger;
+    block_capacity_ = n;
+    return true;
+}
+
+bool LayerStream::truncate(CacheContext* context, std::uint64_t n_tokens) noexcept {
+    const std::uint64_t n_kept = std::min(n_tokens, this->n_tokens());
+    const std::uint64_t before_buffer = n_sinks_ + n_closed_;
+    const bool exact = n_kept == this->n_tokens() || n_kept >= std::max(exact_from_, before_buffer);
+    exact_from_ = std::min(exact_from_, n_kept);
+    const std::uint64_t n_buffered = n_kept > before_buffer ? n_kept - before_buffer : 0;
+    // The pending unit's tokens are the first of the buffer.
+    if (n_buffered < pending_.n_tokens) drop_unit(context);
+    if (pending_.n_tokens > 0) {
+        const std::uint64_t n_dropped = n_buffered_ - n_buffered;
+        pending_.n_appended -=
+            static_cast<std::uint32_t>(std::min<std::uint64_t>(n_dropped, pending_.n_appended));
+    }
+    for (TokenBuffer* buffer : {&key_buffer_, &value_buffer_})
+        buffer->drop_back(context, n_buffered_ - n_buffered, n_buffered_);
+    n_buffered_ = n_buffered;
+    while (n_blocks_ > 0 && n_sinks_ + n_closed_ - blocks_[n_blocks_ - 1].n_tokens >= n_kept)
+        drop_block(context);
+    if (n_sinks_ + n_closed_ > n_kept && n_blocks_ > 0) {
+        const std::uint64_t n_dropped = n_sinks_ + n_closed_ - n_kept;
+        blocks_[n_blocks_ - 1].n_tokens -= static_cast<std::uint32_t>(n_dropped);
+        n_closed_ -= n_dropped;
+    }
+    n_sinks_ = static_cast<std::uint32_t>(std::min<std::uint64_t>(n_sinks_, n_kept));
+    return exact;
+}
+
 void LayerStream::reset(CacheContext* context) noexcept {
-    drop_unit(context);
-    for (std::uint64_t i = 0; i < n_blocks_; ++i) {
-        free_block(context, blocks_[i].key);
-        free_block(context, blocks_[i].value);
-    }
-    context->n_blocks -= 2 * n_blocks_;
-    if (n_buffered_ > 0) {
-        key_buffer_.drop_front(context, n_buffered_, n_buffered_);
-        value_buffer_.drop_front(context, n_buffered_, n_buffered_);
-    }
-    n_blocks_ = n_closed_ = n_buffered_ = 0;
-    n_sinks_ = 0;
+    (void)truncate(context, 0);
     prompt_ = false;
 }
 
@@ -131,6 +167,7 @@ void LayerStream::append(const CacheContext& context, const Rows& keys, const Ro
 }
 
 Status LayerStream::compress(CacheContext* context, Executor& executor) noexcept {
+    if (unit_tokens(context->config, n_buffered_) > 0) exact_from_ = n_tokens();
     finish_unit(context, executor);
     while (const std::uint32_t n = unit_tokens(context->config, n_buffered_)) {
         if (Status status = begin_unit(context, n); !status.ok()) return status;
@@ -141,12 +178,17 @@ Status LayerStream::compress(CacheContext* context, Executor& executor) noexcept
 
 Status LayerStream::advance(CacheContext* context, std::uint32_t n_tokens, Executor& executor) noexcept {
     const CacheConfig& config = context->config;
-    const bool at_once = config.spread_tokens == 0 || n_tokens >= config.spec.buffer_tokens;
+    const bool is_long = n_tokens >= config.spec.buffer_tokens;
+    const bool at_once = config.spread_tokens == 0 || is_long;
+    // What is finished here a stream would not have finished without the next token, or without all of a long
+    // append.
+    const std::uint64_t exact_from = this->n_tokens() + (is_long ? n_tokens : 1);
     if (pending_.n_tokens > 0) {
         // The next unit begins when it would have begun without spreading.
         const bool next_is_full = unit_tokens(config, n_buffered_ - pending_.n_tokens) > 0;
         if (at_once || next_is_full || pending_.n_appended >= spread_tokens(config)) {
             finish_unit(context, executor);
+            exact_from_ = exact_from;
         } else {
             run_pieces(*context, n_due(*context), executor);
             return {};
@@ -156,6 +198,7 @@ Status LayerStream::advance(CacheContext* context, std::uint32_t n_tokens, Execu
         if (Status status = begin_unit(context, n); !status.ok()) return status;
         if (!at_once && unit_tokens(config, n_buffered_ - n) == 0) return {};
         finish_unit(context, executor);
+        exact_from_ = exact_from;
     }
     return {};
 }
@@ -173,6 +216,10 @@ Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens) no
 }
 
 Status LayerStream::begin_tensor(CacheContext* context, TensorKind kind, std::uint32_t n_tokens) noexcept {
+    if (!reserve_block(context)) {
+        return Status::error(Code::out_of_memory, "no memory for the table of %llu blocks of layer %u",
+                             static_cast<unsigned long long>(n_blocks_ + 1), index_);
+    }
     BlockHeader header;
     if (Status status =
             lay_out_unit(context->config, spec(kind), kind, {n_tokens, prompt_, n_blocks_ == 0}, &header);
@@ -202,6 +249,7 @@ Status LayerStream::begin_tensor(CacheContext* context, TensorKind kind, std::ui
 void LayerStream::finish_unit(CacheContext* context, Executor& executor) noexcept {
     if (pending_.n_tokens == 0) return;
     run_pieces(*context, n_pieces(), executor);
+    pending_.block.n_tokens = pending_.n_tokens;
     blocks_[n_blocks_++] = pending_.block;
     context->n_blocks += 2;
     key_buffer_.drop_front(context, pending_.n_tokens, n_buffered_);
@@ -285,8 +333,8 @@ BlockView LayerStream::view(std::uint64_t block, TensorKind kind) const noexcept
 void LayerStream::list_runs(KvRun* runs) const noexcept {
     if (n_sinks_ > 0) *runs++ = {key_sinks_.run(), value_sinks_.run(), n_sinks_};
     for (std::uint64_t i = 0; i < n_blocks_; ++i) {
-        const BlockView key = view(i, TensorKind::key);
-        *runs++ = {run_of_block(key), run_of_block(view(i, TensorKind::value)), key.header->n_tokens};
+        *runs++ = {run_of_block(view(i, TensorKind::key)), run_of_block(view(i, TensorKind::value)),
+                   blocks_[i].n_tokens};
     }
     if (n_buffered_ > 0) {
         *runs = {key_buffer_.run(), value_buffer_.run(), static_cast<std::uint32_t>(n_buffered_)};
@@ -308,12 +356,12 @@ void LayerStream::read_range(const CacheContext& context, std::uint64_t first, s
         read_rows(key_sinks_, value_sinks_, at, at);
     std::uint64_t start = n_sinks_;
     for (std::uint64_t i = 0; i < n_blocks_ && at < end; ++i) {
-        const BlockView key = view(i, TensorKind::key);
-        const std::uint64_t stop = start + key.header->n_tokens;
+        const std::uint64_t stop = start + blocks_[i].n_tokens;
         if (at < stop) {
             const auto from = static_cast<std::uint32_t>(at - start);
             const auto count = static_cast<std::uint32_t>(std::min(stop, end) - at);
-            if (keys != nullptr) decompress_rows(key, from, count, keys + (at - first) * key_row);
+            if (keys != nullptr)
+                decompress_rows(view(i, TensorKind::key), from, count, keys + (at - first) * key_row);
             if (values != nullptr) {
                 decompress_rows(view(i, TensorKind::value), from, count, values + (at - first) * value_row);
             }

@@ -50,10 +50,11 @@ std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint
 // Most blocks a layer can hold.
 std::uint64_t max_blocks(const CacheConfig& config) noexcept;
 
-// Keys and values of the same tokens, immutable.
+// Keys and values of the same tokens, immutable. A truncated one shows its first n_tokens.
 struct ClosedBlock {
     void* key = nullptr;
     void* value = nullptr;
+    std::uint32_t n_tokens = 0;
 };
 
 // A unit on its way to a closed block. Its tokens are the first of the buffer and attended there until the
@@ -89,6 +90,8 @@ class TokenBuffer {
     bool grow(CacheContext* context, std::uint64_t n_tokens, std::uint64_t n_kept) noexcept;
     // Drops the first n_dropped of n_tokens and returns to the base room when the rest fits.
     void drop_front(CacheContext* context, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept;
+    // Drops the last n_dropped of n_tokens, likewise.
+    void drop_back(CacheContext* context, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept;
     void write(const CacheContext& context, std::uint64_t first, const Rows& rows,
                std::uint32_t n_tokens) noexcept;
 
@@ -98,6 +101,9 @@ class TokenBuffer {
     std::uint64_t capacity() const noexcept { return capacity_; }
 
   private:
+    // Keeps n_left tokens from `first` on, in the base room when they fit.
+    void keep(CacheContext* context, std::uint64_t first, std::uint64_t n_left) noexcept;
+
     unsigned char* data_ = nullptr;  // base_ or a larger run while a prompt is fed
     unsigned char* base_ = nullptr;  // buffer_tokens, always there
     std::uint64_t base_tokens_ = 0;
@@ -113,6 +119,9 @@ class LayerStream {
     bool create(CacheContext* context, std::uint32_t index, const KvSpec& rates) noexcept;
     void destroy(CacheContext* context) noexcept;
     void reset(CacheContext* context) noexcept;
+    // Drops all but the first n_tokens, of at least as many. True when the stream is as if the others had
+    // never come.
+    bool truncate(CacheContext* context, std::uint64_t n_tokens) noexcept;
 
     // Room for n_tokens more, in both buffers.
     bool reserve_append(CacheContext* context, std::uint32_t n_tokens) noexcept;
@@ -154,8 +163,12 @@ class LayerStream {
     Status begin_unit(CacheContext* context, std::uint32_t n_tokens) noexcept;
     Status begin_tensor(CacheContext* context, TensorKind kind, std::uint32_t n_tokens) noexcept;
     void finish_unit(CacheContext* context, Executor& executor) noexcept;
-    void drop_unit(CacheContext* context) noexcept;  // without closing it
-    std::uint32_t n_pieces() const noexcept;         // of the pending unit
+    void drop_unit(CacheContext* context) noexcept;   // without closing it
+    void drop_block(CacheContext* context) noexcept;  // the last one
+    // Room for one more in the table, which truncated blocks can fill before the tokens are as many as
+    // allowed.
+    bool reserve_block(CacheContext* context) noexcept;
+    std::uint32_t n_pieces() const noexcept;  // of the pending unit
     // All pieces of the pending unit below `until`, from the first that is not done.
     void run_pieces(const CacheContext& context, std::uint32_t until, Executor& executor) noexcept;
     PieceRun next_pieces(const CacheContext& context, std::uint32_t until) const noexcept;
@@ -174,8 +187,10 @@ class LayerStream {
     ClosedBlock* blocks_ = nullptr;
     PendingUnit pending_;
     std::uint64_t n_blocks_ = 0;
+    std::uint64_t block_capacity_ = 0;
     std::uint64_t n_closed_ = 0;
     std::uint64_t n_buffered_ = 0;
+    std::uint64_t exact_from_ = 0;  // a stream of fewer tokens would not have closed all blocks yet
     std::uint32_t n_sinks_ = 0;
     std::uint32_t index_ = 0;
     bool prompt_ = false;    // the last append brought a block's worth of tokens or more

@@ -1,0 +1,152 @@
+// Truncation: what stays is untouched, and a lossless one leaves a cache as if the dropped tokens had never
+// come.
+#include "caches.hpp"
+
+using namespace gearkv;
+using namespace gearkv::testing;
+
+namespace {
+
+constexpr std::size_t n_heads = 2, dim = 64, n_source = 4000;
+
+// Tokens of both tensors that are never used twice.
+struct Source {
+    Tensor keys = gaussian(n_source, n_heads, dim, 1), values = gaussian(n_source, n_heads, dim, 2);
+};
+const Source& source() {
+    static const Source tokens;
+    return tokens;
+}
+
+// What a cache went through: appends of source tokens, and calls of compress (n = 0).
+struct Step {
+    std::size_t first, n;
+};
+
+Status run(Cache* cache, const Step& step) {
+    if (step.n == 0) return cache->compress(0, serial_executor());
+    return append(cache, source().keys, source().values, step.first, step.n);
+}
+
+// The steps without the tokens from n_tokens on.
+std::vector<Step> shortened(const std::vector<Step>& steps, std::size_t n_tokens) {
+    std::vector<Step> kept;
+    std::size_t n = 0;
+    for (const Step& step : steps) {
+        if (n >= n_tokens && step.n > 0) break;
+        kept.push_back({step.first, std::min(step.n, n_tokens - n)});
+        n += kept.back().n;
+        if (step.n > 0 && kept.back().n < step.n) break;
+    }
+    return kept;
+}
+
+}  // namespace
+
+TEST_CASE("truncation at any place keeps what stays, through appends, compressions and attention",
+          "[truncate][shapes]") {
+    const auto spec = GENERATE(as<std::string>{}, "gear-3", "gear-2", "kivi-2:nb=64", "paper:gear-2:nb=64",
+                               "f16", "k=gear-4;v=f16:sinks=0");
+    const auto spread = GENERATE(0u, 16u);
+    CacheConfig config = make_config(spec, n_heads, dim, dim, 900);
+    config.spread_tokens = spread;
+    std::mt19937 random(spread + 1);
+    const Tensor q = gaussian(1, 2 * n_heads, dim, 3);
+    auto cache = make_cache(config);
+    std::vector<Step> steps;
+    bool replayable = true;
+    std::size_t next = 0, n_lossless = 0, n_lossy = 0;
+    for (int i = 0; i < 250; ++i) {
+        const std::size_t n = cache->n_tokens(0);
+        const std::uint32_t any = random() % 10;
+        CAPTURE(spec, spread, i, n);
+        if (any < 6 || n == 0) {
+            const std::size_t sizes[] = {1, 1, 1, 7, 30, 200};
+            const std::size_t n_new = sizes[random() % std::size(sizes)];
+            if (n + n_new > 900 || next + n_new > n_source) {
+                REQUIRE(cache->truncate(0).ok());
+                steps.clear();
+                replayable = true;
+                if (next + n_new > n_source) next = 0;
+                continue;
+            }
+            steps.push_back({next, n_new});
+            REQUIRE(run(cache.get(), steps.back()).ok());
+            next += n_new;
+        } else if (any == 6) {
+            steps.push_back({0, 0});
+            REQUIRE(run(cache.get(), steps.back()).ok());
+        } else if (any == 7) {
+            CHECK(attention_error(cache.get(), q, true) < attention_tolerance(*cache));
+        } else {
+            const std::size_t n_dropped =
+                random() % (random() % 3 == 0 ? n + 1 : std::min<std::size_t>(n, 20) + 1);
+            const auto [old_keys, old_values] = read_all(cache.get());
+            bool lossless = false;
+            REQUIRE(cache->truncate(n - n_dropped, &lossless).ok());
+            REQUIRE(cache->n_tokens(0) == n - n_dropped);
+            const std::size_t n_kept = (n - n_dropped) * n_heads * dim;
+            const auto [keys, values] = read_all(cache.get());
+            CHECK(std::equal(keys.data.begin(), keys.data.end(), old_keys.data.begin()));
+            CHECK(std::equal(values.data.begin(), values.data.end(), old_values.data.begin()));
+            REQUIRE(keys.data.size() == n_kept);
+            if (n_dropped == 0) CHECK(lossless);
+            steps = shortened(steps, n - n_dropped);
+            replayable = replayable && lossless;
+            (lossless ? n_lossless : n_lossy) += 1;
+        }
+        if (replayable && i % 5 == 0 && cache->n_tokens(0) > 0) {
+            auto never = make_cache(config);
+            for (const Step& step : steps)
+                REQUIRE(run(never.get(), step).ok());
+            REQUIRE(never->n_tokens(0) == cache->n_tokens(0));
+            CHECK(read_all(never.get()).first.data == read_all(cache.get()).first.data);
+            CHECK(read_all(never.get()).second.data == read_all(cache.get()).second.data);
+            CHECK(attend(never.get(), q, dim, true).data == attend(cache.get(), q, dim, true).data);
+        }
+    }
+    CHECK(n_lossless > 5);
+    if (spec != "f16") CHECK(n_lossy > 5);
+}
+
+TEST_CASE("blocks cut again and again do not overflow their table, and reset gives everything back",
+          "[truncate]") {
+    CountingMemory memory;
+    CacheConfig config = make_config("gear-3", n_heads, dim, dim, 300);
+    config.allocator = memory.allocator();
+    {
+        auto cache = make_cache(config);
+        const std::uint64_t empty = memory.held;
+        // One token stays of every block.
+        for (std::size_t i = 0; i < 40; ++i) {
+            REQUIRE(append(cache.get(), source().keys, source().values, 140 * (i % 20), 133).ok());
+            REQUIRE(cache->compress(0, serial_executor()).ok());
+            REQUIRE(cache->truncate(5 + i).ok());
+        }
+        CHECK(cache->stats().n_blocks == 80);
+        const Tensor q = gaussian(1, 2, dim, 3);
+        CHECK(attention_error(cache.get(), q, true) < attention_tolerance(*cache));
+        CHECK(memory.held > empty);
+        cache->reset();
+        CHECK(cache->stats().n_blocks == 0);
+        CHECK(cache->stats().bytes.keys.bytes == 0);
+        CHECK(cache->stats().bytes.values.bytes == 0);
+    }
+    CHECK(memory.held == 0);
+}
+
+TEST_CASE("a truncation beyond the tokens of a layer is refused and changes nothing", "[truncate]") {
+    auto cache = make_cache(make_config("gear-4", n_heads, dim, dim, 900, 2));
+    REQUIRE(append(cache.get(), source().keys, source().values, 0, 300, 0).ok());
+    REQUIRE(append(cache.get(), source().keys, source().values, 0, 200, 1).ok());
+    bool lossless = false;
+    const Status status = cache->truncate(201, &lossless);
+    CHECK(status.code() == Code::wrong_size);
+    CHECK(std::string(status.message()) == "truncation to 201 tokens, layer 1 holds 200");
+    CHECK_FALSE(lossless);
+    CHECK(cache->n_tokens(0) == 300);
+    CHECK(cache->n_tokens(1) == 200);
+    REQUIRE(cache->truncate(100).ok());
+    CHECK(cache->n_tokens(0) == 100);
+    CHECK(cache->n_tokens(1) == 100);
+}
