@@ -11,10 +11,10 @@ namespace {
 class AheadLines {
   public:
     AheadLines(const Ahead& ahead, std::size_t n_steps)
-        : next_(static_cast<const char*>(ahead.bytes)), lines_per_row_((ahead.row_bytes + 63) / 64) {
+        : next_(reinterpret_cast<std::uintptr_t>(ahead.bytes)), lines_per_row_((ahead.row_bytes + 63) / 64) {
         n_row_ = lines_per_row_;
         gap_ = ahead.stride - lines_per_row_ * 64;
-        n_left_ = n_steps == 0 || next_ == nullptr ? 0 : lines_per_row_ * ahead.n_rows;
+        n_left_ = n_steps == 0 || next_ == 0 ? 0 : lines_per_row_ * ahead.n_rows;
         per_step_ = n_left_ == 0 ? 0 : (n_left_ + n_steps - 1) / n_steps;
     }
     [[gnu::always_inline]] void step() {
@@ -22,7 +22,7 @@ class AheadLines {
         const std::size_t n = n_left_ < per_step_ ? n_left_ : per_step_;
         n_left_ -= n;
         for (std::size_t i = 0; i < n; ++i) {
-            __builtin_prefetch(next_, 0, 2);
+            __builtin_prefetch(reinterpret_cast<const void*>(next_), 0, 2);
             next_ += 64;
             if (--n_row_ == 0) {
                 n_row_ = lines_per_row_;
@@ -32,7 +32,7 @@ class AheadLines {
     }
 
   private:
-    const char* next_;
+    std::uintptr_t next_;  // not a pointer: it may pass the end of what it came from
     std::size_t lines_per_row_, n_row_, gap_, n_left_, per_step_;
 };
 
