@@ -51,22 +51,33 @@ void quantize_token_groups(const BlockWork& work, std::size_t head) {
     float* hi = work.line(head, 1);
     auto* scales = const_cast<std::uint16_t*>(work.view.scales(static_cast<std::uint32_t>(head)));
     auto* zeros = const_cast<std::uint16_t*>(work.view.zeros(static_cast<std::uint32_t>(head)));
+    // The groups of a token are rounded together: one call for each would cost as much as their codes.
+    std::uint16_t token_scales[max_dim], token_zeros[max_dim];
     for (std::size_t t = 0; t < work.n_tokens(); ++t) {
         float* x = work.x_head(head) + t * work.stride;
         std::uint8_t* codes = work.codes_head(head) + t * work.stride;
-        for (std::size_t group = 0; group < sizes.n_groups; ++group) {
-            const std::size_t first = group * sizes.group_channels;
-            const std::size_t n = std::min<std::size_t>(sizes.group_channels, work.dim() - first);
-            const std::size_t at = group * work.n_tokens() + t;
-            if (sizes.shared_scales) {
-                kernels.from_half(lo, zeros + at, 1);
-                kernels.from_half(hi, scales + at, 1);
-            } else {
-                kernels.row_range(lo, hi, x + first, n);
-                round_scales(work, lo, hi, 1, scales + at, zeros + at);
+        const auto for_groups = [&](const auto& body) {
+            for (std::size_t group = 0; group < sizes.n_groups; ++group) {
+                const std::size_t first = group * sizes.group_channels;
+                body(group, first, std::min<std::size_t>(sizes.group_channels, work.dim() - first));
             }
-            kernels.quantize_row(codes + first, x + first, n, *hi, *lo, work.max_code());
+        };
+        if (sizes.shared_scales) {
+            kernels.from_half(lo, zeros + t, 1);
+            kernels.from_half(hi, scales + t, 1);
+        } else {
+            for_groups([&](std::size_t group, std::size_t first, std::size_t n) {
+                kernels.row_range(lo + group, hi + group, x + first, n);
+            });
+            round_scales(work, lo, hi, sizes.n_groups, token_scales, token_zeros);
+            for (std::size_t group = 0; group < sizes.n_groups; ++group) {
+                scales[group * work.n_tokens() + t] = token_scales[group];
+                zeros[group * work.n_tokens() + t] = token_zeros[group];
+            }
         }
+        for_groups([&](std::size_t group, std::size_t first, std::size_t n) {
+            kernels.quantize_row(codes + first, x + first, n, hi[group], lo[group], work.max_code());
+        });
     }
 }
 
