@@ -97,7 +97,7 @@ stage_address() {
   export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
   # shellcheck disable=SC2046
   GEARKV_TESTS='~[slow]' run_tests address address --timeout-multiplier 3 $(skip_levels_but "$(best_level address)")
-  GEARKV_TESTS='~[slow]~[shapes]' run_tests address address-scalar --timeout-multiplier 3 unit-scalar kernels-scalar
+  GEARKV_TESTS='~[slow]~[shapes]' run_tests address address-scalar --timeout-multiplier 3 kernels-scalar
 }
 
 # oneTBB is not built for the thread sanitizer: the std pool runs instead.
@@ -110,7 +110,7 @@ stage_thread() {
   local best
   best=$(best_level thread)
   TSAN_OPTIONS=halt_on_error=1 GEARKV_TESTS='~[slow]~[damage]~[shapes]' run_tests thread thread --timeout-multiplier 3 \
-    unit-scalar "unit-$best" "decoder-$best"
+    "unit-$best" "decoder-$best"
 }
 
 # What clang makes of the kernels in a release; the address stage compiles all of the tree with it.
@@ -134,12 +134,18 @@ stage_minimal() {
 stage_arm() {
   configure arm --buildtype=release --cross-file tests/cross/aarch64.ini -Dthreads=std -Dblas=none -Dbench=false
   build arm
-  local a72=0 max=0 scalar=0
+  local unit=0 a72=0 max=0 scalar=0
   export GEARKV_TESTS='~[slow]~[damage]'
-  QEMU_CPU=cortex-a72 run_tests arm arm-cortex-a72 --timeout-multiplier 10 --suite neon --suite dotprod --suite hostile || a72=1
+  # The longest test beside all others.
+  QEMU_CPU=cortex-a72 run_tests arm arm-unit --timeout-multiplier 10 unit-neon unit-dotprod &
+  local unit_run=$!
+  [ "$jobs" -gt 1 ] && jobs=$((jobs - 1))
+  QEMU_CPU=cortex-a72 run_tests arm arm-cortex-a72 --timeout-multiplier 10 --suite neon --suite dotprod \
+    --suite hostile --no-suite unit || a72=1
   QEMU_CPU=max GEARKV_TESTS="$GEARKV_TESTS~[shapes]" run_tests arm arm-max --timeout-multiplier 10 --suite dotprod || max=1
   QEMU_CPU=max run_tests arm arm-scalar --timeout-multiplier 10 kernels-scalar || scalar=1
-  [ "$a72$max$scalar" = 000 ]
+  wait "$unit_run" || unit=1
+  [ "$unit$a72$max$scalar" = 0000 ]
 }
 
 mkdir -p "$builds"
@@ -148,7 +154,7 @@ for stage in "${stages[@]}"; do
   start=$SECONDS
   echo "== $stage"
   logs=$stage
-  [ "$stage" = arm ] && logs=arm-cortex-a72,arm-max,arm-scalar
+  [ "$stage" = arm ] && logs=arm-unit,arm-cortex-a72,arm-max,arm-scalar
   [ "$stage" = address ] && logs=address,address-scalar
   # A shell of its own, outside of any condition, so that a failing command ends the stage and not the run.
   set +e
