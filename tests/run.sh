@@ -97,7 +97,7 @@ stage_address() {
   export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
   # shellcheck disable=SC2046
   GEARKV_TESTS='~[slow]' run_tests address address --timeout-multiplier 3 $(skip_levels_but "$(best_level address)")
-  GEARKV_TESTS='~[slow]~[shapes]' run_tests address address-scalar --timeout-multiplier 3 kernels-scalar
+  GEARKV_TESTS='~[slow]~[shapes]' run_tests address address-scalar --timeout-multiplier 3 unit-scalar kernels-scalar
 }
 
 # oneTBB is not built for the thread sanitizer: the std pool runs instead.
@@ -126,7 +126,7 @@ stage_clang() {
 stage_minimal() {
   configure minimal --buildtype=debug -Dthreads=none -Dblas=none -Ddecoder=false -Dbench=false
   build minimal
-  GEARKV_TESTS='~[slow]~[damage]' run_tests minimal minimal --timeout-multiplier 3 "unit-$(best_level minimal)"
+  GEARKV_TESTS='~[slow]~[damage]~[shapes]' run_tests minimal minimal --timeout-multiplier 3 "unit-$(best_level minimal)"
 }
 
 # Built with the std pool and without OpenBLAS, whose arm64 packages would need a second architecture set up in the
@@ -136,12 +136,12 @@ stage_arm() {
   build arm
   local unit=0 a72=0 max=0 scalar=0
   export GEARKV_TESTS='~[slow]~[damage]'
-  # The longest test beside all others.
-  QEMU_CPU=cortex-a72 run_tests arm arm-unit --timeout-multiplier 10 unit-neon unit-dotprod &
+  # The longest test, and then one more, beside all others.
+  QEMU_CPU=cortex-a72 run_tests arm arm-unit --timeout-multiplier 10 unit-neon unit-dotprod hostile &
   local unit_run=$!
   [ "$jobs" -gt 1 ] && jobs=$((jobs - 1))
   QEMU_CPU=cortex-a72 run_tests arm arm-cortex-a72 --timeout-multiplier 10 --suite neon --suite dotprod \
-    --suite hostile --no-suite unit || a72=1
+    --no-suite unit || a72=1
   QEMU_CPU=max GEARKV_TESTS="$GEARKV_TESTS~[shapes]" run_tests arm arm-max --timeout-multiplier 10 --suite dotprod || max=1
   QEMU_CPU=max run_tests arm arm-scalar --timeout-multiplier 10 kernels-scalar || scalar=1
   wait "$unit_run" || unit=1

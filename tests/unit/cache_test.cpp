@@ -162,7 +162,7 @@ TEST_CASE("results do not depend on the executor", "[cache]") {
 }
 
 TEST_CASE("compression in pieces gives the blocks of compression at once, in any order of calls",
-          "[cache][shapes]") {
+          "[cache][shapes][once]") {
     const auto spec = GENERATE(as<std::string>{}, "gear-2", "k=trellis-3;v=kivi-2:s=0.05,nb=128",
                                "paper:gear-kcvt-4:nb=32", "f32");
     const Tensor k = structured(600, 3, 64, 1), v = structured(600, 3, 64, 2), q = gaussian(1, 6, 64, 3);

@@ -110,7 +110,7 @@ void run_at_random(const std::string& spec, std::uint32_t spread, int n_steps) {
 }  // namespace
 
 TEST_CASE("truncation at any place keeps what stays, through appends, compressions and attention",
-          "[truncate][shapes]") {
+          "[truncate][once]") {
     for (const char* spec : all_specs) {
         for (const std::uint32_t spread : {0u, 16u})
             run_at_random(spec, spread, 80);
