@@ -5,7 +5,8 @@
 # Tests tagged [once] run with the scalar level only, and what hostile files do once a build. Tests tagged [slow] run in
 # the release and clang stages only, those tagged [damage] under the address sanitizer too,
 # and those tagged [shapes], which go through sizes rather than through threads, everywhere but under the thread
-# sanitizer and at the second level of aarch64, whose kernels are compared with the scalar ones all the same.
+# sanitizer, in the minimal stage and at the second level of aarch64, whose kernels are compared with the scalar ones
+# all the same.
 # The last line is the total. GEARKV_BUILD_DIR says where to build, default build-tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
