@@ -121,12 +121,8 @@ struct DotSums {
                     return L::broadcast_word(part == 0 ? static_cast<std::uint32_t>(-bias * sum) : 0);
                 };
                 unroll<n_vectors>([&](auto v) GEARKV_INLINE {
-                    if constexpr (L::one_sum) {
-                        first[part][r][v] = word(scale[r].first_sum);
-                    } else {
-                        first[part][r][v] = word(scale[r].first_sum);
-                        second[part][r][v] = word(scale[r].second_sum);
-                    }
+                    first[part][r][v] = word(scale[r].first_sum);
+                    if constexpr (!L::one_sum) second[part][r][v] = word(scale[r].second_sum);
                 });
             });
         });

@@ -337,15 +337,16 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Ex
     const std::uint64_t n_units = config.n_kv_heads * work.n_groups;
     work.n_parts = parts_of(stream.n_tokens(), n_units);
     work.n_tasks = n_units * work.n_parts;
-    work.n_slots = std::min<std::uint64_t>(
-        work.n_tasks, std::max<std::uint64_t>(config.n_kv_heads, 4 * std::uint64_t{executor.n_threads()}));
+    const auto slots_of = [&](std::uint64_t n_tasks) {
+        return std::min(n_tasks,
+                        std::max<std::uint64_t>(config.n_kv_heads, 4 * std::uint64_t{executor.n_threads()}));
+    };
+    work.n_slots = slots_of(work.n_tasks);
     // Room for the parts of the longest sequence, so that later calls need no more.
     const std::uint64_t most_parts = parts_of(config.max_tokens, n_units);
     const std::uint64_t part_bytes =
         most_parts > 1 ? n_units * most_parts * part_floats(config.value_dim) * sizeof(float) : 0;
-    const std::uint64_t most_slots = std::min<std::uint64_t>(
-        n_units * most_parts,
-        std::max<std::uint64_t>(config.n_kv_heads, 4 * std::uint64_t{executor.n_threads()}));
+    const std::uint64_t most_slots = slots_of(n_units * most_parts);
     if (!impl_->attend_scratch.ensure(&impl_->context.ledger, impl_->slot_bytes * most_slots + part_bytes)) {
         return Status::error(Code::out_of_memory, "no memory for the scratch of %llu attention tasks",
                              static_cast<unsigned long long>(most_slots));
