@@ -23,6 +23,8 @@ const char* code_name(Code code) noexcept {
             return "capacity_exceeded";
         case Code::out_of_memory:
             return "out_of_memory";
+        case Code::over_budget:
+            return "over_budget";
         case Code::unknown_level:
             return "unknown_level";
         case Code::unavailable_level:

@@ -22,6 +22,13 @@
 
 namespace gearkv {
 
+// The rotary position embedding the keys come with. Needed by Cache::remove alone, which changes positions.
+struct RopeConfig {
+    const float* frequencies = nullptr;  // [n_pairs] radians a token, finite; copied
+    std::uint32_t n_pairs = 0;           // 0: keys are not rotated; at most key_dim / 2
+    bool interleaved = false;  // pair i is channels 2i and 2i + 1 (GGUF llama); else i and i + n_pairs (NeoX)
+};
+
 struct CacheConfig {
     std::uint32_t n_layers = 0;    // [1, 4096]
     std::uint32_t n_kv_heads = 0;  // [1, 4096]
@@ -34,6 +41,10 @@ struct CacheConfig {
     // is.
     std::uint32_t spread_tokens = 16;
     std::uint64_t seed = 0;  // start of the subspace iterations; equal inputs and seeds give equal bytes
+    // Above 0: the most bytes the cache may hold of the allocator's memory, shared ones included
+    // (stats().bytes less a few for the object itself). What would exceed it fails with over_budget.
+    std::uint64_t max_bytes = 0;
+    RopeConfig rope;
     Level level = Level::automatic;
     Allocator allocator = default_allocator();
 };
@@ -81,6 +92,9 @@ struct CacheBytes {
     std::uint64_t buffer = 0;   // fp16 (f32 with raw32) tokens not yet in a closed block, capacity
     std::uint64_t scratch = 0;  // working memory of attend and compress that is kept
     std::uint64_t tables = 0;   // block tables and bookkeeping
+    // Of these:
+    std::uint64_t shared = 0;  // in blocks and layers that other caches show too
+    std::uint64_t mapped = 0;  // in blocks of a mapped state file, not in the allocator's memory
 };
 
 struct CacheStats {
@@ -89,6 +103,7 @@ struct CacheStats {
     std::uint64_t n_blocks = 0;           // closed, all layers, keys and values
     std::uint64_t compressed_tokens = 0;  // of layer 0, in closed blocks
     double bits_per_element = 0.0;        // blocks and buffered tokens, per stored key and value element
+    double compress_seconds = 0.0;        // spent compressing, all threads together
 };
 
 // Exact bytes a cache of this configuration holds in blocks and buffers with n_tokens in every layer, when
@@ -111,7 +126,7 @@ class Cache {
     // of the compression of earlier tokens; of a long prompt that is all but the last block, and all of it
     // when n_tokens fill a block themselves. The tokens are attended in fp16 until then. After an error the
     // cache is as it was, but that earlier tokens may have been compressed. Errors: invalid_argument,
-    // wrong_size, capacity_exceeded, non_finite, not_representable, out_of_memory.
+    // wrong_size, capacity_exceeded, non_finite, not_representable, out_of_memory, over_budget.
     Status append(std::uint32_t layer, const Rows& keys, const Rows& values, std::uint32_t n_tokens,
                   Executor& executor) noexcept;
 
@@ -126,8 +141,8 @@ class Cache {
     // tokens stay in the buffer then.
     Status compress(std::uint32_t layer, Executor& executor) noexcept;
 
-    // Writes tokens [first, first + n_tokens) as the cache holds them, [n_tokens, n_kv_heads, dim] float
-    // each; either output may be null. Errors: invalid_argument, wrong_size, out_of_memory.
+    // Writes tokens [first, first + n_tokens) as they are attended, [n_tokens, n_kv_heads, dim] float each;
+    // either output may be null. Errors: invalid_argument, wrong_size (also for tokens that are forgotten).
     Status read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
                 float* values) noexcept;
 
@@ -135,8 +150,26 @@ class Cache {
     // touched: a compressed block keeps its bytes and shows fewer tokens, and later tokens start a new one.
     // *lossless, when given, tells whether the cache is as if the dropped tokens had never come: all of them
     // were in the buffer, and no block was closed on their account, in any layer. Errors: wrong_size (a layer
-    // holds fewer tokens); nothing is dropped then.
+    // holds fewer tokens), out_of_memory and over_budget (of a fork only); nothing is dropped then.
     Status truncate(std::uint64_t n_tokens, bool* lossless = nullptr) noexcept;
+
+    // Drops n_tokens tokens from `first` on in every layer, none of them a sink; those behind move up, as in
+    // a context shift. Blocks are not rewritten: they hide tokens, and go when none is left. Keys turn to
+    // their new positions as `rope` says: those in blocks when they are attended (their queries turn instead,
+    // exactly), those in the buffer at once, rounded to fp16 again. Errors: wrong_size, invalid_argument (a sink), out_of_memory, over_budget; nothing is dropped
+    // then.
+    Status remove(std::uint64_t first, std::uint64_t n_tokens) noexcept;
+
+    // Gives back the blocks of a layer that have no token from `token` on, for layers with a sliding window:
+    // token = n_tokens - window. Sinks stay, tokens keep their numbers, and those given back are attended no
+    // more, as if masked. Errors: invalid_argument, out_of_memory, over_budget.
+    Status forget_before(std::uint32_t layer, std::uint64_t token) noexcept;
+
+    // A second cache with the same tokens and configuration. Nothing is copied until one of the two changes a
+    // layer: then that layer's buffer and table are, and its blocks never. Any number of forks, ended in any
+    // order and used on any threads; the allocator outlives them all. Errors: invalid_argument,
+    // out_of_memory, over_budget; *out is untouched then.
+    Status fork(std::unique_ptr<Cache>* out) const noexcept;
 
     // Forgets all tokens and gives back their memory.
     void reset() noexcept;

@@ -16,7 +16,8 @@
 // the rates of every layer, head and tensor to the cache. It chooses them when it compresses for the first
 // time, so that these tokens lose least of the attention output of the last queries before, in all layers
 // together. Only nb and sinks go with it. A buffer (nb) is 64 tokens, with a trellis 128 and a multiple of
-// it. Uncompressed first tokens (sinks) are 0, with a trellis 4.
+// it. Uncompressed first tokens (sinks) are 0, with a trellis 4; last tokens (recent) that stay uncompressed,
+// beside those that do not fill a buffer yet, are 0.
 #pragma once
 
 #include <cstddef>
@@ -56,7 +57,8 @@ struct KvSpec {
     TensorSpec key;
     TensorSpec value;
     std::uint32_t buffer_tokens = 64;
-    std::uint32_t sink_tokens = 0;  // first tokens of a sequence that stay uncompressed
+    std::uint32_t sink_tokens = 0;    // first tokens of a sequence that stay uncompressed
+    std::uint32_t recent_tokens = 0;  // last tokens that do, beside those that do not fill a block yet
     float auto_bits =
         0.0f;  // above 0: what keys and values, both a trellis, may take; a cache chooses the rates
 

@@ -15,6 +15,7 @@ enum class Code : std::uint8_t {
     not_representable,  // finite, but beyond what fp16 can hold (65504)
     capacity_exceeded,  // more tokens than were reserved
     out_of_memory,      // the allocator said no
+    over_budget,        // more bytes than the caller allowed
     unknown_level,      // a level name that does not exist
     unavailable_level,  // a level this machine or build cannot run
     bad_block,          // bytes that are not a block of this format

@@ -23,7 +23,7 @@ std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
     return max_rows * per_row;
 }
 
-// Changes the scores of one row as its rules say; `start` is the tile's first token of the sequence.
+// Changes the scores of one row as its rules say; `start` is the place of the first in the sequence.
 void apply_rules(const Kernels& kernels, const RowGroup& rows, std::uint32_t row, std::uint64_t start,
                  std::uint32_t n_tokens, float* scores) {
     if (rows.soft_cap > 0.0f) kernels.attention.soft_cap(scores, rows.soft_cap, n_tokens);
@@ -44,15 +44,34 @@ void apply_rules(const Kernels& kernels, const RowGroup& rows, std::uint32_t row
         scores[t] = minus_infinity;
 }
 
+// Queries in the scratch, for keys that have moved against `turn`.
+void set_queries(const RowPass& pass, const RowGroup& rows, float scale, const Rotation& turn,
+                 bool has_outliers) {
+    const AttendScratch& s = pass.scratch;
+    for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
+        float* query = s.query + row * s.query_stride;
+        for (std::uint32_t c = 0; c < pass.key_dim; ++c)
+            query[c] = rows.query[row][c] * scale;
+        if (turn.n_pairs > 0) rotate(turn, query);
+        std::fill(query + pass.key_dim, query + s.query_stride, 0.0f);
+    }
+    for (std::uint32_t c = 0; has_outliers && c < pass.key_dim; ++c) {
+        for (std::uint32_t row = 0; row < max_rows; ++row) {
+            s.query_rows[c * max_rows + row] = row < pass.n_rows ? s.query[row * s.query_stride + c] : 0.0f;
+        }
+    }
+}
+
 // Folds the scores of one tile into weights and state. False when no weight is worth the values.
-bool soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, std::uint64_t run_start,
-                 RowState* state, ValueMixer* mixer) {
+bool soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, std::uint32_t n_hidden,
+                 std::uint64_t start, RowState* state, ValueMixer* mixer) {
     const AttendScratch& s = pass.scratch;
     bool counts = rows.negligible == 0.0f;
     for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
         float* scores = s.scores + row * tile_tokens;
         float* weights = s.weights + row * tile_tokens;
-        apply_rules(pass.kernels, rows, row, run_start + tile.first, tile.n_tokens, scores);
+        std::fill_n(scores, n_hidden, minus_infinity);
+        apply_rules(pass.kernels, rows, row, start, tile.n_tokens - n_hidden, scores + n_hidden);
         const float alpha = pass.kernels.attention.softmax_tile(weights, scores, tile.n_tokens,
                                                                 &state->max[row], &state->sum[row]);
         std::fill(weights + tile.n_tokens, weights + tile_tokens, 0.0f);
@@ -89,8 +108,8 @@ Ahead tile_bytes(const TensorRun& run, TensorKind kind, std::uint32_t dim, std::
             std::min(tile_words, block.sizes.code_words - at) * sizeof(std::uint32_t)};
 }
 
-constexpr std::uint32_t tiles_of(const KvRun& run) {
-    return (run.n_tokens + tile_tokens - 1) / tile_tokens;
+std::uint32_t tiles_of(const KvRun& run) {
+    return run.is_gap() ? 0 : (run.n_tokens + tile_tokens - 1) / tile_tokens;
 }
 
 // Tiles [first_tile, end_tile) of a run; `next` is the run after it, or null. Tiles that no row sees are left
@@ -99,14 +118,18 @@ void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, con
                 std::uint64_t run_start, std::uint32_t first_tile, std::uint32_t end_tile, RowState* state) {
     const std::uint64_t first_seen = *std::min_element(rows.first, rows.first + pass.n_rows),
                         end_seen = *std::max_element(rows.visible, rows.visible + pass.n_rows);
-    if (run_start + run.n_tokens <= first_seen || run_start >= end_seen) return;
+    if (run_start + run.n_tokens - run.n_hidden <= first_seen || run_start >= end_seen) return;
     KeyScorer scorer(pass, run.key);
     ValueMixer mixer(pass, run.value);
     for (std::uint32_t i = 0; i < end_tile; ++i) {
         const std::uint32_t first = i * tile_tokens;
-        if (run_start + first >= end_seen) break;
         Tile tile = {first, std::min(run.n_tokens - first, tile_tokens), {}, {}};
-        if (i < first_tile || run_start + first + tile.n_tokens <= first_seen) {
+        // Tokens of the tile that are hidden, and the place of the first that is not.
+        const std::uint32_t n_hidden = std::min(std::max(run.n_hidden, first) - first, tile.n_tokens);
+        const std::uint64_t start = run_start + first + n_hidden - run.n_hidden;
+        const std::uint32_t n_shown = tile.n_tokens - n_hidden;
+        if (n_shown > 0 && start >= end_seen) break;
+        if (i < first_tile || n_shown == 0 || start + n_shown <= first_seen) {
             scorer.skip(tile);
             mixer.skip(tile);
             continue;
@@ -120,7 +143,7 @@ void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, con
                 tile_bytes(after->value, TensorKind::value, pass.value_dim, after->n_tokens, pass.head, then);
         }
         scorer.score(tile);
-        if (soften_tile(pass, rows, tile, run_start, state, &mixer)) {
+        if (soften_tile(pass, rows, tile, n_hidden, start, state, &mixer)) {
             mixer.mix(tile);
         } else {
             mixer.skip(tile);
@@ -181,10 +204,6 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
     const RowPass pass = {kernels, scratch, rows.n_rows, head, key_dim, value_dim};
     RowState state;
     for (std::uint32_t row = 0; row < rows.n_rows; ++row) {
-        float* query = scratch.query + row * scratch.query_stride;
-        for (std::uint32_t c = 0; c < key_dim; ++c)
-            query[c] = rows.query[row][c] * scale;
-        std::fill(query + key_dim, query + scratch.query_stride, 0.0f);
         // A sink is in the first part only.
         const bool sink = rows.has_sinks && range.first == 0 && rows.sink[row] > minus_infinity;
         state.max[row] = sink ? rows.sink[row] : minus_infinity;
@@ -193,23 +212,21 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
     const bool has_outliers = std::any_of(runs, runs + n_runs, [](const KvRun& run) {
         return run.key.block.header != nullptr && run.key.block.header->n_outliers > 0;
     });
-    for (std::uint32_t c = 0; has_outliers && c < key_dim; ++c) {
-        for (std::uint32_t row = 0; row < max_rows; ++row) {
-            scratch.query_rows[c * max_rows + row] =
-                row < rows.n_rows ? scratch.query[row * scratch.query_stride + c] : 0.0f;
-        }
-    }
+    set_queries(pass, rows, scale, {}, has_outliers);
+    std::int64_t shift = 0;
     std::fill_n(scratch.out, rows.n_rows * scratch.out_stride, 0.0f);
     std::uint64_t start = 0, tile = 0;
     for (std::size_t i = 0; i < n_runs && tile < range.end; ++i) {
         const std::uint32_t n_tiles = tiles_of(runs[i]);
-        if (tile + n_tiles > range.first) {
+        if (tile + n_tiles > range.first && n_tiles > 0) {
+            if (runs[i].shift != shift) set_queries(pass, rows, scale, runs[i].turn, has_outliers);
+            shift = runs[i].shift;
             const auto first = static_cast<std::uint32_t>(range.first > tile ? range.first - tile : 0);
             const auto end = static_cast<std::uint32_t>(std::min<std::uint64_t>(n_tiles, range.end - tile));
             attend_run(pass, rows, runs[i], i + 1 < n_runs ? &runs[i + 1] : nullptr, start, first, end,
                        &state);
         }
-        start += runs[i].n_tokens;
+        start += runs[i].n_tokens - runs[i].n_hidden;
         tile += n_tiles;
     }
     for (std::uint32_t row = 0; row < rows.n_rows; ++row) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "attention/rope.hpp"
 #include "format/block.hpp"
 #include "kernels.hpp"
 
@@ -26,7 +27,19 @@ struct KvRun {
     TensorRun key;
     TensorRun value;
     std::uint32_t n_tokens = 0;
+    std::uint32_t n_hidden = 0;  // the first of them, which are not part of the sequence
+    std::int64_t shift = 0;      // tokens by which the rest has moved since its keys were rotated
+    Rotation turn;               // for the queries, when shift is not 0 and keys are rotated
+
+    bool is_gap() const noexcept { return key.block.header == nullptr && key.rows == nullptr; }
 };
+
+// Tokens that count but are not there.
+inline KvRun gap_run(std::uint64_t n_tokens) noexcept {
+    KvRun run;
+    run.n_tokens = static_cast<std::uint32_t>(n_tokens);
+    return run;
+}
 
 // A closed block as a run; raw blocks become rows.
 TensorRun run_of_block(const BlockView& view) noexcept;

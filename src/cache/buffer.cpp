@@ -14,68 +14,75 @@ std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint
     return n_tokens * config.n_kv_heads * stride * element_bytes;
 }
 
-bool TokenBuffer::create(CacheContext* context, TensorKind kind, std::uint32_t n_tokens) noexcept {
-    kind_ = kind;
-    dim_ = context->dim(kind);
+bool TokenBuffer::create(const CacheConfig& config, const Memory& memory, TensorKind kind,
+                         std::uint32_t n_tokens) noexcept {
+    const bool keys = kind == TensorKind::key;
+    dim_ = keys ? config.key_dim : config.value_dim;
     row_stride_ = round_up(dim_, 16);
-    n_heads_ = context->config.n_kv_heads;
+    n_heads_ = config.n_kv_heads;
     token_stride_ = n_heads_ * row_stride_;
-    element_bytes_ = context->spec(kind).backbone == Backbone::raw32 ? sizeof(float) : sizeof(std::uint16_t);
+    element_bytes_ = static_cast<std::size_t>(buffer_bytes(config, kind, 1) / token_stride_);
     capacity_ = base_tokens_ = n_tokens;
     if (n_tokens == 0) return true;
-    const std::uint64_t n_bytes = buffer_bytes(context->config, kind, capacity_);
-    base_ = static_cast<unsigned char*>(context->ledger.take(n_bytes, Use::buffer));
+    base_ = static_cast<unsigned char*>(memory.take(n_bytes(capacity_), Use::buffer));
     if (base_ == nullptr) return false;
-    std::memset(base_, 0, n_bytes);
+    std::memset(base_, 0, n_bytes(capacity_));
     data_ = base_;
     return true;
 }
 
-void TokenBuffer::destroy(CacheContext* context) noexcept {
+void TokenBuffer::destroy(const Memory& memory) noexcept {
     if (base_ == nullptr) return;
-    drop_front(context, 0, 0);
-    context->ledger.give_back(base_, buffer_bytes(context->config, kind_, base_tokens_), Use::buffer);
+    drop_front(memory, 0, 0);
+    memory.give_back(base_, n_bytes(base_tokens_), Use::buffer);
     base_ = data_ = nullptr;
 }
 
-bool TokenBuffer::grow(CacheContext* context, std::uint64_t n_tokens, std::uint64_t n_kept) noexcept {
+bool TokenBuffer::grow(const Memory& memory, std::uint64_t n_tokens, std::uint64_t n_kept) noexcept {
     if (n_tokens <= capacity_) return true;
-    const std::uint64_t n_bytes = buffer_bytes(context->config, kind_, n_tokens);
-    auto* larger = static_cast<unsigned char*>(context->ledger.take(n_bytes, Use::buffer));
+    auto* larger = static_cast<unsigned char*>(memory.take(n_bytes(n_tokens), Use::buffer));
     if (larger == nullptr) return false;
-    const std::uint64_t kept_bytes = n_kept * token_stride_ * element_bytes_;
-    std::memcpy(larger, data_, kept_bytes);
-    std::memset(larger + kept_bytes, 0, n_bytes - kept_bytes);
-    if (data_ != base_) {
-        context->ledger.give_back(data_, buffer_bytes(context->config, kind_, capacity_), Use::buffer);
-    }
+    std::memcpy(larger, data_, n_bytes(n_kept));
+    std::memset(larger + n_bytes(n_kept), 0, n_bytes(n_tokens - n_kept));
+    if (data_ != base_) memory.give_back(data_, n_bytes(capacity_), Use::buffer);
     data_ = larger;
     capacity_ = n_tokens;
     return true;
 }
 
-void TokenBuffer::drop_front(CacheContext* context, std::uint64_t n_dropped,
-                             std::uint64_t n_tokens) noexcept {
-    keep(context, n_dropped, n_tokens - n_dropped);
+bool TokenBuffer::copy(const Memory& memory, const TokenBuffer& other, std::uint64_t n_tokens) noexcept {
+    if (!grow(memory, n_tokens, 0)) return false;
+    if (n_tokens > 0) std::memcpy(data_, other.data_, n_bytes(n_tokens));
+    return true;
 }
 
-void TokenBuffer::drop_back(CacheContext* context, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept {
-    keep(context, 0, n_tokens - n_dropped);
+void TokenBuffer::drop_front(const Memory& memory, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept {
+    keep(memory, n_dropped, n_tokens - n_dropped);
 }
 
-void TokenBuffer::keep(CacheContext* context, std::uint64_t first, std::uint64_t n_left) noexcept {
-    const std::uint64_t token_bytes = token_stride_ * element_bytes_;
+void TokenBuffer::drop_back(const Memory& memory, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept {
+    keep(memory, 0, n_tokens - n_dropped);
+}
+
+void TokenBuffer::keep(const Memory& memory, std::uint64_t first, std::uint64_t n_left) noexcept {
     unsigned char* to = n_left <= base_tokens_ ? base_ : data_;
-    const unsigned char* from = data_ + first * token_bytes;
-    if (to != from) std::memmove(to, from, n_left * token_bytes);
+    const unsigned char* from = data_ + n_bytes(first);
+    if (to != from) std::memmove(to, from, n_bytes(n_left));
     if (to != data_) {
-        context->ledger.give_back(data_, buffer_bytes(context->config, kind_, capacity_), Use::buffer);
+        memory.give_back(data_, n_bytes(capacity_), Use::buffer);
         data_ = base_;
         capacity_ = base_tokens_;
     }
 }
 
-void TokenBuffer::write(const CacheContext& context, std::uint64_t first, const Rows& rows,
+void TokenBuffer::remove(const Memory& memory, std::uint64_t first, std::uint64_t n,
+                         std::uint64_t n_tokens) noexcept {
+    if (n == 0) return;
+    std::memmove(data_ + n_bytes(first), data_ + n_bytes(first + n), n_bytes(n_tokens - first - n));
+    drop_back(memory, n, n_tokens);
+}
+
+void TokenBuffer::write(const Kernels& kernels, std::uint64_t first, const Rows& rows,
                         std::uint32_t n_tokens) noexcept {
     for (std::size_t t = 0; t < n_tokens; ++t) {
         for (std::size_t head = 0; head < n_heads_; ++head) {
@@ -84,9 +91,28 @@ void TokenBuffer::write(const CacheContext& context, std::uint64_t first, const 
             if (element_bytes_ == sizeof(float)) {
                 std::memcpy(to, row, dim_ * sizeof(float));
             } else {
-                context.kernels->codec.to_half(reinterpret_cast<std::uint16_t*>(to), row, dim_);
+                kernels.codec.to_half(reinterpret_cast<std::uint16_t*>(to), row, dim_);
             }
         }
+    }
+}
+
+void TokenBuffer::rotate(const Kernels& kernels, const Rotation& turn, std::uint64_t first,
+                         std::uint64_t end) noexcept {
+    constexpr float most = 65504.0f;  // a component can outgrow fp16 where the whole does not
+    float row[max_dim];
+    for (std::uint64_t i = first * n_heads_; i < end * n_heads_; ++i) {
+        unsigned char* at = data_ + i * row_stride_ * element_bytes_;
+        if (element_bytes_ == sizeof(float)) {
+            gearkv::rotate(turn, reinterpret_cast<float*>(at));
+            continue;
+        }
+        auto* halves = reinterpret_cast<std::uint16_t*>(at);
+        kernels.codec.from_half(row, halves, dim_);
+        gearkv::rotate(turn, row);
+        for (std::size_t c = 0; c < dim_; ++c)
+            row[c] = std::clamp(row[c], -most, most);
+        kernels.codec.to_half(halves, row, dim_);
     }
 }
 
@@ -112,14 +138,14 @@ TensorRun TokenBuffer::run() const noexcept {
     return run;
 }
 
-void TokenBuffer::read(const CacheContext& context, std::uint64_t token, float* out) const noexcept {
+void TokenBuffer::read(const Kernels& kernels, std::uint64_t token, float* out) const noexcept {
     const RowSource rows = source(token);
     for (std::size_t head = 0; head < n_heads_; ++head) {
         const std::size_t at = head * rows.head_stride;
         if (rows.halves == nullptr) {
             std::copy_n(rows.floats + at, dim_, out + head * dim_);
         } else {
-            context.kernels->codec.from_half(out + head * dim_, rows.halves + at, dim_);
+            kernels.codec.from_half(out + head * dim_, rows.halves + at, dim_);
         }
     }
 }

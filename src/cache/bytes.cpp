@@ -1,5 +1,6 @@
 // What a cache will need, before it exists.
 #include <algorithm>
+#include <cmath>
 
 #include "cache/check.hpp"
 #include "cache/layer.hpp"
@@ -21,12 +22,28 @@ Status check_dim(const char* name, std::uint32_t dim) {
                          max_dim);
 }
 
+Status check_rope(const RopeConfig& rope, std::uint32_t key_dim) {
+    if (rope.n_pairs > key_dim / 2) {
+        return Status::error(Code::wrong_size, "rope.n_pairs is %u, expected at most half of the %u channels",
+                             rope.n_pairs, key_dim);
+    }
+    if (rope.n_pairs > 0 && rope.frequencies == nullptr)
+        return Status::error(Code::invalid_argument, "rope.frequencies is null");
+    for (std::uint32_t i = 0; i < rope.n_pairs; ++i) {
+        if (std::isfinite(rope.frequencies[i])) continue;
+        return Status::error(Code::non_finite, "rope.frequencies[%u] is %g, expected finite", i,
+                             static_cast<double>(rope.frequencies[i]));
+    }
+    return {};
+}
+
 }  // namespace
 
 Status check_config(const CacheConfig& config) noexcept {
     if (config.allocator.allocate == nullptr || config.allocator.release == nullptr) {
         return Status::error(Code::invalid_argument, "allocator has a null function");
     }
+    if (Status status = check_rope(config.rope, config.key_dim); !status.ok()) return status;
     Status status = check_range("n_layers", config.n_layers, 1, 4096);
     if (status.ok()) status = check_range("n_kv_heads", config.n_kv_heads, 1, max_heads);
     if (status.ok()) status = check_dim("key_dim", config.key_dim);
@@ -68,7 +85,8 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
             left -= unit;
             first = false;
         }
-        std::uint64_t n_blocks = (n_decode + left) / config.spec.buffer_tokens;
+        const std::uint64_t n_recent = std::min<std::uint64_t>(n_decode + left, config.spec.recent_tokens);
+        std::uint64_t n_blocks = (n_decode + left - n_recent) / config.spec.buffer_tokens;
         if (first && n_blocks > 0) {
             if (Status status = add_units({config.spec.buffer_tokens, false, true}, 1); !status.ok())
                 return status;

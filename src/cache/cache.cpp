@@ -24,26 +24,44 @@ std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) {
     return std::clamp<std::uint64_t>(n_tokens / least_tokens, 1, ceil_div(wanted_tasks, n_units));
 }
 
+std::uint64_t rope_bytes(const RopeConfig& rope) {
+    return std::max(rope.n_pairs, 1u) * sizeof(float);
+}
+
 }  // namespace
 
 struct Cache::Impl {
     explicit Impl(const CacheConfig& config) noexcept : context(config) {}
 
     CacheContext context;
-    LayerStream* layers = nullptr;
+    float* frequencies = nullptr;    // of the rotary embedding, [rope.n_pairs]
+    LayerStream** layers = nullptr;  // null: without tokens, and without memory yet
     RateChooser rates;
     KvRun* runs = nullptr;  // of the layer being attended
     std::uint64_t max_runs = 0;
     Scratch attend_scratch;  // [slot] of attend_scratch_bytes
+    Scratch turn_scratch;    // rotations of the runs being attended
     std::uint64_t slot_bytes = 0;
 
-    bool create() noexcept;
+    // Layers are made too, or taken from `shared`.
+    bool create(const Impl* shared) noexcept;
     void destroy() noexcept;
+    static Status make(const CacheConfig& config, const Kernels* kernels, const Impl* shared,
+                       std::unique_ptr<Cache>* out) noexcept;
+    KvSpec first_spec() const noexcept;
+    std::uint64_t n_tokens(std::uint32_t layer) const noexcept {
+        return layers[layer] == nullptr ? 0 : layers[layer]->n_tokens();
+    }
+    // Before a layer changes: it is there, and no other cache's. Errors: out_of_memory, over_budget.
+    Status own(std::uint32_t layer) noexcept;
+    Status own_all() noexcept;
+    // For the runs whose keys have moved. Errors: as above.
+    Status set_turns(std::size_t n_runs) noexcept;
     // Truncation leaves more blocks than tokens alone would make.
     bool reserve_runs(std::uint64_t n) noexcept;
     Status check_layer(std::uint32_t layer) const noexcept;
     // Before this layer compresses, if it is about to for the first time.
-    Status choose_rates(const LayerStream& stream, Executor& executor) noexcept;
+    Status choose_rates(std::uint32_t layer, Executor& executor) noexcept;
     Status check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept;
     Status check_rules(const Queries& queries, std::uint64_t n_tokens) const noexcept;
     void add_row(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t row,
@@ -57,31 +75,46 @@ struct Cache::Impl {
 
 bool Cache::Impl::reserve_runs(std::uint64_t n) noexcept {
     if (n <= max_runs) return true;
-    auto* more = static_cast<KvRun*>(context.ledger.take(2 * n * sizeof(KvRun), Use::table));
+    auto* more = static_cast<KvRun*>(context.memory().take(2 * n * sizeof(KvRun), Use::table));
     if (more == nullptr) return false;
-    context.ledger.give_back(runs, max_runs * sizeof(KvRun), Use::table);
+    context.memory().give_back(runs, max_runs * sizeof(KvRun), Use::table);
     runs = more;
     max_runs = 2 * n;
     return true;
 }
 
-bool Cache::Impl::create() noexcept {
-    const CacheConfig& config = context.config;
-    const std::uint64_t layer_bytes = config.n_layers * sizeof(LayerStream);
-    layers = static_cast<LayerStream*>(context.ledger.take(layer_bytes, Use::table));
-    if (layers == nullptr) return false;
-    for (std::uint32_t i = 0; i < config.n_layers; ++i)
-        new (layers + i) LayerStream;
+KvSpec Cache::Impl::first_spec() const noexcept {
     KvSpec spec;
-    if (!initial_spec(config, &spec).ok() || !rates.create(&context)) return false;
+    (void)initial_spec(context.config, &spec).ok();  // the configuration was checked
+    return spec;
+}
+
+bool Cache::Impl::create(const Impl* shared) noexcept {
+    const CacheConfig& config = context.config;
+    const Memory memory = context.memory();
+    const RopeConfig& rope = config.rope;
+    frequencies = static_cast<float*>(memory.take(rope_bytes(rope), Use::table));
+    layers = static_cast<LayerStream**>(memory.take(config.n_layers * sizeof(LayerStream*), Use::table));
+    if (layers == nullptr || frequencies == nullptr) return false;
+    std::fill_n(layers, config.n_layers, nullptr);
+    std::copy_n(rope.frequencies, rope.n_pairs, frequencies);
+    context.config.rope.frequencies = frequencies;
+    if (shared == nullptr ? !rates.create(&context) : !rates.copy(&context, shared->rates)) return false;
+    const KvSpec spec = first_spec();
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
-        if (!layers[i].create(&context, i, spec)) return false;
+        if (shared == nullptr) {
+            layers[i] = LayerStream::make(&context, i, spec);
+            if (layers[i] == nullptr) return false;
+        } else if (shared->layers[i] != nullptr) {
+            layers[i] = shared->layers[i];
+            layers[i]->join(&context);
+        }
     }
-    max_runs = max_blocks(config) + 2;
-    runs = static_cast<KvRun*>(context.ledger.take(max_runs * sizeof(KvRun), Use::table));
+    max_runs = max_blocks(config) + 3;
+    runs = static_cast<KvRun*>(memory.take(max_runs * sizeof(KvRun), Use::table));
     if (runs == nullptr) return false;
     slot_bytes = attend_scratch_bytes(config.key_dim, config.value_dim);
-    if (!attend_scratch.ensure(&context.ledger, slot_bytes * config.n_kv_heads)) return false;
+    if (!attend_scratch.ensure(memory, slot_bytes * config.n_kv_heads)) return false;
     std::uint64_t compress_bytes = 0;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         for (const bool prompt : {false, true}) {
@@ -92,20 +125,43 @@ bool Cache::Impl::create() noexcept {
             compress_bytes = std::max(compress_bytes, compress_scratch_bytes(header));
         }
     }
-    return context.compress_scratch.ensure(&context.ledger, compress_bytes);
+    return context.compress_scratch.ensure(memory, compress_bytes);
 }
 
 void Cache::Impl::destroy() noexcept {
-    MemoryLedger& ledger = context.ledger;
-    if (layers != nullptr) {
-        for (std::uint32_t i = 0; i < context.config.n_layers; ++i)
-            layers[i].destroy(&context);
+    const Memory memory = context.memory();
+    const std::uint32_t n_layers = context.config.n_layers;
+    for (std::uint32_t i = 0; layers != nullptr && i < n_layers; ++i) {
+        if (layers[i] != nullptr) layers[i]->leave(&context);
     }
-    ledger.give_back(layers, context.config.n_layers * sizeof(LayerStream), Use::table);
-    ledger.give_back(runs, max_runs * sizeof(KvRun), Use::table);
+    memory.give_back(layers, n_layers * sizeof(LayerStream*), Use::table);
+    memory.give_back(frequencies, rope_bytes(context.config.rope), Use::table);
+    memory.give_back(runs, max_runs * sizeof(KvRun), Use::table);
     rates.destroy(&context);
-    attend_scratch.free(&ledger);
-    context.compress_scratch.free(&ledger);
+    attend_scratch.free(memory);
+    turn_scratch.free(memory);
+    context.compress_scratch.free(memory);
+}
+
+Status Cache::Impl::make(const CacheConfig& config, const Kernels* kernels, const Impl* shared,
+                         std::unique_ptr<Cache>* out) noexcept {
+    const Allocator& allocator = config.allocator;
+    // The cache itself comes from the caller's memory too.
+    void* place = allocator.allocate(allocator.context, sizeof(Impl), alignof(Impl));
+    if (place == nullptr) return Status::error(Code::out_of_memory, "no %zu bytes for a cache", sizeof(Impl));
+    Impl* impl = new (place) Impl(config);
+    impl->context.kernels = kernels;
+    Cache* cache = impl->create(shared) ? new (std::nothrow) Cache(impl) : nullptr;
+    if (cache == nullptr) {
+        const Status status =
+            memory_error(impl->context, "for the buffers and tables of %u layers", config.n_layers);
+        impl->destroy();
+        impl->~Impl();
+        allocator.release(allocator.context, place, sizeof(Impl));
+        return status;
+    }
+    out->reset(cache);
+    return {};
 }
 
 Status Cache::create(const CacheConfig& config, std::unique_ptr<Cache>* out) noexcept {
@@ -113,22 +169,30 @@ Status Cache::create(const CacheConfig& config, std::unique_ptr<Cache>* out) noe
     if (Status status = check_config(config); !status.ok()) return status;
     Level level;
     if (Status status = resolve_level(config.level, &level); !status.ok()) return status;
-    const Allocator& allocator = config.allocator;
-    // The cache itself comes from the caller's memory too.
-    void* place = allocator.allocate(allocator.context, sizeof(Impl), alignof(Impl));
-    if (place == nullptr) return Status::error(Code::out_of_memory, "no %zu bytes for a cache", sizeof(Impl));
-    Impl* impl = new (place) Impl(config);
-    impl->context.kernels = find_kernels(level);
-    Cache* cache = impl->create() ? new (std::nothrow) Cache(impl) : nullptr;
-    if (cache == nullptr) {
-        impl->destroy();
-        impl->~Impl();
-        allocator.release(allocator.context, place, sizeof(Impl));
-        return Status::error(Code::out_of_memory, "no memory for the buffers and tables of %u layers",
-                             config.n_layers);
-    }
-    out->reset(cache);
+    return Impl::make(config, find_kernels(level), nullptr, out);
+}
+
+Status Cache::fork(std::unique_ptr<Cache>* out) const noexcept {
+    if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
+    return Impl::make(config(), impl_->context.kernels, impl_, out);
+}
+
+Status Cache::Impl::own(std::uint32_t layer) noexcept {
+    LayerStream* stream = layers[layer];
+    if (stream != nullptr && !stream->is_shared()) return {};
+    LayerStream* own =
+        stream == nullptr ? LayerStream::make(&context, layer, first_spec()) : stream->clone(&context);
+    if (own == nullptr) return memory_error(context, "for the buffers and tables of layer %u", layer);
+    if (stream != nullptr) stream->leave(&context);
+    layers[layer] = own;
     return {};
+}
+
+Status Cache::Impl::own_all() noexcept {
+    Status status;
+    for (std::uint32_t i = 0; status.ok() && i < context.config.n_layers; ++i)
+        status = own(i);
+    return status;
 }
 
 Cache::~Cache() {
@@ -144,8 +208,9 @@ Status Cache::Impl::check_layer(std::uint32_t layer) const noexcept {
                          context.config.n_layers);
 }
 
-Status Cache::Impl::choose_rates(const LayerStream& stream, Executor& executor) noexcept {
-    if (!rates.waits() || unit_tokens(context.config, stream.n_buffered()) == 0) return {};
+Status Cache::Impl::choose_rates(std::uint32_t layer, Executor& executor) noexcept {
+    if (!rates.waits() || unit_tokens(context.config, layers[layer]->n_buffered()) == 0) return {};
+    if (Status status = own_all(); !status.ok()) return status;
     return rates.choose(&context, layers, executor);
 }
 
@@ -154,15 +219,14 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
     CacheContext& context = impl_->context;
     const CacheConfig& config = context.config;
-    LayerStream& stream = impl_->layers[layer];
     if (keys.data == nullptr || values.data == nullptr) {
         return Status::error(Code::invalid_argument, "%s are null", keys.data == nullptr ? "keys" : "values");
     }
     if (n_tokens == 0) return Status::error(Code::wrong_size, "append of 0 tokens, expected at least 1");
-    if (stream.n_tokens() + n_tokens > config.max_tokens) {
+    if (impl_->n_tokens(layer) + n_tokens > config.max_tokens) {
         return Status::error(Code::capacity_exceeded,
                              "layer %u holds %llu tokens and cannot take %u more, %llu are reserved", layer,
-                             static_cast<unsigned long long>(stream.n_tokens()), n_tokens,
+                             static_cast<unsigned long long>(impl_->n_tokens(layer)), n_tokens,
                              static_cast<unsigned long long>(config.max_tokens));
     }
     const BlockShape key_shape = {TensorKind::key, n_tokens, config.n_kv_heads, config.key_dim};
@@ -171,24 +235,26 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     Status status = check_rows(*context.kernels, keys, key_shape, any_float(config.spec.key), executor);
     if (status.ok())
         status = check_rows(*context.kernels, values, value_shape, any_float(config.spec.value), executor);
-    if (status.ok()) status = impl_->choose_rates(stream, executor);
-    if (status.ok()) status = stream.advance(&context, n_tokens, executor);
+    if (status.ok()) status = impl_->own(layer);
+    if (status.ok()) status = impl_->choose_rates(layer, executor);
     if (!status.ok()) return status;
-    if (!stream.reserve_append(&context, n_tokens)) {
-        return Status::error(Code::out_of_memory, "no memory to buffer %u tokens of layer %u", n_tokens,
-                             layer);
-    }
+    LayerStream& stream = *impl_->layers[layer];
+    if (status = stream.advance(&context, n_tokens, executor); !status.ok()) return status;
+    if (!stream.reserve_append(&context, n_tokens))
+        return memory_error(context, "to buffer %u tokens of layer %u", n_tokens, layer);
     stream.append(context, keys, values, n_tokens);
     return {};
 }
 
 Status Cache::compress(std::uint32_t layer, Executor& executor) noexcept {
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
-    LayerStream& stream = impl_->layers[layer];
+    const LayerStream* stream = impl_->layers[layer];
+    if (stream == nullptr || unit_tokens(config(), stream->n_buffered()) == 0) return {};
     // A caller that compresses layer after layer of the first chunk must not decide for those to come.
     if (impl_->rates.waits() && !impl_->rates.is_ready(impl_->context, impl_->layers)) return {};
-    if (Status status = impl_->choose_rates(stream, executor); !status.ok()) return status;
-    return stream.compress(&impl_->context, executor);
+    if (Status status = impl_->own(layer); !status.ok()) return status;
+    if (Status status = impl_->choose_rates(layer, executor); !status.ok()) return status;
+    return impl_->layers[layer]->compress(&impl_->context, executor);
 }
 
 Status Cache::Impl::check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept {
@@ -328,8 +394,8 @@ void Cache::Impl::attend_heads(const Queries& queries, float* out, LayerStream& 
 Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept {
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
-    LayerStream& stream = impl_->layers[layer];
-    if (Status status = impl_->check_queries(queries, stream.n_tokens()); !status.ok()) return status;
+    if (Status status = impl_->check_queries(queries, n_tokens(layer)); !status.ok()) return status;
+    LayerStream& stream = *impl_->layers[layer];
     const CacheConfig& config = impl_->context.config;
     Work work;
     work.n_groups =
@@ -347,32 +413,66 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Ex
     const std::uint64_t part_bytes =
         most_parts > 1 ? n_units * most_parts * part_floats(config.value_dim) * sizeof(float) : 0;
     const std::uint64_t most_slots = slots_of(n_units * most_parts);
-    if (!impl_->attend_scratch.ensure(&impl_->context.ledger, impl_->slot_bytes * most_slots + part_bytes)) {
-        return Status::error(Code::out_of_memory, "no memory for the scratch of %llu attention tasks",
-                             static_cast<unsigned long long>(most_slots));
+    if (!impl_->attend_scratch.ensure(impl_->context.memory(), impl_->slot_bytes * most_slots + part_bytes)) {
+        return memory_error(impl_->context, "for the scratch of %llu attention tasks",
+                            static_cast<unsigned long long>(most_slots));
     }
     if (impl_->rates.waits()) {
         Status status = impl_->rates.keep(&impl_->context, layer, queries, stream.n_tokens());
         if (!status.ok()) return status;
     }
-    if (!impl_->reserve_runs(stream.n_runs())) {
-        return Status::error(Code::out_of_memory, "no memory to list the %zu runs of layer %u",
-                             stream.n_runs(), layer);
-    }
+    if (!impl_->reserve_runs(stream.n_runs()))
+        return memory_error(impl_->context, "to list the %zu runs of layer %u", stream.n_runs(), layer);
     stream.list_runs(impl_->runs);
+    if (Status status = impl_->set_turns(stream.n_runs()); !status.ok()) return status;
     impl_->attend_heads(queries, out, stream, work, executor);
+    return {};
+}
+
+Status Cache::Impl::set_turns(std::size_t n_runs) noexcept {
+    const RopeConfig& rope = context.config.rope;
+    if (rope.n_pairs == 0) return {};
+    const auto differs = [&](std::size_t i) {
+        return runs[i].shift != 0 && (i == 0 || runs[i].shift != runs[i - 1].shift);
+    };
+    std::uint64_t n = 0;
+    for (std::size_t i = 0; i < n_runs; ++i)
+        n += differs(i);
+    if (n == 0) return {};
+    const std::size_t turn_floats = 2 * std::size_t{rope.n_pairs};
+    if (!turn_scratch.ensure(context.memory(), n * turn_floats * sizeof(float)))
+        return memory_error(context, "for the rotations of %llu runs", static_cast<unsigned long long>(n));
+    auto* next = static_cast<float*>(turn_scratch.data());
+    for (std::size_t i = 0; i < n_runs; ++i) {
+        if (runs[i].shift == 0) continue;
+        if (differs(i)) {
+            runs[i].turn = make_rotation(frequencies, rope.n_pairs, rope.interleaved, -runs[i].shift, next);
+            next += turn_floats;
+        } else {
+            runs[i].turn = runs[i - 1].turn;
+        }
+    }
     return {};
 }
 
 Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
                    float* values) noexcept {
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
-    const LayerStream& stream = impl_->layers[layer];
-    if (first > stream.n_tokens() || n_tokens > stream.n_tokens() - first) {
+    const std::uint64_t n_held = this->n_tokens(layer);
+    if (first > n_held || n_tokens > n_held - first) {
         return Status::error(Code::wrong_size, "%llu tokens from %llu, the layer holds %llu",
                              static_cast<unsigned long long>(n_tokens),
-                             static_cast<unsigned long long>(first),
-                             static_cast<unsigned long long>(stream.n_tokens()));
+                             static_cast<unsigned long long>(first), static_cast<unsigned long long>(n_held));
+    }
+    if (n_tokens == 0) return {};
+    const LayerStream& stream = *impl_->layers[layer];
+    const LayerShape shape = stream.shape();
+    const std::uint64_t gap = shape.n_sinks, gap_end = gap + shape.n_forgotten;
+    if (first < gap_end && first + n_tokens > gap && gap < gap_end) {
+        return Status::error(Code::wrong_size, "%llu tokens from %llu, of which %llu to %llu were forgotten",
+                             static_cast<unsigned long long>(n_tokens),
+                             static_cast<unsigned long long>(first), static_cast<unsigned long long>(gap),
+                             static_cast<unsigned long long>(gap_end - 1));
     }
     stream.read_range(impl_->context, first, n_tokens, keys, values);
     return {};
@@ -381,68 +481,133 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
 Status Cache::truncate(std::uint64_t n_tokens, bool* lossless) noexcept {
     const std::uint32_t n_layers = config().n_layers;
     for (std::uint32_t i = 0; i < n_layers; ++i) {
-        if (n_tokens <= impl_->layers[i].n_tokens()) continue;
+        if (n_tokens <= this->n_tokens(i)) continue;
         return Status::error(Code::wrong_size, "truncation to %llu tokens, layer %u holds %llu",
                              static_cast<unsigned long long>(n_tokens), i,
-                             static_cast<unsigned long long>(impl_->layers[i].n_tokens()));
+                             static_cast<unsigned long long>(this->n_tokens(i)));
+    }
+    for (std::uint32_t i = 0; i < n_layers; ++i) {
+        if (n_tokens == this->n_tokens(i)) continue;
+        if (Status status = impl_->own(i); !status.ok()) return status;
     }
     bool all_buffered = true;
-    for (std::uint32_t i = 0; i < n_layers; ++i)
-        all_buffered &= impl_->layers[i].truncate(&impl_->context, n_tokens);
+    for (std::uint32_t i = 0; i < n_layers; ++i) {
+        if (n_tokens < this->n_tokens(i))
+            all_buffered &= impl_->layers[i]->truncate(&impl_->context, n_tokens);
+    }
     // What was kept to choose rates from may have been of dropped tokens.
     if (impl_->rates.waits()) impl_->rates.reset(&impl_->context);
     if (lossless != nullptr) *lossless = all_buffered;
     return {};
 }
 
+Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens) noexcept {
+    const std::uint32_t n_layers = config().n_layers;
+    if (n_tokens == 0) return Status::error(Code::wrong_size, "removal of 0 tokens, expected at least 1");
+    if (first < config().spec.sink_tokens) {
+        return Status::error(Code::invalid_argument, "removal from token %llu, the first %u are sinks",
+                             static_cast<unsigned long long>(first), config().spec.sink_tokens);
+    }
+    for (std::uint32_t i = 0; i < n_layers; ++i) {
+        const std::uint64_t n_held = this->n_tokens(i);
+        if (first <= n_held && n_tokens <= n_held - first) continue;
+        return Status::error(Code::wrong_size, "removal of %llu tokens from %llu, layer %u holds %llu",
+                             static_cast<unsigned long long>(n_tokens),
+                             static_cast<unsigned long long>(first), i,
+                             static_cast<unsigned long long>(n_held));
+    }
+    if (Status status = impl_->own_all(); !status.ok()) return status;
+    CacheContext& context = impl_->context;
+    for (std::uint32_t i = 0; i < n_layers; ++i) {
+        if (!impl_->layers[i]->reserve_cut(&context))
+            return memory_error(context, "to cut the blocks of layer %u", i);
+    }
+    float angles[max_dim];
+    const RopeConfig& rope = config().rope;
+    const Rotation turn = make_rotation(impl_->frequencies, rope.n_pairs, rope.interleaved,
+                                        -static_cast<std::int64_t>(n_tokens), angles);
+    for (std::uint32_t i = 0; i < n_layers; ++i)
+        impl_->layers[i]->remove(&context, first, n_tokens, turn);
+    if (impl_->rates.waits()) impl_->rates.reset(&context);
+    return {};
+}
+
+Status Cache::forget_before(std::uint32_t layer, std::uint64_t token) noexcept {
+    if (Status status = impl_->check_layer(layer); !status.ok()) return status;
+    const LayerStream* stream = impl_->layers[layer];
+    if (stream == nullptr || stream->n_forgettable(token) == 0) return {};
+    if (Status status = impl_->own(layer); !status.ok()) return status;
+    if (!impl_->layers[layer]->reserve_cut(&impl_->context))
+        return memory_error(impl_->context, "to cut the blocks of layer %u", layer);
+    impl_->layers[layer]->forget_before(&impl_->context, token);
+    return {};
+}
+
 void Cache::reset() noexcept {
-    KvSpec spec;
-    (void)initial_spec(config(), &spec).ok();  // the cache was created with it
+    const KvSpec spec = impl_->first_spec();
     impl_->rates.reset(&impl_->context);
     for (std::uint32_t i = 0; i < config().n_layers; ++i) {
-        impl_->layers[i].reset(&impl_->context);
-        impl_->layers[i].share_evenly(spec);
+        LayerStream*& stream = impl_->layers[i];
+        if (stream == nullptr) continue;
+        if (stream->is_shared()) {
+            stream->leave(&impl_->context);
+            stream = nullptr;
+        } else {
+            stream->reset(&impl_->context);
+            stream->share_evenly(spec);
+        }
     }
 }
 
 Status Cache::layer_spec(std::uint32_t layer, KvSpec* out) const noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
+    const LayerStream* stream = impl_->layers[layer];
+    const KvSpec first = impl_->first_spec();
     *out = config().spec;
-    out->key = impl_->layers[layer].spec(TensorKind::key);
-    out->value = impl_->layers[layer].spec(TensorKind::value);
+    out->key = stream == nullptr ? first.key : stream->spec(TensorKind::key);
+    out->value = stream == nullptr ? first.value : stream->spec(TensorKind::value);
     return {};
 }
 
 std::uint64_t Cache::n_tokens(std::uint32_t layer) const noexcept {
-    return layer < impl_->context.config.n_layers ? impl_->layers[layer].n_tokens() : 0;
+    return layer < impl_->context.config.n_layers ? impl_->n_tokens(layer) : 0;
 }
 
 CacheStats Cache::stats() const noexcept {
     const CacheContext& context = impl_->context;
     CacheStats stats;
-    stats.bytes.keys = context.key_bytes;
-    stats.bytes.values = context.value_bytes;
-    stats.bytes.buffer = context.ledger.held(Use::buffer);
-    stats.bytes.scratch = context.ledger.held(Use::scratch);
-    stats.bytes.tables = context.ledger.held(Use::table) + sizeof(Impl);
-    stats.bytes.bytes = context.key_bytes.bytes + context.value_bytes.bytes + stats.bytes.buffer +
-                        stats.bytes.scratch + stats.bytes.tables;
-    stats.n_tokens = impl_->layers[0].n_tokens();
-    stats.compressed_tokens = impl_->layers[0].n_closed();
-    stats.n_blocks = context.n_blocks;
-    std::uint64_t n_tokens = 0, n_buffered = 0;
+    CacheBytes& bytes = stats.bytes;
+    bytes.buffer = context.held[Use::buffer];
+    bytes.scratch = context.held[Use::scratch];
+    bytes.tables = context.held[Use::table] + sizeof(Impl);
+    std::uint64_t n_elements = 0, n_uncompressed = 0;
     for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
-        n_tokens += impl_->layers[i].n_tokens();
-        n_buffered += impl_->layers[i].n_tokens() - impl_->layers[i].n_closed();
+        const LayerStream* stream = impl_->layers[i];
+        if (stream == nullptr) continue;
+        bytes.keys += stream->block_bytes(TensorKind::key);
+        bytes.values += stream->block_bytes(TensorKind::value);
+        bytes.buffer += stream->held()[Use::buffer];
+        bytes.scratch += stream->held()[Use::scratch];
+        bytes.tables += stream->held()[Use::table];
+        bytes.mapped += stream->blocks().mapped_bytes();
+        bytes.shared += stream->is_shared() ? stream->held().total() : stream->blocks().shared_bytes();
+        stats.n_blocks += 2 * stream->blocks().size();
+        stats.compress_seconds += stream->compress_seconds();
+        const LayerShape shape = stream->shape();
+        if (i == 0) stats.n_tokens = shape.n_tokens();
+        if (i == 0) stats.compressed_tokens = shape.n_closed;
+        n_elements += shape.n_tokens() - shape.n_forgotten;
+        n_uncompressed += shape.n_sinks + shape.n_buffered;
     }
-    if (n_tokens > 0) {
-        const std::uint64_t bytes = context.key_bytes.bytes + context.value_bytes.bytes +
-                                    buffer_bytes(context.config, TensorKind::key, n_buffered) +
-                                    buffer_bytes(context.config, TensorKind::value, n_buffered);
-        const double elements = static_cast<double>(n_tokens) * context.config.n_kv_heads *
+    bytes.bytes = bytes.keys.bytes + bytes.values.bytes + bytes.buffer + bytes.scratch + bytes.tables;
+    if (n_elements > 0) {
+        const std::uint64_t held = bytes.keys.bytes + bytes.values.bytes +
+                                   buffer_bytes(context.config, TensorKind::key, n_uncompressed) +
+                                   buffer_bytes(context.config, TensorKind::value, n_uncompressed);
+        const double elements = static_cast<double>(n_elements) * context.config.n_kv_heads *
                                 (context.config.key_dim + context.config.value_dim);
-        stats.bits_per_element = 8.0 * static_cast<double>(bytes) / elements;
+        stats.bits_per_element = 8.0 * static_cast<double>(held) / elements;
     }
     return stats;
 }

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "attention/attend.hpp"
-#include "cache/memory_ledger.hpp"
+#include "attention/rope.hpp"
+#include "cache/closed_block.hpp"
 #include "codec/compress.hpp"
 #include "gearkv/cache.hpp"
 
@@ -16,20 +17,19 @@ struct CacheContext {
     CacheConfig config;
     const Kernels* kernels = nullptr;
     MemoryLedger ledger;
+    HeldBytes held;  // beside the layers
     Scratch compress_scratch;
-    BlockBytes key_bytes;  // of all closed blocks
-    BlockBytes value_bytes;
-    std::uint64_t n_blocks = 0;
 
-    explicit CacheContext(const CacheConfig& c) noexcept : config(c), ledger(c.allocator) {}
+    explicit CacheContext(const CacheConfig& c) noexcept : config(c), ledger(c.allocator, c.max_bytes) {}
+    Memory memory() noexcept { return {&ledger, &held}; }
     std::uint32_t dim(TensorKind kind) const noexcept {
         return kind == TensorKind::key ? config.key_dim : config.value_dim;
     }
-    const TensorSpec& spec(TensorKind kind) const noexcept {
-        return kind == TensorKind::key ? config.spec.key : config.spec.value;
-    }
-    BlockBytes& bytes(TensorKind kind) noexcept { return kind == TensorKind::key ? key_bytes : value_bytes; }
 };
+
+// After a take that failed: over_budget when the cache's limit was the reason, else out_of_memory.
+Status memory_error(const CacheContext& context, const char* format, ...) noexcept
+    __attribute__((format(printf, 2, 3)));
 
 // A run of tokens that is closed as one block.
 struct Unit {
@@ -47,20 +47,13 @@ std::uint32_t base_tokens(const CacheConfig& config) noexcept;
 std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) noexcept;
 // Bytes of n_tokens keys or values in the buffer.
 std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint64_t n_tokens) noexcept;
-// Most blocks a layer can hold.
+// Most blocks a layer can hold that was never cut.
 std::uint64_t max_blocks(const CacheConfig& config) noexcept;
-
-// Keys and values of the same tokens, immutable. A truncated one shows its first n_tokens.
-struct ClosedBlock {
-    void* key = nullptr;
-    void* value = nullptr;
-    std::uint32_t n_tokens = 0;
-};
 
 // A unit on its way to a closed block. Its tokens are the first of the buffer and attended there until the
 // block is finished.
 struct PendingUnit {
-    ClosedBlock block;
+    NewBlock block;
     std::uint32_t n_tokens = 0;    // 0: there is none
     std::uint32_t n_appended = 0;  // tokens since it was begun
     std::uint32_t n_done = 0;      // pieces, first of keys and then of values
@@ -75,65 +68,112 @@ struct PieceRun {
     void* block = nullptr;
     void* scratch = nullptr;
     CompressTask task;
+    std::atomic<std::uint64_t>* nanoseconds = nullptr;  // where the time of each is added
 };
-inline void run_piece(const PieceRun& run, std::uint32_t i, Executor& executor) noexcept {
-    compress_piece(run.block, run.scratch, run.task, run.first + i, i, executor);
-}
+void run_piece(const PieceRun& run, std::uint32_t i, Executor& executor) noexcept;
 
 // Rows [token][head][dim padded to 16] in half, or in float for a raw32 tensor.
 class TokenBuffer {
   public:
     // Room for n_tokens that is never given back before destroy.
-    bool create(CacheContext* context, TensorKind kind, std::uint32_t n_tokens) noexcept;
-    void destroy(CacheContext* context) noexcept;
+    bool create(const CacheConfig& config, const Memory& memory, TensorKind kind,
+                std::uint32_t n_tokens) noexcept;
+    void destroy(const Memory& memory) noexcept;
     // Makes room for n_tokens, keeping the first n_kept.
-    bool grow(CacheContext* context, std::uint64_t n_tokens, std::uint64_t n_kept) noexcept;
+    bool grow(const Memory& memory, std::uint64_t n_tokens, std::uint64_t n_kept) noexcept;
+    // The first n_tokens of a buffer of the same shape.
+    bool copy(const Memory& memory, const TokenBuffer& other, std::uint64_t n_tokens) noexcept;
     // Drops the first n_dropped of n_tokens and returns to the base room when the rest fits.
-    void drop_front(CacheContext* context, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept;
+    void drop_front(const Memory& memory, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept;
     // Drops the last n_dropped of n_tokens, likewise.
-    void drop_back(CacheContext* context, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept;
-    void write(const CacheContext& context, std::uint64_t first, const Rows& rows,
+    void drop_back(const Memory& memory, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept;
+    // Drops n of n_tokens from `first` on, likewise.
+    void remove(const Memory& memory, std::uint64_t first, std::uint64_t n, std::uint64_t n_tokens) noexcept;
+    void write(const Kernels& kernels, std::uint64_t first, const Rows& rows,
                std::uint32_t n_tokens) noexcept;
+    // Turns tokens [first, end) on by the angles of `turn` (attention/rope.hpp).
+    void rotate(const Kernels& kernels, const Rotation& turn, std::uint64_t first,
+                std::uint64_t end) noexcept;
 
     RowSource source(std::uint64_t first) const noexcept;
     TensorRun run() const noexcept;
-    void read(const CacheContext& context, std::uint64_t token, float* out) const noexcept;
-    std::uint64_t capacity() const noexcept { return capacity_; }
+    void read(const Kernels& kernels, std::uint64_t token, float* out) const noexcept;
+    std::uint64_t n_bytes(std::uint64_t n_tokens) const noexcept {
+        return n_tokens * token_stride_ * element_bytes_;
+    }
+    // The rows, for a state file.
+    unsigned char* data() noexcept { return data_; }
+    const unsigned char* data() const noexcept { return data_; }
 
   private:
     // Keeps n_left tokens from `first` on, in the base room when they fit.
-    void keep(CacheContext* context, std::uint64_t first, std::uint64_t n_left) noexcept;
+    void keep(const Memory& memory, std::uint64_t first, std::uint64_t n_left) noexcept;
 
     unsigned char* data_ = nullptr;  // base_ or a larger run while a prompt is fed
-    unsigned char* base_ = nullptr;  // buffer_tokens, always there
+    unsigned char* base_ = nullptr;  // always there
     std::uint64_t base_tokens_ = 0;
     std::uint64_t capacity_ = 0;  // tokens
     std::size_t dim_ = 0, row_stride_ = 0, token_stride_ = 0, element_bytes_ = 0;
     std::uint32_t n_heads_ = 0;
-    TensorKind kind_ = TensorKind::key;
 };
 
+// Where the tokens of a layer are, in their order.
+struct LayerShape {
+    std::uint64_t n_sinks = 0;
+    std::uint64_t n_forgotten = 0;  // counted but not there any more
+    std::uint64_t n_closed = 0;     // in blocks
+    std::uint64_t n_buffered = 0;
+
+    std::uint64_t n_tokens() const noexcept { return n_sinks + n_forgotten + n_closed + n_buffered; }
+};
+
+// What of a layer decides how its future goes, beside the tokens themselves.
+struct LayerProgress {
+    std::uint64_t exact_from = 0;  // a stream of fewer tokens would not have closed all blocks yet
+    std::uint32_t pending_tokens = 0;
+    std::uint32_t pending_appended = 0;
+    bool prompt = false;  // the last append brought a block's worth of tokens or more
+};
+
+// One layer of a sequence. Several caches may show one stream as long as none of them changes it: who wants
+// to takes a clone first.
 class LayerStream {
   public:
-    // False when memory is short; destroy() is right in any case. `rates` are those to begin with.
-    bool create(CacheContext* context, std::uint32_t index, const KvSpec& rates) noexcept;
-    void destroy(CacheContext* context) noexcept;
+    // In the caller's memory; null when that is short. `rates` are those to begin with.
+    static LayerStream* make(CacheContext* context, std::uint32_t index, const KvSpec& rates) noexcept;
+    // The same tokens, with blocks of their own users; null when memory is short.
+    LayerStream* clone(CacheContext* context) const noexcept;
+    // One cache more, or one less: the last one destroys it.
+    void join(CacheContext* context) noexcept;
+    void leave(CacheContext* context) noexcept;
+    bool is_shared() const noexcept { return n_caches_.load(std::memory_order_acquire) > 1; }
+
     void reset(CacheContext* context) noexcept;
     // Drops all but the first n_tokens, of at least as many. True when the stream is as if the others had
     // never come.
     bool truncate(CacheContext* context, std::uint64_t n_tokens) noexcept;
+    // What remove and forget may need. False when memory is short.
+    bool reserve_cut(CacheContext* context) noexcept;
+    // After reserve_cut: drops tokens [first, first + n), none of them a sink. Those behind move up, and
+    // their keys turn by `turn`.
+    void remove(CacheContext* context, std::uint64_t first, std::uint64_t n, const Rotation& turn) noexcept;
+    // Tokens of the blocks that have none from `token` on, oldest first.
+    std::uint64_t n_forgettable(std::uint64_t token) const noexcept;
+    // After reserve_cut: gives these blocks back. All tokens keep their places.
+    void forget_before(CacheContext* context, std::uint64_t token) noexcept;
 
     // Room for n_tokens more, in both buffers.
     bool reserve_append(CacheContext* context, std::uint32_t n_tokens) noexcept;
     // After reserve_append; the rows are checked.
     void append(const CacheContext& context, const Rows& keys, const Rows& values,
                 std::uint32_t n_tokens) noexcept;
-    // Closes every full unit. Errors: out_of_memory; the unit stays in the buffer.
+    // Closes every full unit. Errors: out_of_memory, over_budget; the unit stays in the buffer.
     Status compress(CacheContext* context, Executor& executor) noexcept;
     // Before an append of n_tokens: does what is due, and begins the compression of full units. Errors: as
     // above.
     Status advance(CacheContext* context, std::uint32_t n_tokens, Executor& executor) noexcept;
-    // Pieces that are due, as many as may run at once. They may run beside attention; then note_done.
+    // Pieces that are due, as many as may run at once; none while others share the stream. They may run
+    // beside attention; then note_done.
     PieceRun due_pieces(const CacheContext& context) const noexcept;
     void note_done(const PieceRun& pieces) noexcept { pending_.n_done += pieces.n; }
 
@@ -143,57 +183,84 @@ class LayerStream {
     // tensor.
     void set_planes(const CacheContext& context, TensorKind kind, const std::uint32_t* starts,
                     float rate) noexcept;
+    // Null until set_planes.
+    const std::uint32_t* planes(TensorKind kind) const noexcept {
+        return has_planes_ ? plane_starts_[static_cast<int>(kind)] : nullptr;
+    }
     // The tokens in the buffer.
     std::uint64_t n_buffered() const noexcept { return n_buffered_; }
     RowSource buffered_rows(TensorKind kind) const noexcept { return buffer(kind).source(0); }
     // With the rates in use.
     const TensorSpec& spec(TensorKind kind) const noexcept { return specs_[static_cast<int>(kind)]; }
 
-    // Sinks, blocks, buffer, as far as they hold tokens; runs has room for n_runs().
-    std::size_t n_runs() const noexcept { return (n_sinks_ > 0) + n_blocks_ + (n_buffered_ > 0); }
+    // Sinks, what is forgotten, blocks, buffer, as far as they hold tokens; runs has room for n_runs().
+    std::size_t n_runs() const noexcept {
+        return (n_sinks_ > 0) + (n_forgotten_ > 0) + blocks_.size() + (n_buffered_ > 0);
+    }
     void list_runs(KvRun* runs) const noexcept;
-    // Tokens [first, first + n) in [n, heads, dim]; either output may be null.
+    // Tokens [first, first + n) in [n, heads, dim], none of them forgotten; either output may be null.
     void read_range(const CacheContext& context, std::uint64_t first, std::uint64_t n, float* keys,
                     float* values) const noexcept;
 
-    std::uint64_t n_tokens() const noexcept { return n_sinks_ + n_closed_ + n_buffered_; }
-    std::uint64_t n_closed() const noexcept { return n_closed_; }
+    LayerShape shape() const noexcept { return {n_sinks_, n_forgotten_, blocks_.n_tokens(), n_buffered_}; }
+    std::uint64_t n_tokens() const noexcept { return shape().n_tokens(); }
+    // For a state file.
+    LayerProgress progress() const noexcept;
+    const BlockTable& blocks() const noexcept { return blocks_; }
+    BlockTable* blocks() noexcept { return &blocks_; }
+    const TokenBuffer& sinks(TensorKind kind) const noexcept {
+        return kind == TensorKind::key ? key_sinks_ : value_sinks_;
+    }
+    const TokenBuffer& buffer(TensorKind kind) const noexcept {
+        return kind == TensorKind::key ? key_buffer_ : value_buffer_;
+    }
+    // An empty stream whose blocks were pushed takes over the rest: rows of sinks and buffer by kind, and how
+    // far it was. False when memory is short.
+    bool restore(CacheContext* context, const LayerShape& shape, const LayerProgress& progress,
+                 const void* const* sinks, const void* const* buffer) noexcept;
+
+    const HeldBytes& held() const noexcept { return held_; }
+    double compress_seconds() const noexcept {
+        return 1e-9 * static_cast<double>(compress_ns_.load(std::memory_order_relaxed));
+    }
+    // Blocks, the one being compressed included.
+    BlockBytes block_bytes(TensorKind kind) const noexcept;
+    Memory memory(CacheContext* context) noexcept { return {&context->ledger, &held_}; }
 
   private:
+    LayerStream() noexcept = default;
+    bool create(CacheContext* context, std::uint32_t index, const KvSpec& rates) noexcept;
+    bool copy(CacheContext* context, const LayerStream& other) noexcept;
+    void destroy(CacheContext* context) noexcept;
+
+    // Begins the pending unit again that such a progress had.
+    bool take_progress(CacheContext* context, const LayerProgress& progress) noexcept;
+
     Status begin_unit(CacheContext* context, std::uint32_t n_tokens) noexcept;
-    Status begin_tensor(CacheContext* context, TensorKind kind, std::uint32_t n_tokens) noexcept;
     void finish_unit(CacheContext* context, Executor& executor) noexcept;
-    void drop_unit(CacheContext* context) noexcept;   // without closing it
-    void drop_block(CacheContext* context) noexcept;  // the last one
-    // Room for one more in the table, which truncated blocks can fill before the tokens are as many as
-    // allowed.
-    bool reserve_block(CacheContext* context) noexcept;
-    std::uint32_t n_pieces() const noexcept;  // of the pending unit
+    void drop_unit(CacheContext* context) noexcept;  // without closing it
+    std::uint32_t n_pieces() const noexcept;         // of the pending unit
     // All pieces of the pending unit below `until`, from the first that is not done.
     void run_pieces(const CacheContext& context, std::uint32_t until, Executor& executor) noexcept;
     PieceRun next_pieces(const CacheContext& context, std::uint32_t until) const noexcept;
     std::uint32_t n_due(const CacheContext& context) const noexcept;
-    // What the first block carries for all; null but for a trellis.
-    const unsigned char* profiles(TensorKind kind) const noexcept;
-    BlockView view(std::uint64_t block, TensorKind kind) const noexcept;
-    void free_block(CacheContext* context, void* block) noexcept;
-    const TokenBuffer& buffer(TensorKind kind) const noexcept {
-        return kind == TensorKind::key ? key_buffer_ : value_buffer_;
-    }
+    // Tokens before the buffer, and before the blocks.
+    std::uint64_t buffer_start() const noexcept { return n_sinks_ + n_forgotten_ + blocks_.n_tokens(); }
 
+    std::atomic<std::uint32_t> n_caches_{1};
+    HeldBytes held_;
     TensorSpec specs_[2];                                  // by kind
     std::uint32_t* plane_starts_[2] = {nullptr, nullptr};  // by kind, [n_kv_heads + 1], with auto:BITS
     bool has_planes_ = false;
-    ClosedBlock* blocks_ = nullptr;
+    BlockTable blocks_;
     PendingUnit pending_;
-    std::uint64_t n_blocks_ = 0;
-    std::uint64_t block_capacity_ = 0;
-    std::uint64_t n_closed_ = 0;
+    std::uint64_t n_forgotten_ = 0;
     std::uint64_t n_buffered_ = 0;
-    std::uint64_t exact_from_ = 0;  // a stream of fewer tokens would not have closed all blocks yet
+    std::uint64_t exact_from_ = 0;
+    mutable std::atomic<std::uint64_t> compress_ns_{0};
     std::uint32_t n_sinks_ = 0;
     std::uint32_t index_ = 0;
-    bool prompt_ = false;    // the last append brought a block's worth of tokens or more
+    bool prompt_ = false;
     TokenBuffer key_sinks_;  // first tokens of the sequence, kept as they are
     TokenBuffer value_sinks_;
     TokenBuffer key_buffer_;

@@ -313,10 +313,27 @@ Status initial_spec(const CacheConfig& config, KvSpec* out) noexcept {
 bool RateChooser::create(CacheContext* context) noexcept {
     if (context->config.spec.auto_bits == 0.0f) return true;
     const std::uint32_t n = context->config.n_layers;
-    samples_ = static_cast<QuerySample*>(context->ledger.take(n * sizeof(QuerySample), Use::table));
+    samples_ = static_cast<QuerySample*>(context->memory().take(n * sizeof(QuerySample), Use::table));
     if (samples_ == nullptr) return false;
     for (std::uint32_t i = 0; i < n; ++i)
         new (samples_ + i) QuerySample;
+    return true;
+}
+
+bool RateChooser::copy(CacheContext* context, const RateChooser& other) noexcept {
+    if (!create(context)) return false;
+    is_done_ = other.is_done_;
+    for (std::uint32_t i = 0; samples_ != nullptr && i < context->config.n_layers; ++i) {
+        const QuerySample& sample = other.samples_[i];
+        if (sample.rows == nullptr) continue;
+        const std::uint64_t n =
+            std::uint64_t{QuerySample::most_queries} * sample.n_heads * context->config.key_dim;
+        auto* rows = static_cast<float*>(context->memory().take(n * sizeof(float), Use::scratch));
+        if (rows == nullptr) return false;
+        std::copy_n(sample.rows, n, rows);
+        samples_[i] = sample;
+        samples_[i].rows = rows;
+    }
     return true;
 }
 
@@ -325,7 +342,7 @@ void RateChooser::forget_queries(CacheContext* context) noexcept {
         QuerySample& sample = samples_[i];
         const std::uint64_t n =
             std::uint64_t{QuerySample::most_queries} * sample.n_heads * context->config.key_dim;
-        context->ledger.give_back(sample.rows, n * sizeof(float), Use::scratch);
+        context->memory().give_back(sample.rows, n * sizeof(float), Use::scratch);
         sample = {};
     }
 }
@@ -333,7 +350,7 @@ void RateChooser::forget_queries(CacheContext* context) noexcept {
 void RateChooser::destroy(CacheContext* context) noexcept {
     if (samples_ == nullptr) return;
     forget_queries(context);
-    context->ledger.give_back(samples_, context->config.n_layers * sizeof(QuerySample), Use::table);
+    context->memory().give_back(samples_, context->config.n_layers * sizeof(QuerySample), Use::table);
     samples_ = nullptr;
 }
 
@@ -351,12 +368,11 @@ Status RateChooser::keep(CacheContext* context, std::uint32_t layer, const Queri
         const auto bytes = [&](std::uint32_t n_heads) {
             return std::uint64_t{QuerySample::most_queries} * n_heads * dim * sizeof(float);
         };
-        auto* rows = static_cast<float*>(context->ledger.take(bytes(queries.n_heads), Use::scratch));
+        auto* rows = static_cast<float*>(context->memory().take(bytes(queries.n_heads), Use::scratch));
         if (rows == nullptr) {
-            return Status::error(Code::out_of_memory,
-                                 "no memory to keep queries of layer %u until rates are chosen", layer);
+            return memory_error(*context, "to keep queries of layer %u until rates are chosen", layer);
         }
-        context->ledger.give_back(sample.rows, bytes(sample.n_heads), Use::scratch);
+        context->memory().give_back(sample.rows, bytes(sample.n_heads), Use::scratch);
         sample = {};
         sample.rows = rows;
         sample.n_heads = queries.n_heads;
@@ -379,23 +395,23 @@ Status RateChooser::keep(CacheContext* context, std::uint32_t layer, const Queri
     return {};
 }
 
-bool RateChooser::is_ready(const CacheContext& context, const LayerStream* layers) const noexcept {
+bool RateChooser::is_ready(const CacheContext& context, const LayerStream* const* layers) const noexcept {
     for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
-        if (!can_measure(i, layers[i])) return false;
+        if (layers[i] == nullptr || !can_measure(i, *layers[i])) return false;
     }
     return true;
 }
 
-Status RateChooser::choose(CacheContext* context, LayerStream* layers, Executor& executor) noexcept {
+Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Executor& executor) noexcept {
     const CacheConfig& config = context->config;
-    const auto is_measured = [&](std::uint32_t i) { return can_measure(i, layers[i]); };
+    const auto is_measured = [&](std::uint32_t i) { return can_measure(i, *layers[i]); };
     std::uint64_t n_rows = 0, n_tokens = 1, n_layers = 0;
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         if (!is_measured(i)) continue;
         ++n_layers;
         n_rows =
             std::max<std::uint64_t>(n_rows, samples_[i].n_queries * samples_[i].n_heads / config.n_kv_heads);
-        n_tokens = std::max(n_tokens, std::min<std::uint64_t>(layers[i].n_buffered(), most_tokens));
+        n_tokens = std::max(n_tokens, std::min<std::uint64_t>(layers[i]->n_buffered(), most_tokens));
     }
     LayerMeasure::Memory memory = {};
     const std::uint64_t measure_bytes = place_memory(config, n_rows, n_tokens, nullptr, &memory);
@@ -404,10 +420,10 @@ Status RateChooser::choose(CacheContext* context, LayerStream* layers, Executor&
         round_up((config.n_kv_heads + std::uint64_t{1}) * sizeof(std::uint32_t), 64);
     const std::uint64_t n_bytes =
         measure_bytes + n_heads * sizeof(Squares) + n_shares * sizeof(Share) + starts_bytes;
-    auto* base = static_cast<unsigned char*>(context->ledger.take(n_bytes, Use::scratch));
+    auto* base = static_cast<unsigned char*>(context->memory().take(n_bytes, Use::scratch));
     if (base == nullptr) {
-        return Status::error(Code::out_of_memory, "no %llu bytes to choose the rates of %u layers with",
-                             static_cast<unsigned long long>(n_bytes), config.n_layers);
+        return memory_error(*context, "to choose the rates of %u layers: %llu bytes", config.n_layers,
+                            static_cast<unsigned long long>(n_bytes));
     }
     place_memory(config, n_rows, n_tokens, base, &memory);
     auto* squares = reinterpret_cast<Squares*>(base + measure_bytes);
@@ -418,7 +434,7 @@ Status RateChooser::choose(CacheContext* context, LayerStream* layers, Executor&
         if (!is_measured(i)) continue;
         for (std::uint32_t head = 0; head < config.n_kv_heads; ++head)
             new (squares + n + head) Squares();
-        LayerMeasure(*context, layers[i], samples_[i]).run(memory, squares + n, executor);
+        LayerMeasure(*context, *layers[i], samples_[i]).run(memory, squares + n, executor);
         n += config.n_kv_heads;
     }
     const Squares mean = mean_of(squares, n_heads);
@@ -432,7 +448,7 @@ Status RateChooser::choose(CacheContext* context, LayerStream* layers, Executor&
     // What a layer has now is its even share.
     const auto even_planes = [&](TensorKind kind) {
         return std::int64_t{
-            section_planes(kind, config.n_kv_heads, dim_of(kind, config), layers[0].spec(kind).rate)};
+            section_planes(kind, config.n_kv_heads, dim_of(kind, config), layers[0]->spec(kind).rate)};
     };
     const std::int64_t layer_units =
         even_planes(TensorKind::key) + std::int64_t{value_units} * even_planes(TensorKind::value);
@@ -447,10 +463,10 @@ Status RateChooser::choose(CacheContext* context, LayerStream* layers, Executor&
             }
             for (std::uint32_t head = 0; head < config.n_kv_heads; ++head)
                 starts[head + 1] += starts[head];
-            layers[i].set_planes(*context, kind, starts, rate_of(kind, config, starts[config.n_kv_heads]));
+            layers[i]->set_planes(*context, kind, starts, rate_of(kind, config, starts[config.n_kv_heads]));
         }
     }
-    context->ledger.give_back(base, n_bytes, Use::scratch);
+    context->memory().give_back(base, n_bytes, Use::scratch);
     forget_queries(context);
     is_done_ = true;
     return {};

@@ -26,6 +26,7 @@ class RateChooser {
   public:
     // False when memory is short; destroy() is right in any case. Does nothing for a spec without auto_bits.
     bool create(CacheContext* context) noexcept;
+    bool copy(CacheContext* context, const RateChooser& other) noexcept;
     void destroy(CacheContext* context) noexcept;
     // Chooses anew for the next sequence.
     void reset(CacheContext* context) noexcept;
@@ -36,10 +37,10 @@ class RateChooser {
     Status keep(CacheContext* context, std::uint32_t layer, const Queries& queries,
                 std::uint64_t n_tokens) noexcept;
     // Whether every layer has tokens and queries.
-    bool is_ready(const CacheContext& context, const LayerStream* layers) const noexcept;
+    bool is_ready(const CacheContext& context, const LayerStream* const* layers) const noexcept;
     // Sets the planes of all layers that have tokens and queries; the others keep their even share. No layer
     // has a block. Errors: out_of_memory; nothing is set then.
-    Status choose(CacheContext* context, LayerStream* layers, Executor& executor) noexcept;
+    Status choose(CacheContext* context, LayerStream* const* layers, Executor& executor) noexcept;
 
   private:
     bool can_measure(std::uint32_t i, const LayerStream& layer) const noexcept {

@@ -16,8 +16,10 @@ constexpr const char* known_names =
     "f32, f16, q8, gear-2, gear-3, gear-4, auto:BITS, trellis-RATE, kivi-B, kcvt-B, token-B, or "
     "[paper:]gear[l][-kcvt|-token]-B, "
     "B = 2 3 4 8";
-constexpr const char* known_options = "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS, sinks=TOKENS";
-constexpr const char* trellis_options = "nb=TOKENS or sinks=TOKENS; paper:gear-B takes g, r, rg and s";
+constexpr const char* known_options =
+    "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS, sinks=TOKENS, recent=TOKENS";
+constexpr const char* trellis_options =
+    "nb=TOKENS, sinks=TOKENS or recent=TOKENS; paper:gear-B takes g, r, rg and s";
 
 constexpr std::uint16_t default_rank_prompt = 4;
 constexpr std::uint16_t default_rank_decode = 2;
@@ -30,6 +32,7 @@ constexpr std::uint16_t max_group = 4096;
 constexpr std::uint16_t max_spec_rank = 64;
 constexpr std::uint32_t max_buffer_tokens = 4096;
 constexpr std::uint32_t max_sink_tokens = 64;
+constexpr std::uint32_t max_recent_tokens = 65536;
 constexpr float most_key_rate = max_key_width, most_value_rate = max_value_width;
 constexpr float least_auto_bits = 1.0f, most_auto_bits = 5.0f;
 
@@ -65,9 +68,9 @@ constexpr Family families[] = {
     {"gear-", Backbone::kivi, true, true},
 };
 
-enum class Option { group, rank_prompt, rank_decode, sparsity, buffer_tokens, sink_tokens };
-constexpr std::size_t n_options = 6;
-constexpr std::string_view option_names[n_options] = {"g=", "r=", "rg=", "s=", "nb=", "sinks="};
+enum class Option { group, rank_prompt, rank_decode, sparsity, buffer_tokens, sink_tokens, recent_tokens };
+constexpr std::size_t n_options = 7;
+constexpr std::string_view option_names[n_options] = {"g=", "r=", "rg=", "s=", "nb=", "sinks=", "recent="};
 
 // What was read of one tensor's SPEC, and where in the text the value of each option stands; 0 when the
 // option was not given.
@@ -76,6 +79,7 @@ struct Parsed {
     const Preset* preset = nullptr;  // in place of the spec
     std::uint32_t buffer_tokens = 0;
     std::uint32_t sink_tokens = 0;
+    std::uint32_t recent_tokens = 0;
     std::size_t value_at[n_options] = {};
 
     std::size_t& at(Option option) noexcept { return value_at[static_cast<std::size_t>(option)]; }
@@ -114,6 +118,7 @@ class Parser {
         spec.auto_bits = auto_bits;
         if (Status status = agree_on_buffer(key, value, &spec); !status.ok()) return status;
         if (Status status = agree_on_sinks(key, value, &spec); !status.ok()) return status;
+        if (Status status = agree_on_recent(key, value, &spec); !status.ok()) return status;
         if (Status status = validate_spec(spec); !status.ok()) return status;
         *out = spec;
         return {};
@@ -180,6 +185,18 @@ class Parser {
         spec->sink_tokens = key_at != 0     ? key.sink_tokens
                             : value_at != 0 ? value.sink_tokens
                                             : default_sinks(has_trellis(*spec));
+        return {};
+    }
+
+    Status agree_on_recent(Parsed& key, Parsed& value, KvSpec* spec) noexcept {
+        const std::size_t key_at = key.at(Option::recent_tokens), value_at = value.at(Option::recent_tokens);
+        if (key_at != 0 && value_at != 0 && key.recent_tokens != value.recent_tokens) {
+            char expected[96];
+            std::snprintf(expected, sizeof(expected), "%u, the same recent tokens for keys and values",
+                          key.recent_tokens);
+            return fail_at(value_at, expected);
+        }
+        spec->recent_tokens = key_at != 0 ? key.recent_tokens : value.recent_tokens;
         return {};
     }
 
@@ -251,9 +268,10 @@ class Parser {
             const std::size_t start = at_;
             if (!accept(option_names[i])) continue;
             *option = static_cast<Option>(i);
-            const bool for_all = *option == Option::buffer_tokens || *option == Option::sink_tokens;
+            const bool for_all = *option >= Option::buffer_tokens;
             if (out->spec.raw() && !for_all)
-                return fail_at(start, "nb=TOKENS or sinks=TOKENS, the options of an uncompressed tensor");
+                return fail_at(
+                    start, "nb=TOKENS, sinks=TOKENS or recent=TOKENS, the options of an uncompressed tensor");
             if ((out->preset != nullptr || out->spec.backbone == Backbone::trellis) && !for_all)
                 return fail_at(start, trellis_options);
             if (out->at(*option) != 0) return fail_at(start, "every option once");
@@ -280,6 +298,8 @@ class Parser {
                 return parse_count({1, max_buffer_tokens, 1}, &out->buffer_tokens);
             case Option::sink_tokens:
                 return parse_count({0, max_sink_tokens, 1}, &out->sink_tokens);
+            case Option::recent_tokens:
+                return parse_count({0, max_recent_tokens, 1}, &out->recent_tokens);
         }
         return {};
     }
@@ -469,6 +489,7 @@ void write_tensor(const TensorSpec& spec, const KvSpec* both, const Preset* pres
     const bool trellis = has_trellis(*both);
     if (both->buffer_tokens != default_buffer(trellis)) option("nb=", both->buffer_tokens);
     if (both->sink_tokens != default_sinks(trellis)) option("sinks=", both->sink_tokens);
+    if (both->recent_tokens != 0) option("recent=", both->recent_tokens);
 }
 
 const Preset* find_preset(const KvSpec& spec) noexcept {
@@ -515,6 +536,10 @@ Status validate_spec(const KvSpec& spec) noexcept {
     if (spec.sink_tokens > max_sink_tokens) {
         return Status::error(Code::bad_spec, "%u sink tokens, expected at most %u", spec.sink_tokens,
                              max_sink_tokens);
+    }
+    if (spec.recent_tokens > max_recent_tokens) {
+        return Status::error(Code::bad_spec, "%u recent tokens, expected at most %u", spec.recent_tokens,
+                             max_recent_tokens);
     }
     if (has_trellis(spec) && spec.buffer_tokens % trellis_buffer_tokens != 0) {
         return Status::error(Code::bad_spec,

@@ -161,9 +161,11 @@ TEST_CASE("a bad SPEC is refused with its place and what is known there", "[spec
         {"paper:f16", "character 7:", "gear or gearl"},
         {"trellis-", "character 9:", "a number from 0.5 to 6"},
         {"trellis-7", "character 9:", "a number from 0.5 to 6"},
-        {"trellis-2:r=1", "character 11:", "nb=TOKENS or sinks=TOKENS"},
+        {"trellis-2:r=1", "character 11:", "nb=TOKENS, sinks=TOKENS or recent=TOKENS"},
         {"f16:sinks=65", "character 11:", "from 0 to 64"},
         {"k=f16:sinks=1;v=f16:sinks=2", "character 27:", "the same sinks"},
+        {"f16:recent=65537", "character 12:", "from 0 to 65536"},
+        {"k=f16:recent=1;v=f16:recent=2", "character 29:", "the same recent"},
         {"k=gear-2", "character 9:", "v=SPEC"},
         {"k=gear-2;gear-2", "character 10:", "v=SPEC"},
         {"k=gear-2;v=", "character 12:", "f32"},
@@ -324,6 +326,7 @@ TEST_CASE("what is formatted parses back to the same", "[spec]") {
         KvSpec spec;
         spec.key = tensor();
         spec.value = random() % 2 == 0 ? spec.key : tensor();
+        spec.recent_tokens = random() % 3 == 0 ? static_cast<std::uint32_t>(random() % 65537) : 0;
         spec.sink_tokens = random() % 2 == 0 ? 4 : static_cast<std::uint32_t>(random() % 65);
         spec.buffer_tokens = random() % 2 == 0 ? static_cast<std::uint32_t>(random() % 2 == 0 ? 64 : 128)
                                                : static_cast<std::uint32_t>(1 + random() % 4096);

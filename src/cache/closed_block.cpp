@@ -1,0 +1,241 @@
+#include "cache/closed_block.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "format/trellis.hpp"
+
+namespace gearkv {
+namespace {
+
+const BlockHeader& header_of(const void* block) {
+    return *static_cast<const BlockHeader*>(block);
+}
+
+// Two blocks in the caller's memory.
+struct OwnedPair final : BlockOwner {
+    Allocator allocator;
+    void* key = nullptr;
+    void* value = nullptr;
+    std::uint64_t key_bytes = 0, value_bytes = 0;
+};
+
+void destroy_pair(BlockOwner* owner) noexcept {
+    auto* pair = static_cast<OwnedPair*>(owner);
+    const Allocator allocator = pair->allocator;
+    if (pair->key != nullptr) allocator.release(allocator.context, pair->key, pair->key_bytes);
+    if (pair->value != nullptr) allocator.release(allocator.context, pair->value, pair->value_bytes);
+    pair->~OwnedPair();
+    allocator.release(allocator.context, pair, sizeof(OwnedPair));
+}
+
+void discount_block(const Memory& memory, std::uint64_t n_bytes) {
+    memory.discount(n_bytes, Use::block);
+    memory.discount(sizeof(OwnedPair), Use::table);
+}
+
+}  // namespace
+
+std::uint64_t ClosedBlock::n_bytes() const noexcept {
+    return header_of(key).n_bytes + header_of(value).n_bytes;
+}
+
+bool take_block(const Memory& memory, std::uint64_t key_bytes, std::uint64_t value_bytes,
+                NewBlock* out) noexcept {
+    void* place = memory.take(sizeof(OwnedPair), Use::table);
+    void* key = place == nullptr ? nullptr : memory.take(key_bytes, Use::block);
+    void* value = key == nullptr ? nullptr : memory.take(value_bytes, Use::block);
+    if (value == nullptr) {
+        memory.give_back(key, key_bytes, Use::block);
+        memory.give_back(place, sizeof(OwnedPair), Use::table);
+        return false;
+    }
+    auto* pair = new (place) OwnedPair;
+    pair->destroy = destroy_pair;
+    pair->allocator = memory.allocator();
+    pair->key = key;
+    pair->value = value;
+    pair->key_bytes = key_bytes;
+    pair->value_bytes = value_bytes;
+    *out = {pair, key, value};
+    return true;
+}
+
+void drop_block(const Memory& memory, const NewBlock& block) noexcept {
+    if (block.owner == nullptr) return;
+    const auto* pair = static_cast<const OwnedPair*>(block.owner);
+    discount_block(memory, pair->key_bytes + pair->value_bytes);
+    block.owner->drop_user();
+}
+
+bool BlockTable::create(const Memory& memory, std::uint64_t capacity) noexcept {
+    blocks_ = static_cast<ClosedBlock*>(memory.take(capacity * sizeof(ClosedBlock), Use::table));
+    if (blocks_ == nullptr) return false;
+    capacity_ = capacity;
+    return true;
+}
+
+bool BlockTable::copy(const Memory& memory, const BlockTable& other) noexcept {
+    if (!create(memory, other.capacity_)) return false;
+    for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+        const void* bytes = other.profiles_[static_cast<int>(kind)];
+        if (bytes != nullptr && !set_profiles(memory, kind, bytes, other.profile_bytes(kind))) return false;
+    }
+    for (std::uint64_t i = 0; i < other.size_; ++i) {
+        const ClosedBlock& block = other.blocks_[i];
+        block.owner->add_user();
+        push(block);
+        if (!block.is_mapped && !continues(i)) {
+            memory.count(block.n_bytes(), Use::block);
+            memory.count(sizeof(OwnedPair), Use::table);
+        }
+    }
+    return true;
+}
+
+void BlockTable::destroy(const Memory& memory) noexcept {
+    truncate(memory, 0);
+    memory.give_back(blocks_, capacity_ * sizeof(ClosedBlock), Use::table);
+    blocks_ = nullptr;
+    capacity_ = 0;
+}
+
+bool BlockTable::reserve(const Memory& memory, std::uint64_t n) noexcept {
+    if (size_ + n <= capacity_) return true;
+    const std::uint64_t capacity = std::max(2 * capacity_, size_ + n);
+    auto* larger = static_cast<ClosedBlock*>(memory.take(capacity * sizeof(ClosedBlock), Use::table));
+    if (larger == nullptr) return false;
+    std::copy_n(blocks_, size_, larger);
+    memory.give_back(blocks_, capacity_ * sizeof(ClosedBlock), Use::table);
+    blocks_ = larger;
+    capacity_ = capacity;
+    return true;
+}
+
+void BlockTable::count(const ClosedBlock& block, std::uint64_t sign) noexcept {
+    bytes_[static_cast<int>(TensorKind::key)] += bytes_by_part(header_of(block.key)) * sign;
+    bytes_[static_cast<int>(TensorKind::value)] += bytes_by_part(header_of(block.value)) * sign;
+    if (block.is_mapped) mapped_bytes_ += block.n_bytes() * sign;
+}
+
+void BlockTable::push(const ClosedBlock& block) noexcept {
+    blocks_[size_++] = block;
+    n_tokens_ += block.n_tokens;
+    if (!continues(size_ - 1)) count(block, 1);
+}
+
+void BlockTable::forget(const Memory& memory, std::uint64_t i, bool is_last) noexcept {
+    const ClosedBlock& block = blocks_[i];
+    if (is_last) {
+        count(block, ~std::uint64_t{0});  // unsigned sums wrap
+        if (!block.is_mapped) discount_block(memory, block.n_bytes());
+    }
+    n_tokens_ -= block.n_tokens;
+    block.owner->drop_user();
+}
+
+void BlockTable::truncate(const Memory& memory, std::uint64_t n_tokens) noexcept {
+    while (size_ > 0 && n_tokens_ - blocks_[size_ - 1].n_tokens >= n_tokens) {
+        forget(memory, size_ - 1, !continues(size_ - 1));
+        --size_;
+    }
+    if (n_tokens_ > n_tokens) {
+        blocks_[size_ - 1].n_tokens -= static_cast<std::uint32_t>(n_tokens_ - n_tokens);
+        n_tokens_ = n_tokens;
+    }
+    if (size_ == 0) forget_profiles(memory);
+}
+
+void BlockTable::remove(const Memory& memory, std::uint64_t first, std::uint64_t n,
+                        std::uint64_t n_moved) noexcept {
+    std::uint64_t start = 0, to = 0;
+    for (std::uint64_t i = 0; i < size_; ++i) {
+        const ClosedBlock block = blocks_[i];
+        const std::uint64_t stop = start + block.n_tokens;
+        // Tokens of this block before the range and behind it.
+        const auto n_left = static_cast<std::uint32_t>(std::clamp(first, start, stop) - start);
+        const auto n_right = static_cast<std::uint32_t>(stop - std::clamp(first + n, start, stop));
+        start = stop;
+        if (n_left + n_right == 0) {
+            const bool same_before = to > 0 && blocks_[to - 1].key == block.key;
+            const bool same_behind = i + 1 < size_ && blocks_[i + 1].key == block.key;
+            forget(memory, i, !same_before && !same_behind);
+            continue;
+        }
+        if (n_left > 0 && n_right > 0) {  // all of the range is here, and nothing was dropped before
+            std::copy_backward(blocks_ + i + 1, blocks_ + size_, blocks_ + size_ + 1);
+            ++size_;
+            ++i;
+            block.owner->add_user();
+        }
+        n_tokens_ -= block.n_tokens - n_left - n_right;
+        if (n_left > 0) {
+            blocks_[to] = block;
+            blocks_[to++].n_tokens = n_left;
+        }
+        if (n_right > 0) {
+            blocks_[to] = block;
+            blocks_[to].first += block.n_tokens - n_right;
+            blocks_[to].n_tokens = n_right;
+            blocks_[to++].shift -= static_cast<std::int64_t>(n_moved);
+        }
+    }
+    size_ = to;
+}
+
+const unsigned char* BlockTable::profiles(TensorKind kind) const noexcept {
+    if (const unsigned char* own = profiles_[static_cast<int>(kind)]; own != nullptr) return own;
+    if (size_ == 0) return nullptr;
+    return trusted_block(kind == TensorKind::key ? blocks_[0].key : blocks_[0].value).profiles;
+}
+
+bool BlockTable::set_profiles(const Memory& memory, TensorKind kind, const void* bytes,
+                              std::uint64_t n_bytes) noexcept {
+    auto* copy = static_cast<unsigned char*>(memory.take(n_bytes, Use::table));
+    if (copy == nullptr) return false;
+    std::memcpy(copy, bytes, n_bytes);
+    profiles_[static_cast<int>(kind)] = copy;
+    profile_bytes_[static_cast<int>(kind)] = n_bytes;
+    return true;
+}
+
+bool BlockTable::keep_profiles(const Memory& memory) noexcept {
+    for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+        if (size_ == 0 || profiles_[static_cast<int>(kind)] != nullptr || profiles(kind) == nullptr) continue;
+        const BlockHeader& header = header_of(kind == TensorKind::key ? blocks_[0].key : blocks_[0].value);
+        if (!set_profiles(memory, kind, profiles(kind), profile_part_bytes(kind, header.n_heads, header.dim)))
+            return false;
+    }
+    return true;
+}
+
+void BlockTable::forget_profiles(const Memory& memory) noexcept {
+    for (const int kind : {0, 1}) {
+        memory.give_back(profiles_[kind], profile_bytes_[kind], Use::table);
+        profiles_[kind] = nullptr;
+        profile_bytes_[kind] = 0;
+    }
+}
+
+BlockView BlockTable::view(std::uint64_t i, TensorKind kind) const noexcept {
+    BlockView view = trusted_block(kind == TensorKind::key ? blocks_[i].key : blocks_[i].value);
+    if (view.trellis() && view.profiles == nullptr) view.use_profiles(profiles(kind));
+    return view;
+}
+
+std::uint64_t BlockTable::shared_bytes() const noexcept {
+    std::uint64_t sum = 0;
+    for (std::uint64_t i = 0; i < size_;) {
+        std::uint32_t n_own = 1;
+        while (i + n_own < size_ && continues(i + n_own))
+            ++n_own;
+        const ClosedBlock& block = blocks_[i];
+        if (!block.is_mapped && block.owner->n_users.load(std::memory_order_relaxed) > n_own)
+            sum += block.n_bytes();
+        i += n_own;
+    }
+    return sum;
+}
+
+}  // namespace gearkv

@@ -1,0 +1,106 @@
+// Compressed blocks and who holds them: a block is written once and may then be shown by any number of
+// caches.
+#pragma once
+
+#include <atomic>
+
+#include "cache/memory_ledger.hpp"
+
+namespace gearkv {
+
+// Memory that blocks lie in. The last user destroys it, on whatever thread that is.
+struct BlockOwner {
+    std::atomic<std::uint32_t> n_users{1};
+    void (*destroy)(BlockOwner* self) noexcept = nullptr;
+
+    void add_user() noexcept { n_users.fetch_add(1, std::memory_order_relaxed); }
+    void drop_user() noexcept {
+        if (n_users.fetch_sub(1, std::memory_order_acq_rel) == 1) destroy(this);
+    }
+};
+
+// Keys and values of the same tokens, or of some of them: a block keeps its bytes and shows tokens
+// [first, first + n_tokens). Each entry is one user of its owner.
+struct ClosedBlock {
+    BlockOwner* owner = nullptr;
+    const void* key = nullptr;
+    const void* value = nullptr;
+    std::uint32_t first = 0;
+    std::uint32_t n_tokens = 0;
+    std::int64_t shift = 0;  // of the tokens' positions since their keys were rotated
+    bool is_mapped = false;  // in a file, not in the caller's memory
+    bool is_checked = true;  // false: bytes of a file that nobody has looked at yet
+
+    std::uint64_t n_bytes() const noexcept;  // of both
+};
+
+// A pair of blocks yet to be written, in the caller's memory; null when there is none. It counts as the
+// holder's until drop_block.
+struct NewBlock {
+    BlockOwner* owner = nullptr;
+    void* key = nullptr;
+    void* value = nullptr;
+};
+bool take_block(const Memory& memory, std::uint64_t key_bytes, std::uint64_t value_bytes,
+                NewBlock* out) noexcept;
+void drop_block(const Memory& memory, const NewBlock& block) noexcept;
+
+// The closed blocks of one layer, oldest first, and what they have in common.
+class BlockTable {
+  public:
+    // False when memory is short; destroy() is right in any case.
+    bool create(const Memory& memory, std::uint64_t capacity) noexcept;
+    bool copy(const Memory& memory, const BlockTable& other) noexcept;
+    void destroy(const Memory& memory) noexcept;
+
+    // Room for n more entries.
+    bool reserve(const Memory& memory, std::uint64_t n) noexcept;
+    // Takes over the caller's use of the owner and what it counts.
+    void push(const ClosedBlock& block) noexcept;
+    // Drops all behind the first n_tokens.
+    void truncate(const Memory& memory, std::uint64_t n_tokens) noexcept;
+    // Drops tokens [first, first + n) and moves the positions of those behind them down by n_moved. There is
+    // room for one more entry, and profiles are kept.
+    void remove(const Memory& memory, std::uint64_t first, std::uint64_t n, std::uint64_t n_moved) noexcept;
+    // Before the first block goes and others stay: what it carries for all of them gets a place of its own.
+    bool keep_profiles(const Memory& memory) noexcept;
+    // Profiles of `kind` from elsewhere, n_bytes of them.
+    bool set_profiles(const Memory& memory, TensorKind kind, const void* bytes,
+                      std::uint64_t n_bytes) noexcept;
+
+    std::uint64_t size() const noexcept { return size_; }
+    std::uint64_t n_tokens() const noexcept { return n_tokens_; }
+    const ClosedBlock& operator[](std::uint64_t i) const noexcept { return blocks_[i]; }
+    void set_checked(std::uint64_t i) noexcept { blocks_[i].is_checked = true; }
+    BlockView view(std::uint64_t i, TensorKind kind) const noexcept;
+    // What the first block carries for all; null but for a trellis.
+    const unsigned char* profiles(TensorKind kind) const noexcept;
+    bool has_own_profiles() const noexcept { return profiles_[0] != nullptr || profiles_[1] != nullptr; }
+    std::uint64_t profile_bytes(TensorKind kind) const noexcept {
+        return profile_bytes_[static_cast<int>(kind)];
+    }
+    // Of all blocks, mapped ones included.
+    const BlockBytes& bytes(TensorKind kind) const noexcept { return bytes_[static_cast<int>(kind)]; }
+    std::uint64_t mapped_bytes() const noexcept { return mapped_bytes_; }
+    // Of blocks that another table shows too.
+    std::uint64_t shared_bytes() const noexcept;
+
+  private:
+    // Whether entry i lies in the same block as the one before it.
+    bool continues(std::uint64_t i) const noexcept { return i > 0 && blocks_[i].key == blocks_[i - 1].key; }
+    void count(const ClosedBlock& block, std::uint64_t sign) noexcept;
+    // Before entry i is overwritten; `is_last` when no other entry of its block stays.
+    void forget(const Memory& memory, std::uint64_t i, bool is_last) noexcept;
+    void forget_profiles(const Memory& memory) noexcept;
+
+    ClosedBlock* blocks_ = nullptr;
+    std::uint64_t size_ = 0;
+    std::uint64_t capacity_ = 0;
+    std::uint64_t n_tokens_ = 0;
+    BlockBytes bytes_[2];  // by kind
+    std::uint64_t mapped_bytes_ = 0;
+    unsigned char* profiles_[2] = {nullptr, nullptr};  // by kind, when the first block is gone
+    std::uint64_t profile_bytes_[2] = {0, 0};
+};
+
+}  // namespace gearkv

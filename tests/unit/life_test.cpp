@@ -1,0 +1,398 @@
+// What happens to a cache beyond appending: forks, removals with turned keys, forgetting, budgets. Beside it
+// stands a plain list of the tokens that should be there, and where each came from.
+#include <thread>
+
+#include "caches.hpp"
+
+using namespace gearkv;
+using namespace gearkv::testing;
+
+namespace {
+
+constexpr std::size_t n_heads = 2, dim = 64, n_source = 3000;
+
+const std::vector<float>& frequencies() {
+    static const std::vector<float> all = [] {
+        std::vector<float> x(dim / 2);
+        for (std::size_t i = 0; i < x.size(); ++i)
+            x[i] = static_cast<float>(
+                std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(dim)));
+        return x;
+    }();
+    return all;
+}
+
+struct Source {
+    Tensor keys = gaussian(n_source, n_heads, dim, 1), values = gaussian(n_source, n_heads, dim, 2);
+};
+const Source& source() {
+    static const Source tokens;
+    return tokens;
+}
+
+CacheConfig rope_config(const std::string& spec, bool interleaved, std::uint64_t max_tokens = 900) {
+    CacheConfig config = make_config(spec, n_heads, dim, dim, max_tokens);
+    config.rope = {frequencies().data(), dim / 2, interleaved};
+    return config;
+}
+
+// A token of the model: where in the source it came from, and by how much it has moved since.
+struct Token {
+    std::size_t from;
+    std::int64_t shift = 0;
+};
+
+// A cache and what it should hold.
+struct Subject {
+    std::unique_ptr<Cache> cache;
+    std::vector<Token> tokens;
+};
+
+Tensor expected_keys(const CacheConfig& config, const std::vector<Token>& tokens) {
+    Tensor keys{tokens.size(), n_heads, dim, {}};
+    for (const Token& token : tokens) {
+        for (std::size_t head = 0; head < n_heads; ++head) {
+            const double* row = source().keys.data.data() + (token.from * n_heads + head) * dim;
+            std::vector<double> turned(row, row + dim);
+            for (std::size_t i = 0; i < config.rope.n_pairs; ++i) {
+                const std::size_t a = config.rope.interleaved ? 2 * i : i;
+                const std::size_t b = config.rope.interleaved ? 2 * i + 1 : i + config.rope.n_pairs;
+                const double angle = static_cast<double>(token.shift) * static_cast<double>(frequencies()[i]);
+                turned[a] = row[a] * std::cos(angle) - row[b] * std::sin(angle);
+                turned[b] = row[a] * std::sin(angle) + row[b] * std::cos(angle);
+            }
+            keys.data.insert(keys.data.end(), turned.begin(), turned.end());
+        }
+    }
+    return keys;
+}
+
+Tensor expected_values(const std::vector<Token>& tokens) {
+    Tensor values{tokens.size(), n_heads, dim, {}};
+    for (const Token& token : tokens) {
+        const auto row =
+            source().values.data.begin() + static_cast<std::ptrdiff_t>(token.from * n_heads * dim);
+        values.data.insert(values.data.end(), row, row + n_heads * dim);
+    }
+    return values;
+}
+
+// The cache holds the tokens of the model in their order, each about as its codec keeps it, and attends them.
+void check(Subject* subject, double codec_error) {
+    Cache* cache = subject->cache.get();
+    REQUIRE(cache->n_tokens(0) == subject->tokens.size());
+    if (subject->tokens.empty()) return;
+    const auto [keys, values] = read_all(cache);
+    CHECK(reference::relative_error(expected_keys(cache->config(), subject->tokens), keys) < codec_error);
+    CHECK(reference::relative_error(expected_values(subject->tokens), values) < codec_error);
+    static const Tensor q = gaussian(1, 2 * n_heads, dim, 3);
+    CHECK(attention_error(cache, q, true) < attention_tolerance(*cache));
+}
+
+void run_at_random(const std::string& spec, double codec_error, unsigned seed, int n_steps) {
+    std::mt19937 random(seed);
+    CountingMemory memory;
+    CacheConfig config = rope_config(spec, seed % 2 == 0);
+    config.allocator = memory.allocator();
+    config.spread_tokens = seed % 3 == 0 ? 0 : 16;
+    std::size_t next = 0;
+    {
+        std::vector<Subject> subjects;
+        subjects.push_back({make_cache(config), {}});
+        for (int i = 0; i < n_steps; ++i) {
+            Subject& subject = subjects[random() % subjects.size()];
+            const std::size_t n = subject.tokens.size();
+            CAPTURE(spec, seed, i, n, subjects.size());
+            switch (const std::uint32_t any = random() % 12; any) {
+                case 0:
+                case 1: {  // a fork, of all or of a prefix
+                    if (subjects.size() == 4) break;
+                    Subject fork;
+                    REQUIRE(subject.cache->fork(&fork.cache).ok());
+                    fork.tokens = subject.tokens;
+                    if (any == 1 && n > 0) {
+                        fork.tokens.resize(random() % n);
+                        REQUIRE(fork.cache->truncate(fork.tokens.size()).ok());
+                    }
+                    subjects.push_back(std::move(fork));
+                    break;
+                }
+                case 2:  // an end
+                    if (subjects.size() > 1) {
+                        subjects.erase(subjects.begin() +
+                                       static_cast<std::ptrdiff_t>(random() % subjects.size()));
+                    }
+                    break;
+                case 3: {  // a truncation
+                    subject.tokens.resize(n - std::min<std::size_t>(random() % 60, n));
+                    REQUIRE(subject.cache->truncate(subject.tokens.size()).ok());
+                    break;
+                }
+                case 4:
+                case 5: {  // a removal
+                    const std::size_t n_sinks = config.spec.sink_tokens;
+                    if (n <= n_sinks) break;
+                    const std::size_t first = n_sinks + random() % (n - n_sinks);
+                    const std::size_t count = 1 + random() % std::min<std::size_t>(n - first, 200);
+                    REQUIRE(subject.cache->remove(first, count).ok());
+                    const auto begin = subject.tokens.begin() + static_cast<std::ptrdiff_t>(first);
+                    subject.tokens.erase(begin, begin + static_cast<std::ptrdiff_t>(count));
+                    for (std::size_t t = first; t < subject.tokens.size(); ++t)
+                        subject.tokens[t].shift -= static_cast<std::int64_t>(count);
+                    break;
+                }
+                case 6:
+                    REQUIRE(subject.cache->compress(0, serial_executor()).ok());
+                    break;
+                case 7:
+                    if (random() % 4 == 0) {
+                        subject.cache->reset();
+                        subject.tokens.clear();
+                    }
+                    break;
+                default: {
+                    const std::size_t sizes[] = {1, 3, 30, 150, 260};
+                    const std::size_t n_new = sizes[random() % std::size(sizes)];
+                    if (n + n_new > config.max_tokens) break;
+                    if (next + n_new > n_source) next = 0;
+                    REQUIRE(append(subject.cache.get(), source().keys, source().values, next, n_new).ok());
+                    for (std::size_t t = 0; t < n_new; ++t)
+                        subject.tokens.push_back({next + t});
+                    next += n_new;
+                }
+            }
+            if (i % 3 == 0) check(&subjects[random() % subjects.size()], codec_error);
+        }
+        for (Subject& subject : subjects)
+            check(&subject, codec_error);
+    }
+    CHECK(memory.held == 0);
+}
+
+}  // namespace
+
+TEST_CASE("forks, removals and truncations keep to a plain list of tokens", "[life][once]") {
+    run_at_random("gear-4", 0.12, 1, 150);
+    run_at_random("gear-4:recent=50", 0.12, 2, 150);
+    run_at_random("paper:gear-4", 0.14, 3, 120);
+    run_at_random("k=gear-4;v=f16:sinks=0", 0.12, 4, 120);
+}
+
+TEST_CASE("so they do for long", "[life][slow]") {
+    const struct {
+        const char* spec;
+        double error;
+    } specs[] = {{"gear-4", 0.12},      {"gear-2", 0.45}, {"paper:gear-4:nb=64", 0.14},
+                 {"q8:recent=7", 0.02}, {"f16", 1e-3},    {"gear-3:recent=200", 0.22}};
+    unsigned seed = 10;
+    for (const auto& [spec, error] : specs) {
+        for (int i = 0; i < 2; ++i)
+            run_at_random(spec, error, seed++, 400);
+    }
+}
+
+TEST_CASE("a fork shares all until it changes, and then its blocks still", "[life]") {
+    CountingMemory memory;
+    CacheConfig config = rope_config("gear-2", false, 4000);
+    config.allocator = memory.allocator();
+    auto cache = make_cache(config);
+    REQUIRE(append(cache.get(), source().keys, source().values, 0, 2100).ok());
+    REQUIRE(cache->compress(0, serial_executor()).ok());
+    const CacheStats before = cache->stats();
+    const std::uint64_t block_bytes = before.bytes.keys.bytes + before.bytes.values.bytes;
+    CHECK(before.bytes.shared == 0);
+    const std::uint64_t held = memory.held;
+    std::unique_ptr<Cache> fork;
+    REQUIRE(cache->fork(&fork).ok());
+    CHECK(fork->stats().bytes.shared > block_bytes);
+    CHECK(fork->stats().bytes.keys.bytes == before.bytes.keys.bytes);
+    // Scratch and tables of its own, and none of the tokens.
+    const CacheStats own = fork->stats();
+    CHECK(memory.held - held < own.bytes.scratch + own.bytes.tables + 4096);
+    REQUIRE(append(fork.get(), source().keys, source().values, 2100, 1).ok());
+    CHECK(fork->stats().bytes.shared == block_bytes);
+    CHECK(cache->stats().bytes.shared == block_bytes);
+    CHECK(memory.held - held < own.bytes.scratch + own.bytes.tables + own.bytes.buffer + 4096);
+    CHECK(cache->n_tokens(0) == 2100);
+    // The first to go leaves the other whole.
+    const auto [keys, values] = read_all(cache.get());
+    cache.reset();
+    CHECK(fork->stats().bytes.shared == 0);
+    const auto [fork_keys, fork_values] = read_all(fork.get());
+    CHECK(std::equal(keys.data.begin(), keys.data.end(), fork_keys.data.begin()));
+    fork.reset();
+    CHECK(memory.held == 0);
+}
+
+TEST_CASE("a fork goes on exactly as its source does, in the middle of a compression too", "[life]") {
+    for (const char* spec : {"gear-3", "paper:gear-2", "auto:3"}) {
+        const CacheConfig config = make_config(spec, n_heads, dim, dim, 900);
+        const Tensor q = gaussian(1, 2 * n_heads, dim, 3);
+        for (const std::size_t n : {20, 140, 270}) {
+            CAPTURE(spec, n);
+            auto cache = make_cache(config);
+            for (std::size_t t = 0; t < n; ++t) {
+                REQUIRE(append(cache.get(), source().keys, source().values, t, 1).ok());
+                (void)attend(cache.get(), q, dim, true);
+            }
+            std::unique_ptr<Cache> fork;
+            REQUIRE(cache->fork(&fork).ok());
+            for (std::size_t t = n; t < n + 150; ++t) {
+                REQUIRE(append(cache.get(), source().keys, source().values, t, 1).ok());
+                REQUIRE(append(fork.get(), source().keys, source().values, t, 1).ok());
+                REQUIRE(attend(cache.get(), q, dim, true).data == attend(fork.get(), q, dim, true).data);
+            }
+        }
+    }
+}
+
+TEST_CASE("forks live on threads of their own", "[life][threads]") {
+    CacheConfig config = rope_config("gear-2", false);
+    config.spread_tokens = 16;
+    auto cache = make_cache(config);
+    REQUIRE(append(cache.get(), source().keys, source().values, 0, 150).ok());
+    std::vector<std::unique_ptr<Cache>> forks(3);
+    for (auto& fork : forks)
+        REQUIRE(cache->fork(&fork).ok());
+    std::vector<std::vector<double>> found(forks.size());
+    std::vector<std::thread> threads;
+    std::atomic<int> failures{0};
+    for (std::size_t i = 0; i < forks.size(); ++i) {
+        threads.emplace_back([&, i] {
+            const std::vector<float> data(2 * n_heads * dim, 0.1f);
+            std::vector<float> out(2 * n_heads * dim);
+            Queries queries = {data.data(), 2 * n_heads * dim, dim, 1, 2 * n_heads, 0.125f, true};
+            const std::vector<float> row(n_heads * dim, 0.5f);
+            const Rows rows = {row.data(), n_heads * dim, dim};
+            for (int step = 0; step < 40; ++step) {
+                bool ok = forks[i]->attend(0, queries, out.data(), serial_executor()).ok();
+                if (i > 0 || step > 20) ok &= forks[i]->append(0, rows, rows, 1, serial_executor()).ok();
+                if (i == 1 && step == 15) ok &= forks[i]->truncate(100).ok();
+                if (i == 2 && step == 10) ok &= forks[i]->remove(10, 60).ok();
+                std::unique_ptr<Cache> child;
+                if (step % 8 == 0) ok &= forks[i]->fork(&child).ok();
+                failures += !ok;
+            }
+            found[i].assign(out.begin(), out.end());
+            if (i == 0) forks[i].reset();
+        });
+    }
+    threads.emplace_back([&] { cache.reset(); });
+    for (std::thread& thread : threads)
+        thread.join();
+    CHECK(failures == 0);
+    for (const auto& out : found)
+        CHECK(out.size() == 2 * n_heads * dim);
+}
+
+TEST_CASE("removal refuses sinks and ranges that are not there, and changes nothing", "[life]") {
+    auto cache = make_cache(rope_config("gear-4", false));
+    REQUIRE(append(cache.get(), source().keys, source().values, 0, 300).ok());
+    const auto before = read_all(cache.get());
+    const struct {
+        std::uint64_t first, n;
+        Code code;
+    } cases[] = {{10, 0, Code::wrong_size},          {3, 1, Code::invalid_argument},
+                 {300, 1, Code::wrong_size},         {299, 2, Code::wrong_size},
+                 {10, UINT64_MAX, Code::wrong_size}, {UINT64_MAX, 2, Code::wrong_size}};
+    for (const auto& c : cases) {
+        CAPTURE(c.first, c.n);
+        CHECK(cache->remove(c.first, c.n).code() == c.code);
+    }
+    CHECK(read_all(cache.get()).first.data == before.first.data);
+    CacheConfig bad = rope_config("gear-4", false);
+    bad.rope.n_pairs = 33;
+    std::unique_ptr<Cache> none;
+    CHECK(Cache::create(bad, &none).code() == Code::wrong_size);
+    bad.rope = {nullptr, 2, false};
+    CHECK(Cache::create(bad, &none).code() == Code::invalid_argument);
+    const float infinite[] = {1.0f, INFINITY};
+    bad.rope = {infinite, 2, false};
+    CHECK(Cache::create(bad, &none).code() == Code::non_finite);
+}
+
+TEST_CASE("a sliding window gives back blocks, and attends what it would have", "[life]") {
+    CacheConfig config = make_config("gear-3", n_heads, dim, dim, 2000);
+    auto windowed = make_cache(config), whole = make_cache(config);
+    const Tensor q = gaussian(1, 2 * n_heads, dim, 3);
+    const std::vector<float> data = to_floats(q);
+    for (std::size_t t = 0; t + 50 <= 1500; t += 50) {
+        REQUIRE(append(windowed.get(), source().keys, source().values, t, 50).ok());
+        REQUIRE(append(whole.get(), source().keys, source().values, t, 50).ok());
+        const std::uint64_t n = windowed->n_tokens(0);
+        REQUIRE(windowed->forget_before(0, n > 300 ? n - 300 : 0).ok());
+        Queries queries = queries_of(data, q, true);
+        queries.window = 300;
+        std::vector<float> found(2 * n_heads * dim), expected(found.size());
+        REQUIRE(windowed->attend(0, queries, found.data(), serial_executor()).ok());
+        REQUIRE(whole->attend(0, queries, expected.data(), serial_executor()).ok());
+        CHECK(found == expected);
+    }
+    CHECK(windowed->stats().bytes.keys.bytes < whole->stats().bytes.keys.bytes / 3);
+    CHECK(windowed->n_tokens(0) == 1500);
+    std::vector<float> keys(n_heads * dim);
+    const Status status = windowed->read(0, 500, 1, keys.data(), nullptr);
+    CHECK(status.code() == Code::wrong_size);
+    CHECK(std::string(status.message()).find("forgotten") != std::string::npos);
+    CHECK(windowed->read(0, 1300, 1, keys.data(), nullptr).ok());
+    // What was forgotten can be cut off or removed like the rest.
+    REQUIRE(windowed->remove(100, 200).ok());
+    CHECK(windowed->n_tokens(0) == 1300);
+    REQUIRE(windowed->truncate(50).ok());
+    CHECK(windowed->n_tokens(0) == 50);
+    REQUIRE(append(windowed.get(), source().keys, source().values, 0, 300).ok());
+}
+
+TEST_CASE("a budget refuses what would exceed it and keeps the cache", "[life]") {
+    CountingMemory memory;
+    CacheConfig config = make_config("gear-2", n_heads, dim, dim, 20000);
+    config.allocator = memory.allocator();
+    config.max_bytes = 1500000;
+    auto cache = make_cache(config);
+    const Tensor q = gaussian(1, 2 * n_heads, dim, 3);
+    std::size_t n = 0;
+    Status status;
+    while (status.ok() && n < 19000) {
+        status = append(cache.get(), source().keys, source().values, n % 2900, 50);
+        CHECK(memory.peak <= config.max_bytes + 4096);
+        if (status.ok()) n += 50;
+        // Attention takes its scratch once, within the budget.
+        if (n == 50) CHECK(attention_error(cache.get(), q, true) < attention_tolerance(*cache));
+    }
+    CHECK(status.code() == Code::over_budget);
+    CHECK(std::string(status.message()).find("max_bytes is 1500000") != std::string::npos);
+    CHECK(n > 1000);
+    CHECK(cache->n_tokens(0) == n);
+    CHECK(attention_error(cache.get(), q, true) < attention_tolerance(*cache));
+    // Room that is given back can be used.
+    REQUIRE(cache->remove(4, 600).ok());
+    CHECK(append(cache.get(), source().keys, source().values, 0, 50).ok());
+    config.max_bytes = 1000;
+    std::unique_ptr<Cache> none;
+    CHECK(Cache::create(config, &none).code() == Code::over_budget);
+    CHECK(none == nullptr);
+}
+
+TEST_CASE("recent tokens stay uncompressed", "[life]") {
+    CacheConfig config = make_config("gear-2:recent=100", n_heads, dim, dim, 4000);
+    for (const std::uint32_t spread : {0u, 16u}) {
+        config.spread_tokens = spread;
+        auto cache = make_cache(config);
+        for (std::size_t t = 0; t < 900; ++t) {
+            const std::size_t n = t < 400 && t % 100 == 0 ? 100 : t < 400 ? 0 : 1;
+            if (n > 0) REQUIRE(append(cache.get(), source().keys, source().values, t, n).ok());
+            const CacheStats stats = cache->stats();
+            const std::uint64_t n_buffered = stats.n_tokens - stats.compressed_tokens;
+            CHECK(n_buffered >= std::min<std::uint64_t>(stats.n_tokens, 100));
+            if (t > 420) CHECK(n_buffered <= 4 + 100 + 128 + 16);
+        }
+        REQUIRE(cache->compress(0, serial_executor()).ok());
+        CHECK(cache->stats().compressed_tokens == 768);
+        CacheBytes bytes;
+        REQUIRE(bytes_required(config, 900, 100, &bytes).ok());
+        const CacheBytes found = cache->stats().bytes;
+        CHECK(bytes.keys.bytes == found.keys.bytes);
+        CHECK(bytes.values.bytes == found.values.bytes);
+        CHECK(bytes.buffer == found.buffer);
+    }
+}
