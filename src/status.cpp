@@ -31,6 +31,18 @@ const char* code_name(Code code) noexcept {
             return "unavailable_level";
         case Code::bad_block:
             return "bad_block";
+        case Code::not_a_state:
+            return "not_a_state";
+        case Code::other_byte_order:
+            return "other_byte_order";
+        case Code::other_codec:
+            return "other_codec";
+        case Code::other_model:
+            return "other_model";
+        case Code::damaged:
+            return "damaged";
+        case Code::corrupt_state:
+            return "corrupt_state";
         case Code::thread_failure:
             return "thread_failure";
         case Code::io_error:

@@ -156,8 +156,8 @@ class Cache {
     // Drops n_tokens tokens from `first` on in every layer, none of them a sink; those behind move up, as in
     // a context shift. Blocks are not rewritten: they hide tokens, and go when none is left. Keys turn to
     // their new positions as `rope` says: those in blocks when they are attended (their queries turn instead,
-    // exactly), those in the buffer at once, rounded to fp16 again. Errors: wrong_size, invalid_argument (a sink), out_of_memory, over_budget; nothing is dropped
-    // then.
+    // exactly), those in the buffer at once, rounded to fp16 again. Errors: wrong_size, invalid_argument (a
+    // sink), out_of_memory, over_budget; nothing is dropped then.
     Status remove(std::uint64_t first, std::uint64_t n_tokens) noexcept;
 
     // Gives back the blocks of a layer that have no token from `token` on, for layers with a sliding window:
@@ -186,6 +186,7 @@ class Cache {
 
   private:
     struct Impl;
+    friend struct CacheAccess;
     explicit Cache(Impl* impl) noexcept : impl_(impl) {}
     Impl* impl_;
 };

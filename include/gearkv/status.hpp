@@ -19,12 +19,18 @@ enum class Code : std::uint8_t {
     unknown_level,      // a level name that does not exist
     unavailable_level,  // a level this machine or build cannot run
     bad_block,          // bytes that are not a block of this format
+    not_a_state,        // the file does not start with the magic of a saved cache
+    other_byte_order,   // a file of a machine with another byte order
+    other_codec,        // a cache saved with another SPEC
+    other_model,        // a cache saved with another model, shape or rotary embedding
+    damaged,            // bytes that do not match their checksum, or are where none should be
+    corrupt_state,      // checksums match, but a count, place or order cannot be right
     thread_failure,     // the system refused a thread
-    // gearkv-decoder
-    io_error,           // the system refused to open, map or read a file
-    not_a_model,        // the file does not start with the GGUF magic
-    bad_version,        // a GGUF version other than 2 or 3, or another byte order
+    io_error,           // the system refused to open, map, read or write a file
+    bad_version,        // a file version we do not know
     truncated,          // the file ends before what its header promises
+    // gearkv-decoder
+    not_a_model,        // the file does not start with the GGUF magic
     corrupt_model,      // a length, count, offset or type in the file that cannot be right
     missing_key,        // metadata the architecture needs is absent
     bad_metadata,       // metadata is present with a wrong type or an impossible value

@@ -6,17 +6,10 @@
 #include <new>
 
 #include "cache/check.hpp"
-#include "cache/layer.hpp"
-#include "cache/rates.hpp"
+#include "cache/impl.hpp"
 
 namespace gearkv {
 namespace {
-
-// How one call of attend is cut into tasks: (head, row group, part of the tokens). Groups and parts follow
-// from the shapes alone, so that results do not depend on the executor. Tasks take turns in slots of scratch.
-struct Work {
-    std::uint64_t n_groups, n_parts, n_tasks, n_slots;
-};
 
 // Few heads and rows are split over the tokens, into parts of at least 1,024.
 std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) {
@@ -29,49 +22,6 @@ std::uint64_t rope_bytes(const RopeConfig& rope) {
 }
 
 }  // namespace
-
-struct Cache::Impl {
-    explicit Impl(const CacheConfig& config) noexcept : context(config) {}
-
-    CacheContext context;
-    float* frequencies = nullptr;    // of the rotary embedding, [rope.n_pairs]
-    LayerStream** layers = nullptr;  // null: without tokens, and without memory yet
-    RateChooser rates;
-    KvRun* runs = nullptr;  // of the layer being attended
-    std::uint64_t max_runs = 0;
-    Scratch attend_scratch;  // [slot] of attend_scratch_bytes
-    Scratch turn_scratch;    // rotations of the runs being attended
-    std::uint64_t slot_bytes = 0;
-
-    // Layers are made too, or taken from `shared`.
-    bool create(const Impl* shared) noexcept;
-    void destroy() noexcept;
-    static Status make(const CacheConfig& config, const Kernels* kernels, const Impl* shared,
-                       std::unique_ptr<Cache>* out) noexcept;
-    KvSpec first_spec() const noexcept;
-    std::uint64_t n_tokens(std::uint32_t layer) const noexcept {
-        return layers[layer] == nullptr ? 0 : layers[layer]->n_tokens();
-    }
-    // Before a layer changes: it is there, and no other cache's. Errors: out_of_memory, over_budget.
-    Status own(std::uint32_t layer) noexcept;
-    Status own_all() noexcept;
-    // For the runs whose keys have moved. Errors: as above.
-    Status set_turns(std::size_t n_runs) noexcept;
-    // Truncation leaves more blocks than tokens alone would make.
-    bool reserve_runs(std::uint64_t n) noexcept;
-    Status check_layer(std::uint32_t layer) const noexcept;
-    // Before this layer compresses, if it is about to for the first time.
-    Status choose_rates(std::uint32_t layer, Executor& executor) noexcept;
-    Status check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept;
-    Status check_rules(const Queries& queries, std::uint64_t n_tokens) const noexcept;
-    void add_row(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t row,
-                 std::uint64_t n_tokens, RowGroup* rows) const noexcept;
-    RowGroup group_of(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t group,
-                      std::uint64_t n_tokens) const noexcept;
-    // Runs the due pieces of the layer's compression beside the heads.
-    void attend_heads(const Queries& queries, float* out, LayerStream& layer, const Work& work,
-                      Executor& executor) noexcept;
-};
 
 bool Cache::Impl::reserve_runs(std::uint64_t n) noexcept {
     if (n <= max_runs) return true;
@@ -239,6 +189,7 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     if (status.ok()) status = impl_->choose_rates(layer, executor);
     if (!status.ok()) return status;
     LayerStream& stream = *impl_->layers[layer];
+    if (status = stream.check_first_block(); !status.ok()) return status;
     if (status = stream.advance(&context, n_tokens, executor); !status.ok()) return status;
     if (!stream.reserve_append(&context, n_tokens))
         return memory_error(context, "to buffer %u tokens of layer %u", n_tokens, layer);
@@ -254,6 +205,7 @@ Status Cache::compress(std::uint32_t layer, Executor& executor) noexcept {
     if (impl_->rates.waits() && !impl_->rates.is_ready(impl_->context, impl_->layers)) return {};
     if (Status status = impl_->own(layer); !status.ok()) return status;
     if (Status status = impl_->choose_rates(layer, executor); !status.ok()) return status;
+    if (Status status = impl_->layers[layer]->check_first_block(); !status.ok()) return status;
     return impl_->layers[layer]->compress(&impl_->context, executor);
 }
 
@@ -396,6 +348,7 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Ex
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     if (Status status = impl_->check_queries(queries, n_tokens(layer)); !status.ok()) return status;
     LayerStream& stream = *impl_->layers[layer];
+    if (Status status = stream.check_blocks(executor); !status.ok()) return status;
     const CacheConfig& config = impl_->context.config;
     Work work;
     work.n_groups =
@@ -474,6 +427,7 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
                              static_cast<unsigned long long>(first), static_cast<unsigned long long>(gap),
                              static_cast<unsigned long long>(gap_end - 1));
     }
+    if (Status status = stream.check_blocks(serial_executor()); !status.ok()) return status;
     stream.read_range(impl_->context, first, n_tokens, keys, values);
     return {};
 }
@@ -519,6 +473,7 @@ Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens) noexcept {
     if (Status status = impl_->own_all(); !status.ok()) return status;
     CacheContext& context = impl_->context;
     for (std::uint32_t i = 0; i < n_layers; ++i) {
+        if (Status status = impl_->layers[i]->check_first_block(); !status.ok()) return status;
         if (!impl_->layers[i]->reserve_cut(&context))
             return memory_error(context, "to cut the blocks of layer %u", i);
     }
@@ -537,6 +492,7 @@ Status Cache::forget_before(std::uint32_t layer, std::uint64_t token) noexcept {
     const LayerStream* stream = impl_->layers[layer];
     if (stream == nullptr || stream->n_forgettable(token) == 0) return {};
     if (Status status = impl_->own(layer); !status.ok()) return status;
+    if (Status status = impl_->layers[layer]->check_first_block(); !status.ok()) return status;
     if (!impl_->layers[layer]->reserve_cut(&impl_->context))
         return memory_error(impl_->context, "to cut the blocks of layer %u", layer);
     impl_->layers[layer]->forget_before(&impl_->context, token);

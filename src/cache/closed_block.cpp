@@ -4,6 +4,7 @@
 #include <cstring>
 #include <new>
 
+#include "file/xxh64.hpp"
 #include "format/trellis.hpp"
 
 namespace gearkv {
@@ -222,6 +223,55 @@ BlockView BlockTable::view(std::uint64_t i, TensorKind kind) const noexcept {
     BlockView view = trusted_block(kind == TensorKind::key ? blocks_[i].key : blocks_[i].value);
     if (view.trellis() && view.profiles == nullptr) view.use_profiles(profiles(kind));
     return view;
+}
+
+namespace {
+
+Status check_bytes(const BlockView& view, std::uint64_t checksum) {
+    const std::uint64_t found = xxh64(view.header, view.header->n_bytes);
+    if (found != checksum) {
+        return Status::error(Code::damaged, "checksum %016llx of a block, expected %016llx",
+                             static_cast<unsigned long long>(found),
+                             static_cast<unsigned long long>(checksum));
+    }
+    return check_contents(view);
+}
+
+}  // namespace
+
+Status BlockTable::check(std::uint64_t n, Executor& executor) const noexcept {
+    const auto is_due = [&](std::uint64_t i) {
+        const BlockCheck* check = blocks_[i].check;
+        return check != nullptr && !check->is_done.load(std::memory_order_acquire);
+    };
+    std::uint64_t first = 0;
+    while (first < n && !is_due(first))
+        ++first;
+    if (first == n) return {};
+    const auto look = [&](std::uint64_t i) {
+        const BlockCheck& check = *blocks_[i].check;
+        Status status = check_bytes(view(i, TensorKind::key), check.key_checksum);
+        return status.ok() ? check_bytes(view(i, TensorKind::value), check.value_checksum) : status;
+    };
+    // The first carries what all others need.
+    if (Status status = look(first); !status.ok()) return status;
+    blocks_[first].check->is_done.store(true, std::memory_order_release);
+    std::atomic<std::uint64_t> bad{n};
+    parallel_for(executor, n - first, [&](std::size_t at) {
+        const std::uint64_t i = first + at;
+        if (!is_due(i)) return;
+        if (look(i).ok()) {
+            blocks_[i].check->is_done.store(true, std::memory_order_release);
+        } else {
+            bad.store(i, std::memory_order_relaxed);
+        }
+    });
+    return bad < n ? look(bad) : Status();
+}
+
+void BlockTable::forget_checks() noexcept {
+    for (std::uint64_t i = 0; i < size_; ++i)
+        blocks_[i].check = nullptr;
 }
 
 std::uint64_t BlockTable::shared_bytes() const noexcept {

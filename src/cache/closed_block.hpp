@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "cache/memory_ledger.hpp"
+#include "gearkv/executor.hpp"
 
 namespace gearkv {
 
@@ -19,6 +20,12 @@ struct BlockOwner {
     }
 };
 
+// What the bytes of a pair from a file must be. Whoever needs them first looks.
+struct BlockCheck {
+    std::uint64_t key_checksum = 0, value_checksum = 0;
+    std::atomic<bool> is_done{false};
+};
+
 // Keys and values of the same tokens, or of some of them: a block keeps its bytes and shows tokens
 // [first, first + n_tokens). Each entry is one user of its owner.
 struct ClosedBlock {
@@ -27,9 +34,9 @@ struct ClosedBlock {
     const void* value = nullptr;
     std::uint32_t first = 0;
     std::uint32_t n_tokens = 0;
-    std::int64_t shift = 0;  // of the tokens' positions since their keys were rotated
-    bool is_mapped = false;  // in a file, not in the caller's memory
-    bool is_checked = true;  // false: bytes of a file that nobody has looked at yet
+    std::int64_t shift = 0;       // of the tokens' positions since their keys were rotated
+    bool is_mapped = false;       // in a file, not in the caller's memory
+    BlockCheck* check = nullptr;  // of bytes from a file, in the owner's memory
 
     std::uint64_t n_bytes() const noexcept;  // of both
 };
@@ -71,11 +78,18 @@ class BlockTable {
     std::uint64_t size() const noexcept { return size_; }
     std::uint64_t n_tokens() const noexcept { return n_tokens_; }
     const ClosedBlock& operator[](std::uint64_t i) const noexcept { return blocks_[i]; }
-    void set_checked(std::uint64_t i) noexcept { blocks_[i].is_checked = true; }
+    // Looks at the bytes of the first n blocks that come from a file and that nobody has looked at. Errors:
+    // damaged.
+    Status check(std::uint64_t n, Executor& executor) const noexcept;
+    // All were looked at, and their checks go.
+    void forget_checks() noexcept;
     BlockView view(std::uint64_t i, TensorKind kind) const noexcept;
     // What the first block carries for all; null but for a trellis.
     const unsigned char* profiles(TensorKind kind) const noexcept;
-    bool has_own_profiles() const noexcept { return profiles_[0] != nullptr || profiles_[1] != nullptr; }
+    // Null while the first block is there.
+    const unsigned char* own_profiles(TensorKind kind) const noexcept {
+        return profiles_[static_cast<int>(kind)];
+    }
     std::uint64_t profile_bytes(TensorKind kind) const noexcept {
         return profile_bytes_[static_cast<int>(kind)];
     }

@@ -18,8 +18,8 @@ std::uint64_t plane_starts_bytes(const CacheConfig& config) {
 void turn_rows(const CacheConfig& config, std::int64_t shift, std::size_t n_rows, float* rows) {
     if (shift == 0 || config.rope.n_pairs == 0) return;
     float angles[max_dim];
-    const Rotation turn = make_rotation(config.rope.frequencies, config.rope.n_pairs, config.rope.interleaved,
-                                        shift, angles);
+    const Rotation turn =
+        make_rotation(config.rope.frequencies, config.rope.n_pairs, config.rope.interleaved, shift, angles);
     for (std::size_t i = 0; i < n_rows; ++i)
         rotate(turn, rows + i * config.key_dim);
 }

@@ -1,6 +1,8 @@
 // One layer of a cache: closed blocks, and the buffer of recent tokens.
 #pragma once
 
+#include <algorithm>
+
 #include "attention/attend.hpp"
 #include "attention/rope.hpp"
 #include "cache/closed_block.hpp"
@@ -218,6 +220,12 @@ class LayerStream {
     // far it was. False when memory is short.
     bool restore(CacheContext* context, const LayerShape& shape, const LayerProgress& progress,
                  const void* const* sinks, const void* const* buffer) noexcept;
+
+    // Of blocks from a file: all, or the one whose profiles later blocks use. Errors: damaged.
+    Status check_blocks(Executor& executor) const noexcept { return blocks_.check(blocks_.size(), executor); }
+    Status check_first_block() const noexcept {
+        return blocks_.check(std::min<std::uint64_t>(blocks_.size(), 1), serial_executor());
+    }
 
     const HeldBytes& held() const noexcept { return held_; }
     double compress_seconds() const noexcept {

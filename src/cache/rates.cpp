@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <new>
 
 #include "format/trellis.hpp"
@@ -325,15 +326,20 @@ bool RateChooser::copy(CacheContext* context, const RateChooser& other) noexcept
     is_done_ = other.is_done_;
     for (std::uint32_t i = 0; samples_ != nullptr && i < context->config.n_layers; ++i) {
         const QuerySample& sample = other.samples_[i];
-        if (sample.rows == nullptr) continue;
-        const std::uint64_t n =
-            std::uint64_t{QuerySample::most_queries} * sample.n_heads * context->config.key_dim;
-        auto* rows = static_cast<float*>(context->memory().take(n * sizeof(float), Use::scratch));
-        if (rows == nullptr) return false;
-        std::copy_n(sample.rows, n, rows);
-        samples_[i] = sample;
-        samples_[i].rows = rows;
+        if (sample.rows != nullptr && !restore(context, i, sample, sample.rows)) return false;
     }
+    return true;
+}
+
+bool RateChooser::restore(CacheContext* context, std::uint32_t layer, const QuerySample& sample,
+                          const void* rows) noexcept {
+    const std::uint64_t row_bytes = std::uint64_t{sample.n_heads} * context->config.key_dim * sizeof(float);
+    auto* own =
+        static_cast<float*>(context->memory().take(QuerySample::most_queries * row_bytes, Use::scratch));
+    if (own == nullptr) return false;
+    std::memcpy(own, rows, sample.n_queries * row_bytes);
+    samples_[layer] = sample;
+    samples_[layer].rows = own;
     return true;
 }
 

@@ -33,7 +33,15 @@ class RateChooser {
 
     // Whether rates are still to be chosen.
     bool waits() const noexcept { return samples_ != nullptr && !is_done_; }
-    // Errors: out_of_memory.
+    // For a state file. What is kept of a layer, or null; and back again, with `rows` of its queries. False
+    // when memory is short.
+    const QuerySample* sample(std::uint32_t layer) const noexcept {
+        return samples_ == nullptr ? nullptr : &samples_[layer];
+    }
+    bool restore(CacheContext* context, std::uint32_t layer, const QuerySample& sample,
+                 const void* rows) noexcept;
+    void set_done(bool is_done) noexcept { is_done_ = is_done; }
+    // Errors: out_of_memory, over_budget.
     Status keep(CacheContext* context, std::uint32_t layer, const Queries& queries,
                 std::uint64_t n_tokens) noexcept;
     // Whether every layer has tokens and queries.

@@ -7,7 +7,7 @@
 
 #include "decoder/gguf.hpp"
 #include "decoder/linear.hpp"
-#include "decoder/mapped_file.hpp"
+#include "file/mapped_file.hpp"
 #include "gearkv/decoder.hpp"
 
 namespace gearkv {

@@ -196,12 +196,10 @@ Status check_planes(const BlockView& view) noexcept {
     return {};
 }
 
-// Means are finite, orders are permutations, widths fit the planes.
-Status check_trellis(const BlockView& view) noexcept {
+// Means are finite, orders are permutations.
+Status check_profile(const BlockView& view) noexcept {
     const BlockHeader& header = *view.header;
     const bool keys = view.kind() == TensorKind::key;
-    const SectionLayout at = section_layout(view.kind(), header.dim);
-    const auto n_granules = static_cast<std::uint32_t>(ceil_div(header.dim, granule_channels(view.kind())));
     if (Status status = check_planes(view); !status.ok()) return status;
     for (std::uint32_t head = 0; head < header.n_heads; ++head) {
         const TrellisProfile profile = trellis_profile(view, head);
@@ -218,6 +216,17 @@ Status check_trellis(const BlockView& view) noexcept {
             }
             seen[channel] = true;
         }
+    }
+    return {};
+}
+
+// Widths fit the planes.
+Status check_sections(const BlockView& view) noexcept {
+    const BlockHeader& header = *view.header;
+    const bool keys = view.kind() == TensorKind::key;
+    const SectionLayout at = section_layout(view.kind(), header.dim);
+    const auto n_granules = static_cast<std::uint32_t>(ceil_div(header.dim, granule_channels(view.kind())));
+    for (std::uint32_t head = 0; head < header.n_heads; ++head) {
         for (std::uint32_t i = 0; i < view.sizes.n_sections; ++i) {
             std::uint32_t n_planes = 0;
             for (std::uint32_t g = 0; g < n_granules; ++g) {
@@ -430,11 +439,24 @@ Status open_block(const void* bytes, std::uint64_t n_bytes, BlockView* out) noex
         return Status::error(Code::bad_block, "counts or offsets do not follow from the block's shape");
     }
     BlockView view = trusted_block(bytes);
-    if (Status status = check_outliers(view); !status.ok()) return status;
-    Status status = is_trellis(header) ? check_trellis(view) : check_values(view);
-    if (!status.ok()) return status;
+    if (Status status = check_contents(view); !status.ok()) return status;
     *out = view;
     return {};
+}
+
+Status check_contents(const BlockView& view) noexcept {
+    if (Status status = check_outliers(view); !status.ok()) return status;
+    if (!is_trellis(*view.header)) return check_values(view);
+    if (Status status = check_profile(view); !status.ok()) return status;
+    return check_sections(view);
+}
+
+Status check_profiles(const BlockHeader& header, const void* bytes) noexcept {
+    BlockView view;
+    view.header = &header;
+    view.sizes = block_sizes(header);
+    view.use_profiles(static_cast<const unsigned char*>(bytes));
+    return check_profile(view);
 }
 
 }  // namespace gearkv

@@ -240,6 +240,11 @@ class OutlierCursor {
 // A block this process wrote itself: no checks.
 BlockView trusted_block(const void* bytes) noexcept;
 
+// The rest of open_block, for a view whose header is right.
+Status check_contents(const BlockView& view) noexcept;
+// Profiles of a stream of blocks like this one, which lie elsewhere. Errors: bad_block.
+Status check_profiles(const BlockHeader& header, const void* bytes) noexcept;
+
 // A block from anywhere: header, every offset against n_bytes, counts, channel order and the finiteness of
 // every scale, factor and outlier. Errors: bad_block, with found and expected.
 Status open_block(const void* bytes, std::uint64_t n_bytes, BlockView* out) noexcept;

@@ -1,13 +1,14 @@
-#include "decoder/mapped_file.hpp"
+#include "file/mapped_file.hpp"
 
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "file/system_error.hpp"
 
 namespace gearkv {
 namespace {
@@ -19,22 +20,6 @@ const char* file_kind(mode_t mode) {
     if (S_ISBLK(mode)) return "a block device";
     if (S_ISSOCK(mode)) return "a socket";
     return "no regular file";
-}
-
-// strerror_r comes in two shapes, and one of these serves it.
-[[maybe_unused]] const char* pick_message(int, const char* buffer) {
-    return buffer;
-}
-[[maybe_unused]] const char* pick_message(const char* message, const char*) {
-    return message;
-}
-
-Status system_error(const char* what, const char* path) {
-    const int error = errno;
-    char buffer[96] = "unknown error";
-    const char* message = pick_message(strerror_r(error, buffer, sizeof(buffer)), buffer);
-    const Code code = error == ENOMEM ? Code::out_of_memory : Code::io_error;
-    return Status::error(code, "cannot %s '%.100s': %s", what, path, message);
 }
 
 Status map_descriptor(int descriptor, const char* path, const std::uint8_t** bytes, std::uint64_t* n_bytes) {

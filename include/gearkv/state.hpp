@@ -1,0 +1,85 @@
+// A cache in a file: saved in one piece or not at all, and loaded by copy or attended where it is mapped.
+//
+// The file is described to the byte in src/format/state.hpp; its version counts apart from the library's. It
+// is the same on every machine and at every level. A loaded cache goes on exactly as the saved one would
+// have.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "gearkv/cache.hpp"
+
+namespace gearkv {
+
+// The caller's name for what the keys and values came from: model, tokenizer, whatever must be the same. A
+// checksum of the weights, say.
+struct ModelFingerprint {
+    std::uint8_t bytes[32] = {};
+    friend bool operator==(const ModelFingerprint&, const ModelFingerprint&) = default;
+};
+
+struct SaveOptions {
+    ModelFingerprint model;
+    const void* extra = nullptr;  // bytes of the caller's that go with the cache: tokens, a sampler's state
+    std::size_t n_extra = 0;
+};
+
+// Writes the cache to `path`: beside it first, under "<path>.<process>-<number>.tmp", forced to the disk and
+// then renamed over it. What ends the process on the way leaves the old file, or none, and perhaps the
+// temporary one. Nothing is copied. Errors: invalid_argument, io_error, out_of_memory, damaged (blocks of a
+// mapped file that were not looked at before). Threads: as any call on the cache.
+Status save_state(const Cache& cache, const char* path, const SaveOptions& options,
+                  Executor& executor) noexcept;
+
+enum class StateLoading : std::uint8_t {
+    copy,  // blocks are read into the allocator's memory
+    map,   // blocks stay in the file, which must not change while the cache or a fork of it lives
+};
+enum class StateChecking : std::uint8_t {
+    all,           // every byte before the call returns
+    on_first_use,  // blocks when a call first needs them, which then fails with `damaged`; for `map` only
+};
+
+struct LoadOptions {
+    ModelFingerprint model;
+    StateLoading loading = StateLoading::copy;
+    StateChecking checking = StateChecking::all;
+    void* extra = nullptr;  // room for the caller's bytes
+    std::size_t extra_capacity = 0;
+};
+
+// Makes a cache out of a file. `config` says what is expected: layers, heads, dimensions, rotary embedding
+// and SPEC must be the file's; seed and spread_tokens are taken from the file; level, allocator, max_tokens
+// and max_bytes are the new cache's own. Buffers, sinks and tables are always copied. n_extra, when given,
+// gets the number of the caller's bytes. Errors: those of Cache::create; io_error, not_a_state,
+// other_byte_order, bad_version, truncated, damaged, corrupt_state, bad_block, other_codec, other_model,
+// capacity_exceeded (more tokens than max_tokens), wrong_size (no room for the extra bytes). *out and
+// *n_extra are untouched then. The file may come from anybody.
+Status load_state(const char* path, const CacheConfig& config, const LoadOptions& options, Executor& executor,
+                  std::unique_ptr<Cache>* out, std::size_t* n_extra = nullptr) noexcept;
+
+// What a file says of itself.
+struct StateInfo {
+    std::uint32_t version = 0;
+    std::uint64_t n_bytes = 0;
+    CacheConfig
+        config;  // all but level, allocator, max_bytes and the frequencies, of which there is a checksum
+    std::uint64_t rope_checksum = 0;
+    ModelFingerprint model;
+    std::uint64_t n_tokens = 0;     // of the layer that has most
+    std::uint64_t n_blocks = 0;     // keys and values, all layers
+    std::uint64_t block_bytes = 0;  // of these
+    std::uint64_t n_extra = 0;
+};
+
+// Checks header and table and reads no more than these and the layers' counts. Errors: invalid_argument,
+// io_error, not_a_state, other_byte_order, bad_version, truncated, damaged, corrupt_state, out_of_memory;
+// *out is untouched then.
+Status inspect_state(const char* path, StateInfo* out) noexcept;
+
+// Checks every byte as load_state does, and makes no cache. Errors: those of load_state and inspect_state.
+Status verify_state(const char* path, Executor& executor, StateInfo* out) noexcept;
+
+}  // namespace gearkv

@@ -1,0 +1,65 @@
+// What a Cache is made of.
+#pragma once
+
+#include "cache/layer.hpp"
+#include "cache/rates.hpp"
+
+namespace gearkv {
+
+// How one call of attend is cut into tasks: (head, row group, part of the tokens). Groups and parts follow
+// from the shapes alone, so that results do not depend on the executor. Tasks take turns in slots of scratch.
+struct Work {
+    std::uint64_t n_groups, n_parts, n_tasks, n_slots;
+};
+
+struct Cache::Impl {
+    explicit Impl(const CacheConfig& config) noexcept : context(config) {}
+
+    CacheContext context;
+    float* frequencies = nullptr;    // of the rotary embedding, [rope.n_pairs]
+    LayerStream** layers = nullptr;  // null: without tokens, and without memory yet
+    RateChooser rates;
+    KvRun* runs = nullptr;  // of the layer being attended
+    std::uint64_t max_runs = 0;
+    Scratch attend_scratch;  // [slot] of attend_scratch_bytes
+    Scratch turn_scratch;    // rotations of the runs being attended
+    std::uint64_t slot_bytes = 0;
+
+    // Layers are made too, or taken from `shared`.
+    bool create(const Impl* shared) noexcept;
+    void destroy() noexcept;
+    static Status make(const CacheConfig& config, const Kernels* kernels, const Impl* shared,
+                       std::unique_ptr<Cache>* out) noexcept;
+    KvSpec first_spec() const noexcept;
+    std::uint64_t n_tokens(std::uint32_t layer) const noexcept {
+        return layers[layer] == nullptr ? 0 : layers[layer]->n_tokens();
+    }
+    // Before a layer changes: it is there, and no other cache's. Errors: out_of_memory, over_budget.
+    Status own(std::uint32_t layer) noexcept;
+    Status own_all() noexcept;
+    // For the runs whose keys have moved. Errors: as above.
+    Status set_turns(std::size_t n_runs) noexcept;
+    // Truncation leaves more blocks than tokens alone would make.
+    bool reserve_runs(std::uint64_t n) noexcept;
+    Status check_layer(std::uint32_t layer) const noexcept;
+    // Before this layer compresses, if it is about to for the first time.
+    Status choose_rates(std::uint32_t layer, Executor& executor) noexcept;
+    Status check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept;
+    Status check_rules(const Queries& queries, std::uint64_t n_tokens) const noexcept;
+    void add_row(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t row,
+                 std::uint64_t n_tokens, RowGroup* rows) const noexcept;
+    RowGroup group_of(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t group,
+                      std::uint64_t n_tokens) const noexcept;
+    // Runs the due pieces of the layer's compression beside the heads.
+    void attend_heads(const Queries& queries, float* out, LayerStream& layer, const Work& work,
+                      Executor& executor) noexcept;
+};
+
+// For what saves and loads a cache.
+struct CacheAccess {
+    using Impl = Cache::Impl;
+    static const Impl& of(const Cache& cache) noexcept { return *cache.impl_; }
+    static Impl& of(Cache& cache) noexcept { return *cache.impl_; }
+};
+
+}  // namespace gearkv

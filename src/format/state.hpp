@@ -1,0 +1,131 @@
+// A cache in a file, version 1. All numbers are little-endian; every section starts at a multiple of 64, so
+// that blocks are attended where they lie in a mapped file. Whoever reads this alone can read the file.
+//
+//   +-----------------+  0
+//   | StateHeader     |  512 bytes: what the sections mean, and the checksum of the table
+//   +-----------------+  512
+//   | StateSection[n] |  64 bytes each: kind, place, size and checksum of a section
+//   +-----------------+
+//   | sections        |  in the order of the table, each at the next multiple of 64; zeros between them
+//   +-----------------+  n_bytes of the header, a multiple of 64
+//
+// Order of the sections, those that are empty left out:
+//   for each layer 0, 1, ...:
+//     layer              StateLayer, 64 bytes; there for every layer that holds tokens
+//     key_planes         u32 [n_kv_heads + 1], value_planes likewise: chosen rates of auto:BITS
+//     key_sinks          rows, value_sinks likewise: the first tokens of the sequence
+//     key_profiles       what the first block of the layer would carry for all, when that block is gone;
+//                        value_profiles likewise. As in a block (trellis.hpp)
+//     key_block,         the stream of a block (block.hpp), a pair for every entry of the layer's table,
+//     value_block        oldest first. A block that was cut in two has two entries behind each other, which
+//                        name the same bytes: only the first pair moves the place of the next section on.
+//     key_buffer         rows, value_buffer likewise: the last tokens
+//     queries            StateQueries and rows: what auto:BITS will choose its rates by
+//   extra                bytes of the program that saved, at most one section
+//
+// Rows are [token][head][dim padded to 16] of fp16, or of float in a tensor of f32; keys as they were
+// rotated for the places the tokens have now.
+//
+// Tokens of a layer: n_sinks, then n_forgotten which are counted but were given back, then those of the
+// blocks, then n_buffered. An entry of a block shows tokens [first, first + n_tokens) of it; their keys were
+// rotated for places that are now higher by -shift.
+//
+// Checksums are XXH64 with seed 0. A reader must refuse what it does not know: other versions, kinds, flags
+// and anything but zeros in reserved fields and between sections.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace gearkv {
+
+inline constexpr unsigned char state_magic[8] = {'G', 'V', 'K', 'S', 'T', 'A', 'T', 'E'};
+inline constexpr std::uint32_t state_version = 1;
+inline constexpr std::uint32_t state_byte_order = 0x01020304;  // as read by a machine of the right order
+inline constexpr std::uint64_t state_alignment = 64;
+inline constexpr std::size_t state_model_bytes = 32;
+inline constexpr std::size_t state_spec_chars = 128;
+
+struct StateHeader {
+    unsigned char magic[8];
+    std::uint32_t version;
+    std::uint32_t byte_order;
+    std::uint64_t n_bytes;  // of the file
+    std::uint32_t n_sections;
+    std::uint32_t block_version;
+    std::uint32_t n_layers;
+    std::uint32_t n_kv_heads;
+    std::uint32_t key_dim;
+    std::uint32_t value_dim;
+    std::uint64_t max_tokens;  // of the cache that was saved; another one may have more or less
+    std::uint64_t seed;
+    std::uint32_t spread_tokens;
+    std::uint32_t flags;                    // bit 0: the rates of auto:BITS are chosen
+    std::uint32_t rope_pairs;               // channels turned by a rotary embedding, in pairs
+    std::uint32_t rope_interleaved;         // 0 or 1
+    std::uint64_t rope_checksum;            // of float [rope_pairs], the frequencies
+    std::uint64_t table_checksum;           // of all StateSection
+    std::uint8_t model[state_model_bytes];  // the program's name for what the keys and values came from
+    char spec[state_spec_chars];            // canonical SPEC, ended and filled with zeros
+    std::uint8_t reserved[248];
+    std::uint64_t checksum;  // of the bytes before it
+};
+static_assert(sizeof(StateHeader) == 512);
+static_assert(offsetof(StateHeader, model) == 96 && offsetof(StateHeader, spec) == 128);
+
+enum class StateKind : std::uint32_t {
+    layer = 1,
+    key_planes = 2,
+    value_planes = 3,
+    key_sinks = 4,
+    value_sinks = 5,
+    key_profiles = 6,
+    value_profiles = 7,
+    key_block = 8,
+    value_block = 9,
+    key_buffer = 10,
+    value_buffer = 11,
+    queries = 12,
+    extra = 13,
+};
+
+struct StateSection {
+    std::uint32_t kind;    // StateKind
+    std::uint32_t layer;   // 0 for extra
+    std::uint64_t offset;  // from the start of the file
+    std::uint64_t n_bytes;
+    std::uint64_t checksum;
+    std::uint32_t first;     // of the blocks, both of a pair alike; else 0
+    std::uint32_t n_tokens;  // likewise
+    std::int64_t shift;      // likewise
+    std::uint64_t reserved[2];
+};
+static_assert(sizeof(StateSection) == 64);
+
+struct StateLayer {
+    std::uint64_t n_sinks;
+    std::uint64_t n_forgotten;
+    std::uint64_t n_closed;  // in blocks
+    std::uint64_t n_buffered;
+    std::uint64_t exact_from;        // fewer tokens would not have closed all the blocks yet
+    std::uint32_t pending_tokens;    // first of the buffer, on their way to a block
+    std::uint32_t pending_appended;  // tokens that came since
+    std::uint32_t flags;             // bit 0: the last append brought a block's worth of tokens or more
+    float key_rate;                  // of a trellis, as in use
+    float value_rate;
+    std::uint32_t reserved;
+};
+static_assert(sizeof(StateLayer) == 64);
+
+// Behind it: float [n_queries][n_heads][key_dim].
+struct StateQueries {
+    std::uint32_t n_queries;  // 1 to 64
+    std::uint32_t next;       // of 64 places, the one to be replaced
+    std::uint32_t n_heads;    // a multiple of n_kv_heads
+    float scale;
+    std::uint64_t visible[64];  // tokens each query saw; 0 behind n_queries
+    std::uint8_t reserved[48];
+};
+static_assert(sizeof(StateQueries) == 576);
+
+}  // namespace gearkv

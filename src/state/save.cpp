@@ -1,0 +1,247 @@
+#include <cstring>
+
+#include "cache/impl.hpp"
+#include "file/atomic_file.hpp"
+#include "file/xxh64.hpp"
+#include "format/state.hpp"
+#include "format/trellis.hpp"
+#include "gearkv/state.hpp"
+
+namespace gearkv {
+namespace {
+
+// Lists the sections of a cache, in the order of the file: visit(section, bytes), with neither offset nor
+// checksum. `layer` and `queries` are where StateLayer and queries are put together.
+class Sections {
+  public:
+    Sections(const CacheAccess::Impl& impl, const SaveOptions& options) noexcept
+        : impl_(impl), options_(options) {}
+
+    // Bytes of what does not lie in the cache as it is saved.
+    std::uint64_t n_composed() const noexcept {
+        std::uint64_t n = 0;
+        for (std::uint32_t i = 0; i < impl_.context.config.n_layers; ++i)
+            n += sizeof(StateLayer) + query_bytes(i);
+        return n;
+    }
+
+    template <class Visit>
+    void list(unsigned char* composed, const Visit& visit) const noexcept {
+        for (std::uint32_t i = 0; i < impl_.context.config.n_layers; ++i) {
+            const LayerStream* stream = impl_.layers[i];
+            if (stream != nullptr && (stream->n_tokens() > 0 || stream->planes(TensorKind::key) != nullptr))
+                list_layer(i, *stream, &composed, visit);
+        }
+        if (options_.n_extra > 0) visit(section(StateKind::extra, 0, options_.n_extra), options_.extra);
+    }
+
+  private:
+    static constexpr TensorKind kinds[] = {TensorKind::key, TensorKind::value};
+
+    static StateSection section(StateKind kind, std::uint32_t layer, std::uint64_t n_bytes) noexcept {
+        StateSection section = {};
+        section.kind = static_cast<std::uint32_t>(kind);
+        section.layer = layer;
+        section.n_bytes = n_bytes;
+        return section;
+    }
+    static StateKind of(StateKind key_kind, TensorKind kind) noexcept {
+        return static_cast<StateKind>(static_cast<std::uint32_t>(key_kind) + (kind == TensorKind::value));
+    }
+
+    std::uint64_t query_bytes(std::uint32_t layer) const noexcept {
+        const QuerySample* sample = impl_.rates.sample(layer);
+        if (sample == nullptr || sample->n_queries == 0) return 0;
+        return sizeof(StateQueries) + std::uint64_t{sample->n_queries} * sample->n_heads *
+                                          impl_.context.config.key_dim * sizeof(float);
+    }
+
+    template <class Visit>
+    void list_layer(std::uint32_t layer, const LayerStream& stream, unsigned char** composed,
+                    const Visit& visit) const noexcept {
+        const CacheConfig& config = impl_.context.config;
+        const LayerShape shape = stream.shape();
+        compose_layer(stream, *composed);
+        visit(section(StateKind::layer, layer, sizeof(StateLayer)), *composed);
+        if (*composed != nullptr) *composed += sizeof(StateLayer);
+        for (const TensorKind kind : kinds) {
+            const std::uint64_t n_bytes = (config.n_kv_heads + std::uint64_t{1}) * sizeof(std::uint32_t);
+            if (stream.planes(kind) != nullptr)
+                visit(section(of(StateKind::key_planes, kind), layer, n_bytes), stream.planes(kind));
+        }
+        for (const TensorKind kind : kinds) {
+            const TokenBuffer& sinks = stream.sinks(kind);
+            if (shape.n_sinks > 0)
+                visit(section(of(StateKind::key_sinks, kind), layer, sinks.n_bytes(shape.n_sinks)),
+                      sinks.data());
+        }
+        list_blocks(layer, stream.blocks(), visit);
+        for (const TensorKind kind : kinds) {
+            const TokenBuffer& buffer = stream.buffer(kind);
+            if (shape.n_buffered > 0)
+                visit(section(of(StateKind::key_buffer, kind), layer, buffer.n_bytes(shape.n_buffered)),
+                      buffer.data());
+        }
+        if (const std::uint64_t n_bytes = query_bytes(layer); n_bytes > 0) {
+            compose_queries(*impl_.rates.sample(layer), n_bytes, *composed);
+            visit(section(StateKind::queries, layer, n_bytes), *composed);
+            if (*composed != nullptr) *composed += n_bytes;
+        }
+    }
+
+    template <class Visit>
+    void list_blocks(std::uint32_t layer, const BlockTable& blocks, const Visit& visit) const noexcept {
+        for (const TensorKind kind : kinds) {
+            if (blocks.own_profiles(kind) != nullptr)
+                visit(section(of(StateKind::key_profiles, kind), layer, blocks.profile_bytes(kind)),
+                      blocks.own_profiles(kind));
+        }
+        for (std::uint64_t i = 0; i < blocks.size(); ++i) {
+            for (const TensorKind kind : kinds) {
+                const void* block = kind == TensorKind::key ? blocks[i].key : blocks[i].value;
+                StateSection found = section(of(StateKind::key_block, kind), layer,
+                                             static_cast<const BlockHeader*>(block)->n_bytes);
+                found.first = blocks[i].first;
+                found.n_tokens = blocks[i].n_tokens;
+                found.shift = blocks[i].shift;
+                visit(found, block);
+            }
+        }
+    }
+
+    static void compose_layer(const LayerStream& stream, unsigned char* to) noexcept {
+        if (to == nullptr) return;
+        const LayerShape shape = stream.shape();
+        const LayerProgress progress = stream.progress();
+        StateLayer layer = {};
+        layer.n_sinks = shape.n_sinks;
+        layer.n_forgotten = shape.n_forgotten;
+        layer.n_closed = shape.n_closed;
+        layer.n_buffered = shape.n_buffered;
+        layer.exact_from = progress.exact_from;
+        layer.pending_tokens = progress.pending_tokens;
+        layer.pending_appended = progress.pending_appended;
+        layer.flags = progress.prompt;
+        layer.key_rate = stream.spec(TensorKind::key).rate;
+        layer.value_rate = stream.spec(TensorKind::value).rate;
+        std::memcpy(to, &layer, sizeof(layer));
+    }
+
+    static void compose_queries(const QuerySample& sample, std::uint64_t n_bytes,
+                                unsigned char* to) noexcept {
+        if (to == nullptr) return;
+        StateQueries queries = {};
+        queries.n_queries = sample.n_queries;
+        queries.next = sample.next;
+        queries.n_heads = sample.n_heads;
+        queries.scale = sample.scale;
+        std::copy_n(sample.visible, sample.n_queries, queries.visible);
+        std::memcpy(to, &queries, sizeof(queries));
+        std::memcpy(to + sizeof(queries), sample.rows, n_bytes - sizeof(queries));
+    }
+
+    const CacheAccess::Impl& impl_;
+    const SaveOptions& options_;
+};
+
+StateHeader make_header(const CacheAccess::Impl& impl, const SaveOptions& options) noexcept {
+    const CacheConfig& config = impl.context.config;
+    StateHeader header = {};
+    std::memcpy(header.magic, state_magic, sizeof(state_magic));
+    header.version = state_version;
+    header.byte_order = state_byte_order;
+    header.block_version = block_version;
+    header.n_layers = config.n_layers;
+    header.n_kv_heads = config.n_kv_heads;
+    header.key_dim = config.key_dim;
+    header.value_dim = config.value_dim;
+    header.max_tokens = config.max_tokens;
+    header.seed = config.seed;
+    header.spread_tokens = config.spread_tokens;
+    header.flags = config.spec.auto_bits != 0.0f && !impl.rates.waits() ? 1 : 0;
+    header.rope_pairs = config.rope.n_pairs;
+    header.rope_interleaved = config.rope.interleaved;
+    header.rope_checksum = xxh64(config.rope.frequencies, config.rope.n_pairs * sizeof(float));
+    std::memcpy(header.model, options.model.bytes, sizeof(header.model));
+    (void)format_spec(config.spec, header.spec, sizeof(header.spec)).ok();  // the spec was checked
+    return header;
+}
+
+// Whether the section before names the same bytes.
+bool repeats(const StateSection* sections, const void* const* bytes, std::uint64_t i) noexcept {
+    if (i < 2 || bytes[i] != bytes[i - 2]) return false;
+    const auto kind = static_cast<StateKind>(sections[i].kind);
+    return kind == StateKind::key_block || kind == StateKind::value_block;
+}
+
+Status write_all(const char* path, StateHeader* header, StateSection* sections, const void* const* bytes,
+                 Executor& executor) noexcept {
+    const std::uint64_t n = header->n_sections;
+    std::uint64_t place = sizeof(StateHeader) + n * sizeof(StateSection);
+    for (std::uint64_t i = 0; i < n; ++i) {
+        const bool again = repeats(sections, bytes, i);
+        sections[i].offset = again ? sections[i - 2].offset : place;
+        if (!again) place = round_up(place + sections[i].n_bytes, state_alignment);
+    }
+    parallel_for(executor, n, [&](std::size_t i) {
+        if (!repeats(sections, bytes, i)) sections[i].checksum = xxh64(bytes[i], sections[i].n_bytes);
+    });
+    for (std::uint64_t i = 0; i < n; ++i) {
+        if (repeats(sections, bytes, i)) sections[i].checksum = sections[i - 2].checksum;
+    }
+    header->n_bytes = place;
+    header->table_checksum = xxh64(sections, n * sizeof(StateSection));
+    header->checksum = xxh64(header, offsetof(StateHeader, checksum));
+    AtomicFile file;
+    Status status = file.open(path);
+    if (status.ok()) status = file.write(header, sizeof(*header));
+    if (status.ok()) status = file.write(sections, n * sizeof(StateSection));
+    for (std::uint64_t i = 0; status.ok() && i < n; ++i) {
+        if (repeats(sections, bytes, i)) continue;
+        status = file.write(bytes[i], sections[i].n_bytes);
+        if (status.ok()) status = file.pad(state_alignment);
+    }
+    return status.ok() ? file.commit() : status;
+}
+
+}  // namespace
+
+Status save_state(const Cache& cache, const char* path, const SaveOptions& options,
+                  Executor& executor) noexcept {
+    if (path == nullptr || (options.extra == nullptr && options.n_extra > 0))
+        return Status::error(Code::invalid_argument, "%s", path == nullptr ? "null path" : "null extra");
+    const CacheAccess::Impl& impl = CacheAccess::of(cache);
+    const CacheConfig& config = impl.context.config;
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        if (impl.layers[i] == nullptr) continue;
+        if (Status status = impl.layers[i]->check_blocks(executor); !status.ok()) return status;
+    }
+    const Sections list(impl, options);
+    StateHeader header = make_header(impl, options);
+    std::uint64_t n = 0;
+    list.list(nullptr, [&](const StateSection&, const void*) { ++n; });
+    if (n > UINT32_MAX) return Status::error(Code::wrong_size, "too many blocks for one file");
+    header.n_sections = static_cast<std::uint32_t>(n);
+    const std::uint64_t n_composed = list.n_composed();
+    const std::uint64_t n_bytes = n_composed + n * (sizeof(StateSection) + sizeof(void*));
+    const Allocator& allocator = config.allocator;
+    auto* memory =
+        static_cast<unsigned char*>(allocator.allocate(allocator.context, n_bytes, block_alignment));
+    if (memory == nullptr) {
+        return Status::error(Code::out_of_memory, "no %llu bytes for the table of a state file",
+                             static_cast<unsigned long long>(n_bytes));
+    }
+    auto* sections = reinterpret_cast<StateSection*>(memory);
+    auto* bytes = reinterpret_cast<const void**>(sections + n);
+    auto* composed = reinterpret_cast<unsigned char*>(bytes + n);
+    std::uint64_t i = 0;
+    list.list(composed, [&](const StateSection& section, const void* from) {
+        sections[i] = section;
+        bytes[i++] = from;
+    });
+    const Status status = write_all(path, &header, sections, bytes, executor);
+    allocator.release(allocator.context, memory, n_bytes);
+    return status;
+}
+
+}  // namespace gearkv
