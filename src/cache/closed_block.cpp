@@ -42,6 +42,13 @@ std::uint64_t ClosedBlock::n_bytes() const noexcept {
     return header_of(key).n_bytes + header_of(value).n_bytes;
 }
 
+Status check_block(const BlockView& view, std::uint64_t checksum) noexcept {
+    const std::uint64_t found = xxh64(view.header, view.header->n_bytes);
+    if (found == checksum) return check_contents(view);
+    return Status::error(Code::damaged, "checksum %016llx of a block, expected %016llx",
+                         static_cast<unsigned long long>(found), static_cast<unsigned long long>(checksum));
+}
+
 bool take_block(const Memory& memory, std::uint64_t key_bytes, std::uint64_t value_bytes,
                 NewBlock* out) noexcept {
     void* place = memory.take(sizeof(OwnedPair), Use::table);
@@ -145,7 +152,9 @@ void BlockTable::truncate(const Memory& memory, std::uint64_t n_tokens) noexcept
         blocks_[size_ - 1].n_tokens -= static_cast<std::uint32_t>(n_tokens_ - n_tokens);
         n_tokens_ = n_tokens;
     }
-    if (size_ == 0) forget_profiles(memory);
+    if (size_ > 0) return;
+    forget_profiles(memory, TensorKind::key);
+    forget_profiles(memory, TensorKind::value);
 }
 
 void BlockTable::remove(const Memory& memory, std::uint64_t first, std::uint64_t n,
@@ -183,6 +192,13 @@ void BlockTable::remove(const Memory& memory, std::uint64_t first, std::uint64_t
         }
     }
     size_ = to;
+    // The first block may have stayed.
+    for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+        const void* block = size_ == 0                ? nullptr
+                            : kind == TensorKind::key ? blocks_[0].key
+                                                      : blocks_[0].value;
+        if (block != nullptr && header_of(block).profile != 0) forget_profiles(memory, kind);
+    }
 }
 
 const unsigned char* BlockTable::profiles(TensorKind kind) const noexcept {
@@ -211,12 +227,11 @@ bool BlockTable::keep_profiles(const Memory& memory) noexcept {
     return true;
 }
 
-void BlockTable::forget_profiles(const Memory& memory) noexcept {
-    for (const int kind : {0, 1}) {
-        memory.give_back(profiles_[kind], profile_bytes_[kind], Use::table);
-        profiles_[kind] = nullptr;
-        profile_bytes_[kind] = 0;
-    }
+void BlockTable::forget_profiles(const Memory& memory, TensorKind kind) noexcept {
+    const int i = static_cast<int>(kind);
+    memory.give_back(profiles_[i], profile_bytes_[i], Use::table);
+    profiles_[i] = nullptr;
+    profile_bytes_[i] = 0;
 }
 
 BlockView BlockTable::view(std::uint64_t i, TensorKind kind) const noexcept {
@@ -224,20 +239,6 @@ BlockView BlockTable::view(std::uint64_t i, TensorKind kind) const noexcept {
     if (view.trellis() && view.profiles == nullptr) view.use_profiles(profiles(kind));
     return view;
 }
-
-namespace {
-
-Status check_bytes(const BlockView& view, std::uint64_t checksum) {
-    const std::uint64_t found = xxh64(view.header, view.header->n_bytes);
-    if (found != checksum) {
-        return Status::error(Code::damaged, "checksum %016llx of a block, expected %016llx",
-                             static_cast<unsigned long long>(found),
-                             static_cast<unsigned long long>(checksum));
-    }
-    return check_contents(view);
-}
-
-}  // namespace
 
 Status BlockTable::check(std::uint64_t n, Executor& executor) const noexcept {
     const auto is_due = [&](std::uint64_t i) {
@@ -250,8 +251,8 @@ Status BlockTable::check(std::uint64_t n, Executor& executor) const noexcept {
     if (first == n) return {};
     const auto look = [&](std::uint64_t i) {
         const BlockCheck& check = *blocks_[i].check;
-        Status status = check_bytes(view(i, TensorKind::key), check.key_checksum);
-        return status.ok() ? check_bytes(view(i, TensorKind::value), check.value_checksum) : status;
+        Status status = check_block(view(i, TensorKind::key), check.key_checksum);
+        return status.ok() ? check_block(view(i, TensorKind::value), check.value_checksum) : status;
     };
     // The first carries what all others need.
     if (Status status = look(first); !status.ok()) return status;
@@ -267,11 +268,6 @@ Status BlockTable::check(std::uint64_t n, Executor& executor) const noexcept {
         }
     });
     return bad < n ? look(bad) : Status();
-}
-
-void BlockTable::forget_checks() noexcept {
-    for (std::uint64_t i = 0; i < size_; ++i)
-        blocks_[i].check = nullptr;
 }
 
 std::uint64_t BlockTable::shared_bytes() const noexcept {

@@ -41,6 +41,9 @@ struct ClosedBlock {
     std::uint64_t n_bytes() const noexcept;  // of both
 };
 
+// Whether a block from a file, of the right header, is what was written there. Errors: damaged, bad_block.
+Status check_block(const BlockView& view, std::uint64_t checksum) noexcept;
+
 // A pair of blocks yet to be written, in the caller's memory; null when there is none. It counts as the
 // holder's until drop_block.
 struct NewBlock {
@@ -81,8 +84,6 @@ class BlockTable {
     // Looks at the bytes of the first n blocks that come from a file and that nobody has looked at. Errors:
     // damaged.
     Status check(std::uint64_t n, Executor& executor) const noexcept;
-    // All were looked at, and their checks go.
-    void forget_checks() noexcept;
     BlockView view(std::uint64_t i, TensorKind kind) const noexcept;
     // What the first block carries for all; null but for a trellis.
     const unsigned char* profiles(TensorKind kind) const noexcept;
@@ -105,7 +106,7 @@ class BlockTable {
     void count(const ClosedBlock& block, std::uint64_t sign) noexcept;
     // Before entry i is overwritten; `is_last` when no other entry of its block stays.
     void forget(const Memory& memory, std::uint64_t i, bool is_last) noexcept;
-    void forget_profiles(const Memory& memory) noexcept;
+    void forget_profiles(const Memory& memory, TensorKind kind) noexcept;
 
     ClosedBlock* blocks_ = nullptr;
     std::uint64_t size_ = 0;

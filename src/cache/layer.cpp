@@ -160,14 +160,15 @@ bool LayerStream::restore(CacheContext* context, const LayerShape& shape, const 
 }
 
 LayerProgress LayerStream::progress() const noexcept {
-    return {exact_from_, pending_.n_tokens, pending_.n_appended, prompt_};
+    if (pending_.n_tokens == 0) return {exact_from_, 0, 0, false, prompt_};
+    return {exact_from_, pending_.n_tokens, pending_.n_appended, pending_.prompt, prompt_};
 }
 
 bool LayerStream::take_progress(CacheContext* context, const LayerProgress& progress) noexcept {
     exact_from_ = progress.exact_from;
     prompt_ = progress.prompt;
     if (progress.pending_tokens == 0) return true;
-    if (!begin_unit(context, progress.pending_tokens).ok()) return false;
+    if (!begin_unit(context, progress.pending_tokens, progress.pending_prompt).ok()) return false;
     pending_.n_appended = progress.pending_appended;
     return true;
 }

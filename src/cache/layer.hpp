@@ -57,6 +57,7 @@ std::uint64_t max_blocks(const CacheConfig& config) noexcept;
 struct PendingUnit {
     NewBlock block;
     std::uint32_t n_tokens = 0;    // 0: there is none
+    bool prompt = false;           // as in Unit
     std::uint32_t n_appended = 0;  // tokens since it was begun
     std::uint32_t n_done = 0;      // pieces, first of keys and then of values
     Scratch scratch;               // of a unit too large for what the layers share
@@ -134,6 +135,7 @@ struct LayerProgress {
     std::uint64_t exact_from = 0;  // a stream of fewer tokens would not have closed all blocks yet
     std::uint32_t pending_tokens = 0;
     std::uint32_t pending_appended = 0;
+    bool pending_prompt = false;
     bool prompt = false;  // the last append brought a block's worth of tokens or more
 };
 
@@ -244,7 +246,7 @@ class LayerStream {
     // Begins the pending unit again that such a progress had.
     bool take_progress(CacheContext* context, const LayerProgress& progress) noexcept;
 
-    Status begin_unit(CacheContext* context, std::uint32_t n_tokens) noexcept;
+    Status begin_unit(CacheContext* context, std::uint32_t n_tokens, bool prompt) noexcept;
     void finish_unit(CacheContext* context, Executor& executor) noexcept;
     void drop_unit(CacheContext* context) noexcept;  // without closing it
     std::uint32_t n_pieces() const noexcept;         // of the pending unit

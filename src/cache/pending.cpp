@@ -19,7 +19,7 @@ Status LayerStream::compress(CacheContext* context, Executor& executor) noexcept
     if (unit_tokens(context->config, n_buffered_) > 0) exact_from_ = n_tokens();
     finish_unit(context, executor);
     while (const std::uint32_t n = unit_tokens(context->config, n_buffered_)) {
-        if (Status status = begin_unit(context, n); !status.ok()) return status;
+        if (Status status = begin_unit(context, n, prompt_); !status.ok()) return status;
         finish_unit(context, executor);
     }
     return {};
@@ -44,7 +44,7 @@ Status LayerStream::advance(CacheContext* context, std::uint32_t n_tokens, Execu
         }
     }
     while (const std::uint32_t n = unit_tokens(config, n_buffered_)) {
-        if (Status status = begin_unit(context, n); !status.ok()) return status;
+        if (Status status = begin_unit(context, n, prompt_); !status.ok()) return status;
         if (!at_once && unit_tokens(config, n_buffered_ - n) == 0) return {};
         finish_unit(context, executor);
         exact_from_ = exact_from;
@@ -59,7 +59,7 @@ BlockBytes LayerStream::block_bytes(TensorKind kind) const noexcept {
     return bytes;
 }
 
-Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens) noexcept {
+Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens, bool prompt) noexcept {
     const Memory memory = this->memory(context);
     if (!blocks_.reserve(memory, 1)) {
         return memory_error(*context, "for the table of %llu blocks of layer %u",
@@ -69,7 +69,7 @@ Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens) no
     std::uint64_t scratch_bytes = 0;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         BlockHeader* header = &headers[static_cast<int>(kind)];
-        const Unit unit = {n_tokens, prompt_, blocks_.profiles(kind) == nullptr};
+        const Unit unit = {n_tokens, prompt, blocks_.profiles(kind) == nullptr};
         if (Status status = lay_out_unit(context->config, spec(kind), kind, unit, header); !status.ok())
             return status;
         scratch_bytes = std::max(scratch_bytes, compress_scratch_bytes(*header));
@@ -92,6 +92,7 @@ Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens) no
         begin_block(kind == TensorKind::key ? pending_.block.key : pending_.block.value, begun);
     }
     pending_.n_tokens = n_tokens;
+    pending_.prompt = prompt;
     pending_.n_appended = pending_.n_done = 0;
     return {};
 }

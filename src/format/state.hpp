@@ -110,7 +110,8 @@ struct StateLayer {
     std::uint64_t exact_from;        // fewer tokens would not have closed all the blocks yet
     std::uint32_t pending_tokens;    // first of the buffer, on their way to a block
     std::uint32_t pending_appended;  // tokens that came since
-    std::uint32_t flags;             // bit 0: the last append brought a block's worth of tokens or more
+    std::uint32_t flags;             // bit 0: the last append brought a block's worth of tokens or more;
+                                     // bit 1: so did the one that brought the pending ones
     float key_rate;                  // of a trellis, as in use
     float value_rate;
     std::uint32_t reserved;

@@ -32,22 +32,16 @@ class Loader {
         if (owner_ != nullptr) owner_->drop_user();
     }
 
-    // `reader` stands before the first layer.
-    Status load(StateReader* reader, Executor& executor) noexcept {
+    // After check_file.
+    Status load() noexcept {
         if (Status status = create_owner(); !status.ok()) return status;
-        const std::uint32_t n_layers = file_->header().n_layers;
-        for (std::uint32_t i = 0; i < n_layers; ++i) {
+        StateReader reader(*file_, cache_->config());
+        for (std::uint32_t i = 0; i < file_->header().n_layers; ++i) {
             StateLayerSections sections;
-            if (Status status = reader->read_layer(i, &sections); !status.ok()) return status;
+            if (Status status = reader.read_layer(i, &sections); !status.ok()) return status;
             if (Status status = load_layer(i, sections); !status.ok()) return status;
         }
         impl_.rates.set_done((file_->header().flags & 1) != 0);
-        if (options_.loading == StateLoading::map && options_.checking == StateChecking::on_first_use)
-            return {};
-        for (std::uint32_t i = 0; i < n_layers; ++i) {
-            if (Status status = impl_.layers[i]->check_blocks(executor); !status.ok()) return status;
-            if (options_.loading == StateLoading::copy) impl_.layers[i]->blocks()->forget_checks();
-        }
         return {};
     }
 
@@ -57,10 +51,11 @@ class Loader {
     }
 
   private:
-    // The owner of mapped blocks, and the checks of all.
+    // The owner of mapped blocks, and their checks when these come later.
     Status create_owner() noexcept {
         const Allocator& allocator = cache_->config().allocator;
-        const std::uint64_t n_checks = file_->header().n_sections / 2;
+        const bool later = options_.checking == StateChecking::on_first_use;
+        const std::uint64_t n_checks = later ? file_->header().n_sections / 2 : 0;
         const std::uint64_t n_bytes = round_up(sizeof(MappedBlocks), 64) + n_checks * sizeof(BlockCheck);
         void* place = allocator.allocate(allocator.context, n_bytes, block_alignment);
         if (place == nullptr) {
@@ -98,7 +93,7 @@ class Loader {
         const StateLayer& found = sections.layer;
         const LayerShape shape = {found.n_sinks, found.n_forgotten, found.n_closed, found.n_buffered};
         const LayerProgress progress = {found.exact_from, found.pending_tokens, found.pending_appended,
-                                        (found.flags & 1) != 0};
+                                        (found.flags & 2) != 0, (found.flags & 1) != 0};
         if (!stream.restore(&impl_.context, shape, progress, sections.sinks, sections.buffer))
             return no_memory(layer);
         if (sections.queries == nullptr) return {};
@@ -133,7 +128,7 @@ class Loader {
             block.key = copy.key;
             block.value = copy.value;
         }
-        if (!found.repeats) {
+        if (!found.repeats && options_.checking == StateChecking::on_first_use) {
             block.check = checks_++;
             block.check->key_checksum = found.key->checksum;
             block.check->value_checksum = found.value->checksum;
@@ -220,18 +215,20 @@ Status load_state(const char* path, const CacheConfig& config, const LoadOptions
     CacheConfig own = config;
     own.seed = file.config().seed;
     own.spread_tokens = file.config().spread_tokens;
-    std::unique_ptr<Cache> cache;
-    if (Status status = Cache::create(own, &cache); !status.ok()) return status;
-    StateReader reader(file, cache->config());
-    Loader loader(&file, options, cache.get());
-    if (Status status = loader.load(&reader, executor); !status.ok()) return status;
+    LoadOptions all_copied = options;
+    if (options.loading == StateLoading::copy) all_copied.checking = StateChecking::all;
     const StateSection* extra = nullptr;
-    if (Status status = reader.read_extra(&extra); !status.ok()) return status;
+    if (Status status = check_file(file, own, all_copied.checking, executor, &extra); !status.ok())
+        return status;
     const std::uint64_t extra_bytes = extra == nullptr ? 0 : extra->n_bytes;
     if (options.extra_capacity > 0 && extra_bytes > options.extra_capacity) {
         return Status::error(Code::wrong_size, "%llu extra bytes, there is room for %zu",
                              static_cast<unsigned long long>(extra_bytes), options.extra_capacity);
     }
+    std::unique_ptr<Cache> cache;
+    if (Status status = Cache::create(own, &cache); !status.ok()) return status;
+    Loader loader(&file, all_copied, cache.get());
+    if (Status status = loader.load(); !status.ok()) return status;
     if (options.extra_capacity > 0 && extra != nullptr)
         std::memcpy(options.extra, file.bytes(*extra), extra_bytes);
     if (n_extra != nullptr) *n_extra = static_cast<std::size_t>(extra_bytes);
@@ -254,17 +251,9 @@ Status verify_state(const char* path, Executor& executor, StateInfo* out) noexce
     StateFile file;
     StateInfo info;
     if (Status status = open_and_inspect(path, &file, &info); !status.ok()) return status;
-    CacheConfig config = file.config();
-    config.rope = {};  // frequencies are not in the file, and nothing is attended
-    std::unique_ptr<Cache> cache;
-    if (Status status = Cache::create(config, &cache); !status.ok()) return status;
-    LoadOptions options;
-    options.loading = StateLoading::map;
-    StateReader reader(file, cache->config());
-    Loader loader(&file, options, cache.get());
-    if (Status status = loader.load(&reader, executor); !status.ok()) return status;
     const StateSection* extra = nullptr;
-    if (Status status = reader.read_extra(&extra); !status.ok()) return status;
+    Status status = check_file(file, file.config(), StateChecking::all, executor, &extra);
+    if (!status.ok()) return status;
     *out = info;
     return {};
 }

@@ -121,7 +121,8 @@ class Sections {
         layer.exact_from = progress.exact_from;
         layer.pending_tokens = progress.pending_tokens;
         layer.pending_appended = progress.pending_appended;
-        layer.flags = progress.prompt;
+        layer.flags = static_cast<std::uint32_t>(progress.prompt) |
+                      static_cast<std::uint32_t>(progress.pending_prompt) << 1;
         layer.key_rate = stream.spec(TensorKind::key).rate;
         layer.value_rate = stream.spec(TensorKind::value).rate;
         std::memcpy(to, &layer, sizeof(layer));

@@ -61,17 +61,25 @@ StateKind of(StateKind key_kind, TensorKind kind) {
 // ---- header and table ----
 
 Status StateFile::open(const char* path, StateFile* out) noexcept {
+    MappedFile file;
+    if (Status status = MappedFile::map(path, &file); !status.ok()) return status;
+    if (Status status = open_bytes(file.bytes(), file.n_bytes(), out); !status.ok()) return status;
+    out->file_ = std::move(file);
+    return {};
+}
+
+Status StateFile::open_bytes(const void* bytes, std::uint64_t n_bytes, StateFile* out) noexcept {
     StateFile state;
-    if (Status status = MappedFile::map(path, &state.file_); !status.ok()) return status;
+    state.bytes_ = static_cast<const unsigned char*>(bytes);
+    state.n_bytes_ = n_bytes;
     if (Status status = state.check_header(); !status.ok()) return status;
-    out->file_ = std::move(state.file_);
-    out->config_ = state.config_;
+    *out = std::move(state);
     return {};
 }
 
 Status StateFile::check_header() noexcept {
-    const std::uint64_t n_bytes = file_.n_bytes();
-    if (n_bytes < sizeof(state_magic) || std::memcmp(file_.bytes(), state_magic, sizeof(state_magic)) != 0) {
+    const std::uint64_t n_bytes = n_bytes_;
+    if (n_bytes < sizeof(state_magic) || std::memcmp(bytes_, state_magic, sizeof(state_magic)) != 0) {
         return Status::error(Code::not_a_state, "the file does not start with GVKSTATE");
     }
     if (n_bytes < sizeof(StateHeader)) {
@@ -278,7 +286,7 @@ Status StateReader::check_layer(std::uint32_t layer, const StateLayer& found) co
     const std::uint32_t most_unit = std::max(max_unit_tokens / spec.buffer_tokens, 1u) * spec.buffer_tokens;
     if (found.pending_tokens > std::min<std::uint64_t>(found.n_buffered, most_unit) ||
         found.pending_tokens % spec.buffer_tokens != 0 || found.pending_appended > found.n_buffered ||
-        found.flags > 1 || found.reserved != 0 || found.exact_from > 2 * most) {
+        found.flags > 3 || found.reserved != 0 || found.exact_from > 2 * most) {
         return Status::error(Code::corrupt_state,
                              "layer %u compresses %u tokens for %u appended of %llu, with flags %u", layer,
                              found.pending_tokens, found.pending_appended, static_cast<Ull>(found.n_buffered),
@@ -422,6 +430,33 @@ Status StateReader::read_blocks(std::uint32_t layer, StateLayerSections* out) no
                          static_cast<Ull>(n_closed), static_cast<Ull>(out->layer.n_closed));
 }
 
+Status StateReader::check_blocks(const StateLayerSections& sections, Executor& executor) const noexcept {
+    const auto look = [&](std::uint64_t i, TensorKind kind) {
+        const auto section_of = [&](std::uint64_t at) -> const StateSection& {
+            const StateBlock block = sections.block(at);
+            return kind == TensorKind::key ? *block.key : *block.value;
+        };
+        BlockView view = trusted_block(file_.bytes(section_of(i)));
+        if (view.trellis() && view.profiles == nullptr) {
+            const auto* own = static_cast<const unsigned char*>(sections.profiles[static_cast<int>(kind)]);
+            view.use_profiles(own != nullptr ? own : trusted_block(file_.bytes(section_of(0))).profiles);
+        }
+        return check_block(view, section_of(i).checksum);
+    };
+    const auto look_at_pair = [&](std::uint64_t i) {
+        Status status = look(i, TensorKind::key);
+        return status.ok() ? look(i, TensorKind::value) : status;
+    };
+    if (sections.n_blocks == 0) return {};
+    if (Status status = look_at_pair(0); !status.ok()) return status;  // the others need its profiles
+    std::atomic<std::uint64_t> bad{0};
+    parallel_for(executor, sections.n_blocks - 1, [&](std::size_t i) {
+        if (!sections.block(i + 1).repeats && !look_at_pair(i + 1).ok())
+            bad.store(i + 1, std::memory_order_relaxed);
+    });
+    return bad > 0 ? look_at_pair(bad) : Status();
+}
+
 Status StateReader::read_queries(std::uint32_t layer, StateLayerSections* out) noexcept {
     const StateSection* section = peek(StateKind::queries, layer);
     if (section == nullptr) return {};
@@ -467,6 +502,18 @@ Status StateReader::read_extra(const StateSection** out) noexcept {
                              static_cast<Ull>(place_), static_cast<Ull>(file_.header().n_bytes));
     }
     return {};
+}
+
+Status check_file(const StateFile& file, const CacheConfig& config, StateChecking checking,
+                  Executor& executor, const StateSection** extra) noexcept {
+    StateReader reader(file, config);
+    for (std::uint32_t i = 0; i < file.header().n_layers; ++i) {
+        StateLayerSections sections;
+        Status status = reader.read_layer(i, &sections);
+        if (status.ok() && checking == StateChecking::all) status = reader.check_blocks(sections, executor);
+        if (!status.ok()) return status;
+    }
+    return reader.read_extra(extra);
 }
 
 }  // namespace gearkv

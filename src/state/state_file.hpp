@@ -15,15 +15,14 @@ class StateFile {
     // truncated, damaged, corrupt_state; *out is untouched then.
     static Status open(const char* path, StateFile* out) noexcept;
 
-    const StateHeader& header() const noexcept {
-        return *reinterpret_cast<const StateHeader*>(file_.bytes());
-    }
+    // The same of bytes at a multiple of 64 that outlive the object.
+    static Status open_bytes(const void* bytes, std::uint64_t n_bytes, StateFile* out) noexcept;
+
+    const StateHeader& header() const noexcept { return *reinterpret_cast<const StateHeader*>(bytes_); }
     const StateSection* sections() const noexcept {
-        return reinterpret_cast<const StateSection*>(file_.bytes() + sizeof(StateHeader));
+        return reinterpret_cast<const StateSection*>(bytes_ + sizeof(StateHeader));
     }
-    const unsigned char* bytes(const StateSection& section) const noexcept {
-        return file_.bytes() + section.offset;
-    }
+    const unsigned char* bytes(const StateSection& section) const noexcept { return bytes_ + section.offset; }
     // What the header says of the cache.
     const CacheConfig& config() const noexcept { return config_; }
     ModelFingerprint model() const noexcept;
@@ -34,6 +33,8 @@ class StateFile {
     Status check_header() noexcept;
 
     MappedFile file_;
+    const unsigned char* bytes_ = nullptr;
+    std::uint64_t n_bytes_ = 0;
     CacheConfig config_;
 };
 
@@ -68,6 +69,8 @@ class StateReader {
     StateReader(const StateFile& file, const CacheConfig& config) noexcept;
     // Layers 0, 1, ... Errors: damaged, corrupt_state, bad_block, capacity_exceeded.
     Status read_layer(std::uint32_t layer, StateLayerSections* out) noexcept;
+    // The contents of a layer's blocks. Errors: damaged, bad_block.
+    Status check_blocks(const StateLayerSections& sections, Executor& executor) const noexcept;
     // After all layers; null when there is none.
     Status read_extra(const StateSection** out) noexcept;
 
@@ -91,6 +94,11 @@ class StateReader {
     std::uint64_t next_ = 0;   // section
     std::uint64_t place_ = 0;  // where it must start
 };
+
+// All of the file but, when they are to be looked at later, the contents of blocks; finds the section of the
+// caller's bytes. Errors: as above.
+Status check_file(const StateFile& file, const CacheConfig& config, StateChecking checking,
+                  Executor& executor, const StateSection** extra) noexcept;
 
 // Whether the file is of the cache that is expected. Errors: other_codec, other_model.
 Status match_config(const StateFile& file, const CacheConfig& config, const ModelFingerprint& model) noexcept;

@@ -1,8 +1,10 @@
-// What happens to a cache beyond appending: forks, removals with turned keys, forgetting, budgets. Beside it
-// stands a plain list of the tokens that should be there, and where each came from.
+// What happens to a cache beyond appending: forks, removals with turned keys, forgetting, budgets, saving.
+// Beside it stands a plain list of the tokens that should be there, and where each came from.
 #include <thread>
 
 #include "caches.hpp"
+#include "gearkv/state.hpp"
+#include "support/temporary_file.hpp"
 
 using namespace gearkv;
 using namespace gearkv::testing;
@@ -96,6 +98,7 @@ void run_at_random(const std::string& spec, double codec_error, unsigned seed, i
     config.allocator = memory.allocator();
     config.spread_tokens = seed % 3 == 0 ? 0 : 16;
     std::size_t next = 0;
+    const TemporaryFile file;
     {
         std::vector<Subject> subjects;
         subjects.push_back({make_cache(config), {}});
@@ -103,7 +106,7 @@ void run_at_random(const std::string& spec, double codec_error, unsigned seed, i
             Subject& subject = subjects[random() % subjects.size()];
             const std::size_t n = subject.tokens.size();
             CAPTURE(spec, seed, i, n, subjects.size());
-            switch (const std::uint32_t any = random() % 12; any) {
+            switch (const std::uint32_t any = random() % 13; any) {
                 case 0:
                 case 1: {  // a fork, of all or of a prefix
                     if (subjects.size() == 4) break;
@@ -150,6 +153,18 @@ void run_at_random(const std::string& spec, double codec_error, unsigned seed, i
                         subject.tokens.clear();
                     }
                     break;
+                case 8: {  // saved, ended and loaded
+                    REQUIRE(save_state(*subject.cache, file.path(), {}, serial_executor()).ok());
+                    subject.cache.reset();
+                    LoadOptions options;
+                    if (random() % 2 == 0) options.loading = StateLoading::map;
+                    if (random() % 2 == 0) options.checking = StateChecking::on_first_use;
+                    const Status status =
+                        load_state(file.path(), config, options, serial_executor(), &subject.cache);
+                    INFO(status.message());
+                    REQUIRE(status.ok());
+                    break;
+                }
                 default: {
                     const std::size_t sizes[] = {1, 3, 30, 150, 260};
                     const std::size_t n_new = sizes[random() % std::size(sizes)];
@@ -171,7 +186,7 @@ void run_at_random(const std::string& spec, double codec_error, unsigned seed, i
 
 }  // namespace
 
-TEST_CASE("forks, removals and truncations keep to a plain list of tokens", "[life][once]") {
+TEST_CASE("forks, removals, truncations, saving and loading keep to a plain list of tokens", "[life][once]") {
     run_at_random("gear-4", 0.12, 1, 150);
     run_at_random("gear-4:recent=50", 0.12, 2, 150);
     run_at_random("paper:gear-4", 0.14, 3, 120);
@@ -231,6 +246,7 @@ TEST_CASE("a fork goes on exactly as its source does, in the middle of a compres
         for (const std::size_t n : {20, 140, 270}) {
             CAPTURE(spec, n);
             auto cache = make_cache(config);
+            if (n == 270) REQUIRE(append(cache.get(), source().keys, source().values, 1000, 200).ok());
             for (std::size_t t = 0; t < n; ++t) {
                 REQUIRE(append(cache.get(), source().keys, source().values, t, 1).ok());
                 (void)attend(cache.get(), q, dim, true);
