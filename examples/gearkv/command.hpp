@@ -27,6 +27,7 @@ std::unique_ptr<Command> add_recall(CLI::App& app);
 std::unique_ptr<Command> add_inspect(CLI::App& app);
 std::unique_ptr<Command> add_codec(CLI::App& app);
 std::unique_ptr<Command> add_plan(CLI::App& app);
+std::unique_ptr<Command> add_state(CLI::App& app);
 
 // Text of --version: version, levels, executors.
 std::string version_text();

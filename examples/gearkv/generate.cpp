@@ -57,7 +57,11 @@ class Generate final : public Command {
         CLI::Option_group* prompt = app_->add_option_group("prompt", "One of");
         prompt->add_option("-p,--prompt", prompt_, "The text to continue");
         prompt->add_option("--file", file_, "A file with the text to continue");
+        CLI::Option* load =
+            prompt->add_option("--load", load_, "Go on from a session saved by --save")->type_name("STATE");
         prompt->require_option(1);
+        app_->add_flag("--map", map_, "Attend the loaded cache where it lies in the file")->needs(load);
+        app_->add_option("--save", save_, "Save the session, cache and all, when done")->type_name("STATE");
         app_->add_option("-n", n_tokens_, "Tokens to generate")->capture_default_str();
         app_->add_option("--temperature", sampler_.temperature, "0 takes the likeliest token")
             ->capture_default_str();
@@ -80,11 +84,14 @@ class Generate final : public Command {
     }
 
     void run() override {
+        // A loaded session has its own, unless one is asked for: then it must be the same.
+        if (!load_.empty() && app_->count("--kv") == 0) options_.kv = {saved_spec()};
         const NamedSpec spec = read_specs(options_).at(0);
         Machine machine = open_machine(options_);
         const std::shared_ptr<const Model> model = load_model(options_);
-        const std::unique_ptr<Session> session = open_session(model, options_, spec.spec, machine);
+        const std::unique_ptr<Session> session = open(model, spec.spec, machine);
         const Generated result = generate(*model, *session);
+        if (!save_.empty()) check(session->save(save_.c_str()));
         if (options_.json) {
             print_as_json(result, spec, *session, machine);
         } else if (stats_ != "none") {
@@ -94,18 +101,38 @@ class Generate final : public Command {
     }
 
   private:
+    std::string saved_spec() const {
+        StateInfo info;
+        check(inspect_state(load_.c_str(), &info));
+        char text[128];
+        check(format_spec(info.config.spec, text, sizeof(text)));
+        return text;
+    }
+
+    std::unique_ptr<Session> open(const std::shared_ptr<const Model>& model, const KvSpec& spec,
+                                  Machine& machine) const {
+        if (load_.empty()) return open_session(model, options_, spec, machine);
+        std::unique_ptr<Session> session;
+        check(Session::load(load_.c_str(), model, session_config(options_, spec, machine),
+                            map_ ? StateLoading::map : StateLoading::copy, *machine.executor, &session));
+        if (session->logits() == nullptr) throw Failure("the saved session has no logits to go on from");
+        return session;
+    }
+
     Generated generate(const Model& model, Session& session) {
         const Tokenizer& tokenizer = model.tokenizer();
         sampler_.seed = options_.seed;
         std::unique_ptr<Sampler> sampler;
         check_usage(Sampler::create(sampler_, &sampler));
-        std::vector<Token> tokens;
-        check(tokenizer.encode(file_.empty() ? prompt_ : read_text(file_), true, &tokens));
-
         Generated result;
-        result.n_prompt = tokens.size();
         auto start = std::chrono::steady_clock::now();
-        check(session.prefill(tokens.data(), tokens.size()));
+        if (load_.empty()) {
+            std::vector<Token> tokens;
+            check(tokenizer.encode(file_.empty() ? prompt_ : read_text(file_), true, &tokens));
+            result.n_prompt = tokens.size();
+            start = std::chrono::steady_clock::now();
+            check(session.prefill(tokens.data(), tokens.size()));
+        }
         result.prefill_seconds = seconds_since(start);
         check_interrupt();
         start = std::chrono::steady_clock::now();
@@ -118,7 +145,8 @@ class Generate final : public Command {
             }
             result.n_generated += 1;
             show(tokenizer, token, &result.text);
-            if (result.n_generated == n_tokens_) break;
+            // What is saved goes on behind the last token.
+            if (result.n_generated == n_tokens_ && save_.empty()) break;
             if (interrupted() || session.n_tokens() == session.n_ctx()) {
                 result.stop = interrupted() ? "interrupted" : "context full";
                 break;
@@ -180,7 +208,8 @@ class Generate final : public Command {
 
     Options options_;
     SamplerConfig sampler_;
-    std::string prompt_, file_, stats_ = "stdout";
+    std::string prompt_, file_, load_, save_, stats_ = "stdout";
+    bool map_ = false;
     std::size_t n_tokens_ = 128;
     bool ignore_eos_ = false;
     bool terminal_ = isatty(STDOUT_FILENO) != 0;

@@ -78,16 +78,20 @@ std::shared_ptr<const Model> load_model(const Options& options) {
     return model;
 }
 
-std::unique_ptr<Session> open_session(const std::shared_ptr<const Model>& model, const Options& options,
-                                      const KvSpec& spec, Machine& machine) {
+SessionConfig session_config(const Options& options, const KvSpec& spec, const Machine& machine) {
     SessionConfig config;
     config.spec = spec;
     config.n_ctx = options.n_ctx;
     config.chunk = options.chunk;
     config.seed = options.seed;
     config.level = machine.level;
+    return config;
+}
+
+std::unique_ptr<Session> open_session(const std::shared_ptr<const Model>& model, const Options& options,
+                                      const KvSpec& spec, Machine& machine) {
     std::unique_ptr<Session> session;
-    check(Session::create(model, config, *machine.executor, &session));
+    check(Session::create(model, session_config(options, spec, machine), *machine.executor, &session));
     return session;
 }
 

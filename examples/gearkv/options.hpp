@@ -48,6 +48,7 @@ struct Machine {
 Machine open_machine(const Options& options);
 
 std::shared_ptr<const Model> load_model(const Options& options);
+SessionConfig session_config(const Options& options, const KvSpec& spec, const Machine& machine);
 std::unique_ptr<Session> open_session(const std::shared_ptr<const Model>& model, const Options& options,
                                       const KvSpec& spec, Machine& machine);
 

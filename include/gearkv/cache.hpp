@@ -24,8 +24,8 @@ namespace gearkv {
 
 // The rotary position embedding the keys come with. Needed by Cache::remove alone, which changes positions.
 struct RopeConfig {
-    const float* frequencies = nullptr;  // [n_pairs] radians a token, finite; copied
-    std::uint32_t n_pairs = 0;           // 0: keys are not rotated; at most key_dim / 2
+    const double* frequencies = nullptr;  // [n_pairs] radians a token, finite; copied
+    std::uint32_t n_pairs = 0;            // 0: keys are not rotated; at most key_dim / 2
     bool interleaved = false;  // pair i is channels 2i and 2i + 1 (GGUF llama); else i and i + n_pairs (NeoX)
 };
 

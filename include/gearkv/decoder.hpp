@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "gearkv/cache.hpp"
+#include "gearkv/state.hpp"
 
 namespace gearkv {
 
@@ -77,6 +78,8 @@ class Model {
     // In file order: scalars as text, arrays as their type and length. Strings are cut after 16 KiB; what
     // could steer a terminal and what is no UTF-8 is escaped as \xHH.
     virtual const std::vector<std::pair<std::string, std::string>>& metadata() const noexcept = 0;
+    // Names the file for saved sessions: its metadata, its size and the first 4 KiB of every tensor.
+    virtual ModelFingerprint fingerprint() const noexcept = 0;
 };
 
 struct SessionConfig {
@@ -115,6 +118,23 @@ class Session {
     virtual Status decode(Token token) noexcept = 0;
     // Logits after the last token fed, [n_vocab], valid until the next call; null when there are none.
     virtual const float* logits() const noexcept = 0;
+
+    // Forgets the tokens from n_tokens on, as Cache::truncate; logits() is null until more are fed. Errors:
+    // wrong_size, out_of_memory; nothing is forgotten then.
+    virtual Status truncate(std::uint64_t n_tokens, bool* lossless = nullptr) noexcept = 0;
+    // A context shift: forgets n_tokens tokens from `first` on, and those behind them move up, as
+    // Cache::remove. logits() stay. Errors: wrong_size, invalid_argument, out_of_memory; nothing is forgotten
+    // then.
+    virtual Status remove(std::uint64_t first, std::uint64_t n_tokens) noexcept = 0;
+    // A second session with the same tokens, as Cache::fork, on an executor of its own or the same. Errors:
+    // invalid_argument, out_of_memory.
+    virtual Status fork(Executor& executor, std::unique_ptr<Session>* out) const noexcept = 0;
+    // Writes cache and logits to a file, as save_state; load goes on where it was, with the same tokens.
+    // n_ctx, chunk and level may be others; spec and model may not. Errors: those of save_state and
+    // load_state.
+    virtual Status save(const char* path) const noexcept = 0;
+    static Status load(const char* path, std::shared_ptr<const Model> model, const SessionConfig& config,
+                       StateLoading loading, Executor& executor, std::unique_ptr<Session>* out) noexcept;
 
     virtual std::uint64_t n_tokens() const noexcept = 0;
     virtual std::uint32_t n_ctx() const noexcept = 0;

@@ -4,10 +4,10 @@
 
 namespace gearkv {
 
-Rotation make_rotation(const float* frequencies, std::uint32_t n_pairs, bool interleaved,
+Rotation make_rotation(const double* frequencies, std::uint32_t n_pairs, bool interleaved,
                        std::int64_t distance, float* out) noexcept {
     for (std::uint32_t i = 0; i < n_pairs; ++i) {
-        const double angle = static_cast<double>(distance) * static_cast<double>(frequencies[i]);
+        const double angle = static_cast<double>(distance) * frequencies[i];
         out[i] = static_cast<float>(std::cos(angle));
         out[n_pairs + i] = static_cast<float>(std::sin(angle));
     }

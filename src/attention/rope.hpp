@@ -16,7 +16,7 @@ struct Rotation {
 };
 
 // Angles of `distance` tokens into [2 * n_pairs] floats, cosines first, rounded once.
-Rotation make_rotation(const float* frequencies, std::uint32_t n_pairs, bool interleaved,
+Rotation make_rotation(const double* frequencies, std::uint32_t n_pairs, bool interleaved,
                        std::int64_t distance, float* out) noexcept;
 void rotate(const Rotation& turn, float* row) noexcept;
 

@@ -32,7 +32,7 @@ Status check_rope(const RopeConfig& rope, std::uint32_t key_dim) {
     for (std::uint32_t i = 0; i < rope.n_pairs; ++i) {
         if (std::isfinite(rope.frequencies[i])) continue;
         return Status::error(Code::non_finite, "rope.frequencies[%u] is %g, expected finite", i,
-                             static_cast<double>(rope.frequencies[i]));
+                             rope.frequencies[i]);
     }
     return {};
 }

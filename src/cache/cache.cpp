@@ -18,7 +18,7 @@ std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) {
 }
 
 std::uint64_t rope_bytes(const RopeConfig& rope) {
-    return std::max(rope.n_pairs, 1u) * sizeof(float);
+    return std::max(rope.n_pairs, 1u) * sizeof(double);
 }
 
 }  // namespace
@@ -43,7 +43,7 @@ bool Cache::Impl::create(const Impl* shared) noexcept {
     const CacheConfig& config = context.config;
     const Memory memory = context.memory();
     const RopeConfig& rope = config.rope;
-    frequencies = static_cast<float*>(memory.take(rope_bytes(rope), Use::table));
+    frequencies = static_cast<double*>(memory.take(rope_bytes(rope), Use::table));
     layers = static_cast<LayerStream**>(memory.take(config.n_layers * sizeof(LayerStream*), Use::table));
     if (layers == nullptr || frequencies == nullptr) return false;
     std::fill_n(layers, config.n_layers, nullptr);

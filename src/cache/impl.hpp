@@ -16,7 +16,7 @@ struct Cache::Impl {
     explicit Impl(const CacheConfig& config) noexcept : context(config) {}
 
     CacheContext context;
-    float* frequencies = nullptr;    // of the rotary embedding, [rope.n_pairs]
+    double* frequencies = nullptr;    // of the rotary embedding, [rope.n_pairs]
     LayerStream** layers = nullptr;  // null: without tokens, and without memory yet
     RateChooser rates;
     KvRun* runs = nullptr;  // of the layer being attended

@@ -38,6 +38,8 @@ void rotate_head(float* x, const float* turns, std::size_t n_pairs) {
     }
 }
 
+}  // namespace
+
 std::vector<double> rope_frequencies(const ModelParams& params, const std::vector<float>& factors) {
     std::vector<double> frequencies(params.rope_dim / 2);
     for (std::size_t i = 0; i < frequencies.size(); i++) {
@@ -47,8 +49,6 @@ std::vector<double> rope_frequencies(const ModelParams& params, const std::vecto
     }
     return frequencies;
 }
-
-}  // namespace
 
 Forward::Forward(const LlamaModel& model, const LinearKernels& kernels, std::size_t chunk, Executor& executor)
     : params_(model.params()),

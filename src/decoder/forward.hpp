@@ -11,6 +11,9 @@
 
 namespace gearkv {
 
+// [rope_dim / 2], radians per position.
+std::vector<double> rope_frequencies(const ModelParams& params, const std::vector<float>& factors);
+
 // Working memory and products of one session. Allocates in its constructor only.
 class Forward {
   public:
@@ -25,6 +28,8 @@ class Forward {
     // Logits of the tokens [first, first + n) of those fed last, [n, n_vocab]. To be called once per feed.
     // Errors: non_finite.
     Status compute_logits(std::size_t first, std::size_t n, float* logits) noexcept;
+
+    Executor& executor() const noexcept { return executor_; }
 
   private:
     void embed(const Token* tokens, std::size_t n, std::uint64_t position) noexcept;

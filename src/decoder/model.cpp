@@ -1,11 +1,14 @@
 #include "decoder/model.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "decoder/checked.hpp"
 #include "decoder/guarded.hpp"
 #include "decoder/params.hpp"
 #include "decoder/tokenizer.hpp"
+#include "file/xxh64.hpp"
 
 namespace gearkv {
 namespace {
@@ -139,6 +142,24 @@ std::vector<TensorInfo> list_tensors(const GgufFile& file) {
     return tensors;
 }
 
+// Metadata and tensor table whole, and the first bytes of every tensor: enough to tell fine-tunes apart
+// without reading gigabytes.
+ModelFingerprint fingerprint_of(const GgufFile& file, const std::uint8_t* bytes, std::uint64_t n_bytes) {
+    constexpr std::uint64_t sample_bytes = 4096;
+    std::uint64_t n_before = n_bytes;
+    std::vector<std::uint64_t> samples;
+    for (const GgufTensor& tensor : file.tensors) {
+        n_before = std::min(n_before, static_cast<std::uint64_t>(tensor.data - bytes));
+        samples.push_back(xxh64(tensor.data, std::min(tensor.n_bytes, sample_bytes)));
+    }
+    const std::uint64_t words[] = {xxh64(bytes, n_before),
+                                   xxh64(samples.data(), samples.size() * sizeof(samples[0])), n_bytes, 0};
+    ModelFingerprint fingerprint;
+    static_assert(sizeof(words) == sizeof(fingerprint.bytes));
+    std::memcpy(fingerprint.bytes, words, sizeof(words));
+    return fingerprint;
+}
+
 }  // namespace
 
 Status LlamaModel::build(const std::uint8_t* bytes, std::uint64_t n_bytes, LlamaModel& model) {
@@ -155,6 +176,7 @@ Status LlamaModel::build(const std::uint8_t* bytes, std::uint64_t n_bytes, Llama
     if (!status.ok()) return status;
     model.tokenizer_ = create_tokenizer(std::move(vocabulary));
     model.tensors_ = list_tensors(file);
+    model.fingerprint_ = fingerprint_of(file, bytes, n_bytes);
     model.metadata_.reserve(file.values.size());
     for (const GgufValue& value : file.values) {
         model.metadata_.emplace_back(value.key, value_text(value));

@@ -50,6 +50,7 @@ class LlamaModel final : public Model {
     const std::vector<std::pair<std::string, std::string>>& metadata() const noexcept override {
         return metadata_;
     }
+    ModelFingerprint fingerprint() const noexcept override { return fingerprint_; }
     const Weights& weights() const noexcept { return weights_; }
 
     // A model over bytes that outlive it. May throw std::bad_alloc. Errors: as Model::load, but for io_error.
@@ -63,6 +64,7 @@ class LlamaModel final : public Model {
 
     MappedFile file_;
     ModelParams params_;
+    ModelFingerprint fingerprint_;
     Weights weights_;
     std::unique_ptr<Tokenizer> tokenizer_;
     std::vector<TensorInfo> tensors_;

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <cstring>
+#include <vector>
 
 #include "decoder/forward.hpp"
 #include "decoder/guarded.hpp"
@@ -8,16 +10,19 @@
 namespace gearkv {
 namespace {
 
-CacheConfig cache_config(const ModelParams& params, const SessionConfig& config, std::uint32_t n_ctx) {
+// `frequencies` must outlive the result.
+CacheConfig cache_config(const ModelParams& params, const SessionConfig& config,
+                         const std::vector<double>& frequencies) {
     CacheConfig cache;
     cache.n_layers = params.n_layers;
     cache.n_kv_heads = params.n_kv_heads;
     cache.key_dim = params.head_dim;
     cache.value_dim = params.head_dim;
-    cache.max_tokens = n_ctx;
+    cache.max_tokens = config.n_ctx != 0 ? config.n_ctx : params.n_ctx;
     cache.spec = config.spec;
     cache.seed = config.seed;
     cache.level = config.level;
+    cache.rope = {frequencies.data(), params.rope_dim / 2, true};
     return cache;
 }
 
@@ -28,9 +33,18 @@ class LlamaSession final : public Session {
         : model_(std::move(model)),
           cache_(std::move(cache)),
           n_ctx_(static_cast<std::uint32_t>(cache_->config().max_tokens)),
+          kernels_(kernels),
+          config_(config),
           chunk_(std::min(config.chunk, n_ctx_)),
           forward_(*model_, kernels, chunk_, executor),
           logits_(model_->params().n_vocab) {}
+
+    // What a state file holds beside the cache; logits [n_vocab] behind it.
+    struct Extra {
+        std::uint64_t n_tokens;
+        std::uint32_t n_vocab;
+        std::uint32_t has_logits;
+    };
 
     Status prefill(const Token* tokens, std::size_t n_tokens) noexcept override {
         return feed_prompt(tokens, n_tokens, nullptr);
@@ -54,6 +68,61 @@ class LlamaSession final : public Session {
     std::uint64_t n_tokens() const noexcept override { return n_tokens_; }
     std::uint32_t n_ctx() const noexcept override { return n_ctx_; }
     const Cache& cache() const noexcept override { return *cache_; }
+
+    Status truncate(std::uint64_t n_tokens, bool* lossless) noexcept override {
+        if (!failure_.ok()) return failure_;
+        const Status status = cache_->truncate(n_tokens, lossless);
+        if (!status.ok()) return status;
+        has_logits_ = has_logits_ && n_tokens == n_tokens_;
+        n_tokens_ = n_tokens;
+        return {};
+    }
+
+    Status remove(std::uint64_t first, std::uint64_t n_tokens) noexcept override {
+        if (!failure_.ok()) return failure_;
+        const Status status = cache_->remove(first, n_tokens);
+        if (status.ok()) n_tokens_ -= n_tokens;
+        return status;
+    }
+
+    Status fork(Executor& executor, std::unique_ptr<Session>* out) const noexcept override {
+        if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
+        if (!failure_.ok()) return failure_;
+        return guarded([&] {
+            std::unique_ptr<Cache> cache;
+            if (Status status = cache_->fork(&cache); !status.ok()) return status;
+            auto session =
+                std::make_unique<LlamaSession>(model_, std::move(cache), kernels_, config_, executor);
+            session->go_on(n_tokens_, has_logits_ ? logits_.data() : nullptr);
+            *out = std::move(session);
+            return Status();
+        });
+    }
+
+    Status save(const char* path) const noexcept override {
+        if (!failure_.ok()) return failure_;
+        return guarded([&] {
+            const Extra extra = {n_tokens_, model_->params().n_vocab, has_logits_};
+            const std::size_t n_logits = has_logits_ ? extra.n_vocab * sizeof(float) : 0;
+            std::vector<unsigned char> bytes(sizeof(extra) + n_logits);
+            std::memcpy(bytes.data(), &extra, sizeof(extra));
+            if (n_logits > 0) std::memcpy(bytes.data() + sizeof(extra), logits_.data(), n_logits);
+            SaveOptions options;
+            options.model = model_->fingerprint();
+            options.extra = bytes.data();
+            options.n_extra = bytes.size();
+            return save_state(*cache_, path, options, forward_.executor());
+        });
+    }
+
+    std::uint32_t n_vocab() const noexcept { return model_->params().n_vocab; }
+
+    // After a cache of n_tokens was put in; logits may be null.
+    void go_on(std::uint64_t n_tokens, const float* logits) noexcept {
+        n_tokens_ = n_tokens;
+        has_logits_ = logits != nullptr;
+        if (has_logits_) std::copy_n(logits, model_->params().n_vocab, logits_.data());
+    }
 
     void reset() noexcept override {
         cache_->reset();
@@ -123,6 +192,8 @@ class LlamaSession final : public Session {
     std::shared_ptr<const LlamaModel> model_;
     std::unique_ptr<Cache> cache_;
     std::uint32_t n_ctx_;
+    const LinearKernels& kernels_;
+    SessionConfig config_;
     std::uint32_t chunk_;
     Forward forward_;
     Floats logits_;  // [n_vocab]
@@ -131,10 +202,10 @@ class LlamaSession final : public Session {
     Status failure_;  // what ended the session, ok while it lives
 };
 
-}  // namespace
-
-Status Session::create(std::shared_ptr<const Model> model, const SessionConfig& config, Executor& executor,
-                       std::unique_ptr<Session>* out) noexcept {
+// What create and load share: `make_cache` fills a cache, and `take_over` what goes with it.
+template <class MakeCache, class TakeOver>
+Status make_session(std::shared_ptr<const Model> model, const SessionConfig& config, Executor& executor,
+                    std::unique_ptr<Session>* out, const MakeCache& make_cache, const TakeOver& take_over) {
     if (model == nullptr || out == nullptr)
         return Status::error(Code::invalid_argument, "null model or output");
     if (config.chunk == 0)
@@ -143,19 +214,69 @@ Status Session::create(std::shared_ptr<const Model> model, const SessionConfig& 
     if (llama == nullptr)
         return Status::error(Code::invalid_argument, "a model that Model::load did not make");
     return guarded([&] {
-        const ModelParams& params = llama->params();
-        const std::uint32_t n_ctx = config.n_ctx != 0 ? config.n_ctx : params.n_ctx;
+        const std::vector<double> frequencies =
+            rope_frequencies(llama->params(), llama->weights().rope_factors);
         std::unique_ptr<Cache> cache;
-        const Status status = Cache::create(cache_config(params, config, n_ctx), &cache);
+        Status status = make_cache(*llama, cache_config(llama->params(), config, frequencies), &cache);
         if (!status.ok()) return status;
         const LinearKernels* kernels = find_linear_kernels(cache->level());
         if (kernels == nullptr) {
             return Status::error(Code::unavailable_level, "no matrix kernels for level %s",
                                  level_name(cache->level()));
         }
-        *out = std::make_unique<LlamaSession>(std::move(llama), std::move(cache), *kernels, config, executor);
-        return Status();
+        auto session =
+            std::make_unique<LlamaSession>(std::move(llama), std::move(cache), *kernels, config, executor);
+        status = take_over(session.get());
+        if (status.ok()) *out = std::move(session);
+        return status;
     });
+}
+
+}  // namespace
+
+Status Session::create(std::shared_ptr<const Model> model, const SessionConfig& config, Executor& executor,
+                       std::unique_ptr<Session>* out) noexcept {
+    const auto make_cache = [](const LlamaModel&, const CacheConfig& cache, std::unique_ptr<Cache>* made) {
+        return Cache::create(cache, made);
+    };
+    return make_session(std::move(model), config, executor, out, make_cache,
+                        [](LlamaSession*) { return Status(); });
+}
+
+Status Session::load(const char* path, std::shared_ptr<const Model> model, const SessionConfig& config,
+                     StateLoading loading, Executor& executor, std::unique_ptr<Session>* out) noexcept {
+    using Extra = LlamaSession::Extra;
+    std::vector<unsigned char> bytes;
+    std::size_t n_bytes = 0;
+    const auto make_cache = [&](const LlamaModel& llama, const CacheConfig& cache,
+                                std::unique_ptr<Cache>* made) {
+        bytes.resize(sizeof(Extra) + std::size_t{llama.params().n_vocab} * sizeof(float));
+        LoadOptions options;
+        options.model = llama.fingerprint();
+        options.loading = loading;
+        options.extra = bytes.data();
+        options.extra_capacity = bytes.size();
+        return load_state(path, cache, options, executor, made, &n_bytes);
+    };
+    const auto take_over = [&](LlamaSession* session) {
+        Extra extra = {};
+        if (n_bytes >= sizeof(extra)) std::memcpy(&extra, bytes.data(), sizeof(extra));
+        const std::uint32_t n_vocab = session->n_vocab();
+        const std::size_t expected = sizeof(extra) + (extra.has_logits == 1 ? n_vocab * sizeof(float) : 0);
+        bool whole = n_bytes == expected && extra.has_logits <= 1 && extra.n_vocab == n_vocab;
+        for (std::uint32_t i = 0; i < session->cache().config().n_layers; ++i)
+            whole &= session->cache().n_tokens(i) == extra.n_tokens;
+        if (!whole) {
+            return Status::error(Code::corrupt_state,
+                                 "the file holds a cache, but not the rest of a session with it");
+        }
+        std::vector<float> logits(extra.has_logits == 1 ? n_vocab : 0);
+        if (!logits.empty())
+            std::memcpy(logits.data(), bytes.data() + sizeof(extra), logits.size() * sizeof(float));
+        session->go_on(extra.n_tokens, logits.empty() ? nullptr : logits.data());
+        return Status();
+    };
+    return make_session(std::move(model), config, executor, out, make_cache, take_over);
 }
 
 }  // namespace gearkv

@@ -63,7 +63,7 @@ struct StateHeader {
     std::uint32_t flags;                    // bit 0: the rates of auto:BITS are chosen
     std::uint32_t rope_pairs;               // channels turned by a rotary embedding, in pairs
     std::uint32_t rope_interleaved;         // 0 or 1
-    std::uint64_t rope_checksum;            // of float [rope_pairs], the frequencies
+    std::uint64_t rope_checksum;            // of double [rope_pairs], the frequencies
     std::uint64_t table_checksum;           // of all StateSection
     std::uint8_t model[state_model_bytes];  // the program's name for what the keys and values came from
     char spec[state_spec_chars];            // canonical SPEC, ended and filled with zeros

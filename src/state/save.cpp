@@ -162,7 +162,7 @@ StateHeader make_header(const CacheAccess::Impl& impl, const SaveOptions& option
     header.flags = config.spec.auto_bits != 0.0f && !impl.rates.waits() ? 1 : 0;
     header.rope_pairs = config.rope.n_pairs;
     header.rope_interleaved = config.rope.interleaved;
-    header.rope_checksum = xxh64(config.rope.frequencies, config.rope.n_pairs * sizeof(float));
+    header.rope_checksum = xxh64(config.rope.frequencies, config.rope.n_pairs * sizeof(double));
     std::memcpy(header.model, options.model.bytes, sizeof(header.model));
     (void)format_spec(config.spec, header.spec, sizeof(header.spec)).ok();  // the spec was checked
     return header;

@@ -166,7 +166,7 @@ Status match_config(const StateFile& file, const CacheConfig& config,
     if (config.rope.n_pairs > 0 &&
         (found.rope.interleaved != config.rope.interleaved ||
          file.header().rope_checksum !=
-             xxh64(config.rope.frequencies, config.rope.n_pairs * sizeof(float)))) {
+             xxh64(config.rope.frequencies, config.rope.n_pairs * sizeof(double)))) {
         return Status::error(Code::other_model, "keys were rotated with other frequencies or pairs");
     }
     if (!(file.model() == model)) {

@@ -25,7 +25,7 @@ constexpr Golden accepted[] = {{"gear-2", "gear-2"},       {"paper-gear-4", "pap
 
 CacheConfig golden_config(const char* spec) {
     CacheConfig config = make_config(spec, 1, 8, 16, 400);
-    static const float frequencies[] = {1.0f, 0.1f, 0.01f, 0.001f};
+    static const double frequencies[] = {1.0, 0.1, 0.01, 0.001};
     config.rope = {frequencies, 4, false};
     return config;
 }

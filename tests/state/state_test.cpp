@@ -181,8 +181,8 @@ TEST_CASE("another model, shape or codec is refused by its own code", "[state][o
     CHECK(with([](CacheConfig& c) { c.value_dim = 32; }) == Code::other_model);
     CHECK(with([](CacheConfig& c) { c.rope.n_pairs = 4; }) == Code::other_model);
     CHECK(with([](CacheConfig& c) { c.rope.interleaved = false; }) == Code::other_model);
-    std::vector<float> other_frequencies = state_frequencies();
-    other_frequencies[11] *= 1.0001f;
+    std::vector<double> other_frequencies = state_frequencies();
+    other_frequencies[11] *= 1.0001;
     CHECK(with([&](CacheConfig& c) { c.rope.frequencies = other_frequencies.data(); }) == Code::other_model);
     CHECK(with([](CacheConfig& c) { c.spec = spec_of("gear-3"); }) == Code::other_codec);
     CHECK(with([](CacheConfig& c) { c.spec = spec_of("gear-4:recent=1"); }) == Code::other_codec);

@@ -20,11 +20,11 @@ inline const StateSource& state_source_tokens() {
     return source;
 }
 
-inline const std::vector<float>& state_frequencies() {
-    static const std::vector<float> all = [] {
-        std::vector<float> x(state_dim / 2);
+inline const std::vector<double>& state_frequencies() {
+    static const std::vector<double> all = [] {
+        std::vector<double> x(state_dim / 2);
         for (std::size_t i = 0; i < x.size(); ++i)
-            x[i] = static_cast<float>(std::pow(100.0, -static_cast<double>(i) / 12.0));
+            x[i] = std::pow(100.0, -static_cast<double>(i) / 12.0);
         return x;
     }();
     return all;

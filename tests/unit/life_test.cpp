@@ -13,12 +13,11 @@ namespace {
 
 constexpr std::size_t n_heads = 2, dim = 64, n_source = 3000;
 
-const std::vector<float>& frequencies() {
-    static const std::vector<float> all = [] {
-        std::vector<float> x(dim / 2);
+const std::vector<double>& frequencies() {
+    static const std::vector<double> all = [] {
+        std::vector<double> x(dim / 2);
         for (std::size_t i = 0; i < x.size(); ++i)
-            x[i] = static_cast<float>(
-                std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(dim)));
+            x[i] = std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(dim));
         return x;
     }();
     return all;
@@ -59,7 +58,7 @@ Tensor expected_keys(const CacheConfig& config, const std::vector<Token>& tokens
             for (std::size_t i = 0; i < config.rope.n_pairs; ++i) {
                 const std::size_t a = config.rope.interleaved ? 2 * i : i;
                 const std::size_t b = config.rope.interleaved ? 2 * i + 1 : i + config.rope.n_pairs;
-                const double angle = static_cast<double>(token.shift) * static_cast<double>(frequencies()[i]);
+                const double angle = static_cast<double>(token.shift) * frequencies()[i];
                 turned[a] = row[a] * std::cos(angle) - row[b] * std::sin(angle);
                 turned[b] = row[a] * std::sin(angle) + row[b] * std::cos(angle);
             }
@@ -322,7 +321,7 @@ TEST_CASE("removal refuses sinks and ranges that are not there, and changes noth
     CHECK(Cache::create(bad, &none).code() == Code::wrong_size);
     bad.rope = {nullptr, 2, false};
     CHECK(Cache::create(bad, &none).code() == Code::invalid_argument);
-    const float infinite[] = {1.0f, INFINITY};
+    const double infinite[] = {1.0, INFINITY};
     bad.rope = {infinite, 2, false};
     CHECK(Cache::create(bad, &none).code() == Code::non_finite);
 }
