@@ -1,0 +1,108 @@
+// Any bytes as a saved cache: as they are, and with checksums made right, so that what lies behind these is
+// met too. What loads is attended, appended to, cut and saved again.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "file/xxh64.hpp"
+#include "format/state.hpp"
+#include "gearkv/state.hpp"
+
+using namespace gearkv;
+
+namespace {
+
+void seal(std::vector<std::uint8_t>* bytes) {
+    if (bytes->size() < sizeof(StateHeader)) return;
+    StateHeader header;
+    std::memcpy(&header, bytes->data(), sizeof(header));
+    header.version = state_version;
+    header.byte_order = state_byte_order;
+    header.n_bytes = bytes->size();
+    std::memcpy(header.magic, state_magic, sizeof(state_magic));
+    const std::size_t most = (bytes->size() - sizeof(header)) / sizeof(StateSection);
+    const std::size_t n = header.n_sections <= most ? header.n_sections : 0;
+    for (std::size_t i = 0; i < n; ++i) {
+        StateSection section;
+        std::uint8_t* at = bytes->data() + sizeof(header) + i * sizeof(section);
+        std::memcpy(&section, at, sizeof(section));
+        if (section.offset > bytes->size() || section.n_bytes > bytes->size() - section.offset) continue;
+        section.checksum = xxh64(bytes->data() + section.offset, section.n_bytes);
+        std::memcpy(at, &section, sizeof(section));
+    }
+    header.table_checksum = xxh64(bytes->data() + sizeof(header), n * sizeof(StateSection));
+    header.checksum = xxh64(&header, offsetof(StateHeader, checksum));
+    std::memcpy(bytes->data(), &header, sizeof(header));
+}
+
+void use(Cache* cache) {
+    const CacheConfig& config = cache->config();
+    const std::vector<float> row(std::size_t{config.n_kv_heads} * std::max(config.key_dim, config.value_dim),
+                                 0.5f);
+    const Rows keys = {row.data(), 0, config.key_dim}, values = {row.data(), 0, config.value_dim};
+    std::vector<float> out(std::size_t{config.n_kv_heads} * config.value_dim);
+    Queries queries = {row.data(), 0, config.key_dim, 1, config.n_kv_heads, 0.3f, true};
+    for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
+        if (cache->n_tokens(layer) > 0 && cache->attend(layer, queries, out.data(), serial_executor()).ok()) {
+            for (const float x : out) {
+                if (std::isnan(x)) std::abort();
+            }
+        }
+        if (cache->n_tokens(layer) + 130 <= config.max_tokens) {
+            (void)cache->append(layer, keys, values, 130, serial_executor()).ok();
+            (void)cache->compress(layer, serial_executor()).ok();
+            (void)cache->attend(layer, queries, out.data(), serial_executor()).ok();
+        }
+    }
+    std::unique_ptr<Cache> fork;
+    if (!cache->fork(&fork).ok()) return;
+    (void)fork->remove(config.spec.sink_tokens, 7).ok();
+    (void)fork->truncate(20).ok();
+    (void)cache->attend(0, queries, out.data(), serial_executor()).ok();
+}
+
+void load(const std::uint8_t* bytes, std::size_t n_bytes, bool later) {
+    const int descriptor = memfd_create("state", 0);
+    if (descriptor < 0) return;
+    char path[64];
+    std::snprintf(path, sizeof(path), "/proc/self/fd/%d", descriptor);
+    if (write(descriptor, bytes, n_bytes) == static_cast<ssize_t>(n_bytes)) {
+        StateInfo info;
+        const Status inspected = inspect_state(path, &info);
+        StateInfo verified;
+        if (verify_state(path, serial_executor(), &verified).ok() && !inspected.ok()) std::abort();
+        // No frequencies are in the file; a shape that takes gigabytes is not what is tested here.
+        if (inspected.ok() && info.config.rope.n_pairs == 0 && info.config.n_layers <= 8 &&
+            info.config.max_tokens <= 100000 &&
+            std::uint64_t{info.config.n_kv_heads} * (info.config.key_dim + info.config.value_dim) <= 4096) {
+            LoadOptions options;
+            options.model = info.model;
+            options.loading = later ? StateLoading::map : StateLoading::copy;
+            options.checking = later ? StateChecking::on_first_use : StateChecking::all;
+            std::unique_ptr<Cache> cache;
+            const Status status = load_state(path, info.config, options, serial_executor(), &cache);
+            if (status.ok() != (cache != nullptr)) std::abort();
+            if (!status.ok() && status.message()[0] == '\0') std::abort();
+            if (cache != nullptr) use(cache.get());
+        }
+    }
+    close(descriptor);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t n_bytes) {
+    if (n_bytes > (1u << 20)) return 0;
+    load(data, n_bytes, false);
+    std::vector<std::uint8_t> sealed(data, data + n_bytes);
+    seal(&sealed);
+    load(sealed.data(), sealed.size(), n_bytes % 2 == 0);
+    return 0;
+}
