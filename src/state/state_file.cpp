@@ -292,6 +292,11 @@ Status StateReader::check_layer(std::uint32_t layer, const StateLayer& found) co
                              found.pending_tokens, found.pending_appended, static_cast<Ull>(found.n_buffered),
                              found.flags);
     }
+    if (spec.auto_bits != 0.0f && (file_.header().flags & 1) == 0 &&
+        n_tokens != found.n_sinks + found.n_buffered) {
+        return Status::error(Code::corrupt_state, "layer %u has blocks, and the rates are yet to be chosen",
+                             layer);
+    }
     KvSpec rates = spec;
     rates.key.rate = found.key_rate;
     rates.value.rate = found.value_rate;
