@@ -1,7 +1,9 @@
 // The stream of one block: tokens of one layer, all KV heads, keys or values, in compressed form.
 //
 //   +--------------------+  0
-//   | BlockHeader        |  128 bytes: shape, codec, offset of every part
+//   | BlockHeader        |  96 bytes: shape, codec, offset of every part; then 32 zeros
+//   +--------------------+  128
+//   | profile, sections  |  trellis blocks, see trellis.hpp
 //   +--------------------+
 //   | codes              |  [head][code words]                        little-endian 32-bit words
 //   +--------------------+
@@ -13,33 +15,36 @@
 //   | outlier starts     |  [head + 1] u32, first outlier of each head
 //   | outlier counts     |  [head][token] u8 or u16, outliers of that token and head
 //   | outlier channels   |  [outlier] u8 or u16, channel within the head, ascending within a token
-//   | outlier values     |  [outlier] fp16: what the dense part misses, x - (code * scale + zero)
+//   | outlier values     |  [outlier] fp16: what codes miss, x - (code * scale + zero)
 //   +--------------------+
-//   | profile, sections  |  trellis blocks, see trellis.hpp
-//   +--------------------+
-// Every part starts at a multiple of 64 and is absent (offset 0) when the codec does not use it, so a kernel
-// streams each part once. Offsets make the block position-independent; it is attended where it lies, and
-// tokens at its end can be hidden by attending fewer.
+// Every part is at the next multiple of 64, zeros between them, and absent (offset 0) when the codec does not
+// use it, so a kernel streams each part once. Offsets make the block position-independent; it is attended
+// where it lies, and tokens at its ends can be hidden by attending fewer.
+//
+// The entry of a token t and channel c is the sum of the parts:
+//
+//   x' = code * scale + zero  +  sum over r < rank of a[r][t] p[r][c]  +  the outlier's value, where one is
+//
+// Trellis blocks have codes of their own kind and neither scales nor factors nor outliers.
 //
 // Code words. A word holds 32 / b codes of one lane; byte i (0 lowest), field p of the word holds the code
 // with depth index j * (32 / b) + 4 p + i, for word j of the lane:
 //
 //   b = 4, word j:   byte 3 | byte 2 | byte 1 | byte 0          b = 2: four 2-bit fields a byte
 //   field 1 (high)   8j + 7 | 8j + 6 | 8j + 5 | 8j + 4          b = 8: one field a byte
-//   field 0 (low)    8j + 3 | 8j + 2 | 8j + 1 | 8j + 0          b = 3: a 2-bit plane (16 codes a word, low
-//   bits)
-//                                                                      and a 1-bit plane (32 codes a word,
-//                                                                      bit 2)
+//   field 0 (low)    8j + 3 | 8j + 2 | 8j + 1 | 8j + 0          b = 3: two planes, as b = 2 (bits 0 and 1 of
+//                                                                      a code) and as b = 1 (bit 2)
+//
 // so four neighbours along the depth lie in the four bytes of a 32-bit lane, as dot-product instructions want
 // them, after one shift and one mask.
 //   keys:    lane = token, depth = channel.  [tile of 16 tokens][word][16 lanes]; with b = 3 a tile holds all
 //            words of the low plane, then those of the high plane.
-//   values:  lane = channel, depth = token.  [word][channels padded to 16]; with b = 3 every 32 tokens hold
-//   two
-//            words of the low plane, then one of the high plane.
-// Lanes and fields beyond the shape are 0.
+//   values:  lane = channel, depth = token.  [word][channels padded to 16]; with b = 3 every 32 tokens
+//            hold two words of the low plane, then one of the high plane.
+// Depths are padded to whole words, with b = 3 to 32. Lanes and fields beyond the shape are 0.
 //
-// Groups. Which entries share a scale and zero (x' = code * scale + zero), and how these are stored:
+// Groups. Which entries share a scale and zero, and how these are stored; `group` tokens or channels are one,
+// the last may have fewer:
 //   kivi keys         [head][token group][dim]        scales, then zeros
 //   kcvt keys         as kivi with one token group
 //   token keys, kivi and token values
@@ -89,15 +94,15 @@ constexpr std::uint32_t lane_words(std::uint32_t bits, std::uint32_t depth) {
 struct BlockHeader {
     std::uint32_t magic;
     std::uint16_t version;
-    std::uint8_t kind;      // TensorKind
-    std::uint8_t backbone;  // Backbone
-    std::uint8_t bits;
+    std::uint8_t kind;         // TensorKind: 0 keys, 1 values
+    std::uint8_t backbone;     // Backbone: 0 float, 1 fp16, 2 kivi, 3 kcvt, 4 token, 5 trellis
+    std::uint8_t bits;         // of a code: 2, 3, 4 or 8; 32 and 16 of raw blocks; 0 of a trellis
     std::uint8_t index_bytes;  // of outlier counts and channels: 1, or 2 when dim > 255
-    std::uint16_t group;
+    std::uint16_t group;       // 0 of kcvt, raw and trellis
     std::uint32_t n_tokens;
     std::uint32_t n_heads;
     std::uint32_t dim;
-    std::uint32_t rank;
+    std::uint32_t rank;        // of the factors, 0 without
     std::uint32_t n_outliers;  // all heads
     float sparsity;            // as asked for
     float rate;                // trellis: average bits of a code
@@ -111,7 +116,7 @@ struct BlockHeader {
     std::uint32_t outlier_counts;
     std::uint32_t outlier_channels;
     std::uint32_t outlier_values;
-    std::uint32_t profile;   // trellis; 0 when the first block of the stream has it
+    std::uint32_t profile;   // trellis; 0 when the first block of the stream has it, or had
     std::uint32_t sections;  // trellis
     std::uint32_t reserved;  // 0
 };

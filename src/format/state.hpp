@@ -11,24 +11,27 @@
 //
 // Order of the sections, those that are empty left out:
 //   for each layer 0, 1, ...:
-//     layer              StateLayer, 64 bytes; there for every layer that holds tokens
-//     key_planes         u32 [n_kv_heads + 1], value_planes likewise: chosen rates of auto:BITS
+//     layer              StateLayer, 64 bytes; there for every layer that holds tokens or chosen rates
+//     key_planes         u32 [n_kv_heads + 1], value_planes likewise: chosen rates of auto:BITS, as the first
+//                        planes in the profile of a block (trellis.hpp)
 //     key_sinks          rows, value_sinks likewise: the first tokens of the sequence
 //     key_profiles       what the first block of the layer would carry for all, when that block is gone;
 //                        value_profiles likewise. As in a block (trellis.hpp)
 //     key_block,         the stream of a block (block.hpp), a pair for every entry of the layer's table,
-//     value_block        oldest first. A block that was cut in two has two entries behind each other, which
-//                        name the same bytes: only the first pair moves the place of the next section on.
+//     value_block        oldest first. A block that was cut has an entry for each of its pieces, behind
+//                        each other, which all name the same bytes and checksums: only the first pair moves
+//                        the place of the next section on.
 //     key_buffer         rows, value_buffer likewise: the last tokens
 //     queries            StateQueries and rows: what auto:BITS will choose its rates by
 //   extra                bytes of the program that saved, at most one section
 //
-// Rows are [token][head][dim padded to 16] of fp16, or of float in a tensor of f32; keys as they were
-// rotated for the places the tokens have now.
+// Rows are [token][head][dim padded to 16 with zeros] of fp16, or of float in a tensor of f32 (their size
+// tells, too); keys as they were rotated for the places the tokens have now.
 //
 // Tokens of a layer: n_sinks, then n_forgotten which are counted but were given back, then those of the
-// blocks, then n_buffered. An entry of a block shows tokens [first, first + n_tokens) of it; their keys were
-// rotated for places that are now higher by -shift.
+// blocks, then n_buffered. An entry of a block shows tokens [first, first + n_tokens) of it and hides the
+// others; shift, 0 or negative, is how far they have moved since their keys were rotated: what was rotated
+// for place p is at p + shift now.
 //
 // Checksums are XXH64 with seed 0. A reader must refuse what it does not know: other versions, kinds, flags
 // and anything but zeros in reserved fields and between sections.
@@ -105,7 +108,7 @@ static_assert(sizeof(StateSection) == 64);
 struct StateLayer {
     std::uint64_t n_sinks;
     std::uint64_t n_forgotten;
-    std::uint64_t n_closed;  // in blocks
+    std::uint64_t n_closed;  // in blocks, those they show
     std::uint64_t n_buffered;
     std::uint64_t exact_from;        // fewer tokens would not have closed all the blocks yet
     std::uint32_t pending_tokens;    // first of the buffer, on their way to a block

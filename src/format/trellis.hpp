@@ -1,24 +1,28 @@
 // The trellis backbone: fixed-rate trellis-coded scalar quantisation along the tokens of a channel.
 //
-// A section is 128 consecutive tokens of one head. A channel of width b spends b bits on every token: one
-// path bit p and b - 1 free bits u. With p[-1] = p[-2] = 0,
+// A section is 128 consecutive tokens of one head, t = 0 to 127. A channel of width b spends b bits on every
+// token: one path bit p and b - 1 free bits u. With p[-1] = p[-2] = 0,
 //
 //   z0 = p[t-1];   z1 = p[t] ^ p[t-2];   level = T_b[u << 2 | z1 << 1 | z0]       2^(b+1) sorted levels
 //
 // so 2^(b+1) levels are told apart by b bits: the two low index bits follow from the path, which a Viterbi
-// search chooses. A token depends on earlier tokens only. Width 0 spends nothing: every level is 0.
+// search chooses. A token depends on earlier tokens of its section only. Width 0 spends nothing: every
+// level is 0. There is no width 1; keys have up to 6, values up to 4.
 //
-//   keys:    x' = mean_c + zero_c + S_c level          channels in the stored order of the profile, granules
-//   of 4 values:  H x' = S_c gain_t level, x' += mean_c     granules of 16; H a Hadamard transform of the
-//   head
+//   keys:    x' = mean_c + zero_c + S_c level     granules of 4 channels in the stored order of the profile
+//   values:  x' = mean_c + (H y)_c,               granules of 16 channels; H orthonormal, see rotate_head
+//            y_c = S_c gain_t level
+//
+// A granule is what shares a width; the last one of values may have 8 channels. S, zero, gain and the widths
+// are in the side information of a section, SectionLayout.
 //
 // Parts of a block:
-//   profile    [head] mean fp16 [dim], keys: order u16 [dim]; then u32 [head + 1], the first plane of each
-//   head in a
-//              section of all heads. In the first block of a stream, used by all.
+//   profile    [head] of mean fp16 [dim] and, keys only, order u16 [dim]; behind all heads u32 [head + 1],
+//              the first plane of each head in a section of all heads. In the first block, used by all.
 //   sections   [head][section], see SectionLayout
-//   codes      [head][section][plane] in the order of the granules, a granule of width b having b planes:
-//              first the path bits, then the free bits from the lowest
+//   codes      [head][section][plane], with first[head + 1] - first[head] planes for each section of a head;
+//              in the order of the granules, a granule of width b having b planes: first the path bits, then
+//              the free bits from the lowest
 //     keys     a plane is 16 words: word l, byte i, bit k is token 8 l + k of channel i of the granule
 //     values   a plane is 4 x 16 words: word [j][c], bit k is token 32 j + k of channel c of the granule
 // The planes of a section are as many as the rate allows; what the widths do not use is 0.
@@ -49,8 +53,8 @@ constexpr std::uint32_t plane_words(TensorKind kind) {
     return kind == TensorKind::key ? key_plane_words : value_plane_words;
 }
 
-// Levels by width; widths 5 and 6 are uniform: 2 j - (2^(b+1) - 1). Trained on Gaussian data: keys scaled to
-// their range over a section, values to unit variance.
+// Levels by width, those of 2 for keys and values; 5 and 6 are uniform: 2 j - (2^(b+1) - 1). Trained on
+// Gaussian data: keys scaled to their range over a section, values to unit variance.
 constexpr std::int8_t key_levels_2[8] = {-127, -73, -43, -12, 12, 43, 73, 127};
 constexpr std::int8_t key_levels_3[16] = {-127, -95, -74, -58, -44, -30, -18, -6,
                                           6,    18,  30,  44,  58,  74,  95,  127};
@@ -106,14 +110,15 @@ constexpr std::uint32_t section_planes(TensorKind kind, std::uint32_t n_heads, s
     return static_cast<std::uint32_t>(static_cast<double>(rate) * granules + 1e-3);
 }
 
-// Byte offsets within the side information of one section, 4-byte aligned.
+// Byte offsets within the side information of one section of one head: in this order, each part behind the
+// one before it.
 struct SectionLayout {
-    std::uint32_t base = 0;    // i16, S = 2^((base + scale) / 16)
+    std::uint32_t base = 0;    // i16, then two zeros. S = 2^((base + scale) / 16), 0 below 2^-126
     std::uint32_t scales = 4;  // u8 [dim], keys in stored order
-    std::uint32_t zeros;       // keys: i8 [dim], stored order
-    std::uint32_t gains;       // values: nibbles [128], low first
+    std::uint32_t zeros;       // keys: i8 [dim], stored order; zero = this * S * zero_unit(width)
+    std::uint32_t gains;       // values: nibbles [128], low first; gain = 2^((nibble - 8) / 4)
     std::uint32_t widths;      // nibbles [granules], low first
-    std::uint32_t n_bytes;
+    std::uint32_t n_bytes;     // a multiple of 4, padded with zeros
 };
 constexpr SectionLayout section_layout(TensorKind kind, std::uint32_t dim) {
     SectionLayout at = {};
@@ -201,8 +206,8 @@ constexpr float rotation_norm(std::uint32_t n) {
            (log2 % 2 != 0 ? 1.41421356f : 1.0f);
 }
 
-// Orthonormal Walsh-Hadamard transform of the largest power of two that divides dim, block by block; its own
-// inverse.
+// Orthonormal Hadamard transform of n channels at a time, n the largest power of two that divides dim; its
+// own inverse. H[i][j] = 1 / sqrt(n), negative where i & j has an odd number of bits.
 inline void rotate_head(float* x, std::uint32_t dim) {
     const std::uint32_t n = dim & (~dim + 1);
     for (std::uint32_t first = 0; first < dim; first += n) {
