@@ -8,6 +8,7 @@
 #include "support/catch.hpp"
 #include "support/count_memory.hpp"
 #include "support/model_maker.hpp"
+#include "support/temporary_file.hpp"
 
 using namespace gearkv;
 using namespace gearkv::test;
@@ -345,4 +346,119 @@ TEST_CASE("a session that ran out of memory between two layers says so until it 
     }
     CHECK(failed_between);
     CHECK(copy_logits(*session, fixture.maker.n_vocab) == expected);
+}
+
+namespace {
+
+// Feeds tokens one by one; their logits behind each other.
+std::vector<float> decode_all(Session* session, const std::vector<Token>& tokens, std::size_t n_vocab) {
+    std::vector<float> all;
+    for (const Token token : tokens) {
+        REQUIRE(session->decode(token).ok());
+        const std::vector<float> logits = copy_logits(*session, n_vocab);
+        all.insert(all.end(), logits.begin(), logits.end());
+    }
+    return all;
+}
+
+std::unique_ptr<Session> fork(const Session& session) {
+    std::unique_ptr<Session> fork;
+    const Status status = session.fork(serial_executor(), &fork);
+    INFO(status.message());
+    REQUIRE(status.ok());
+    return fork;
+}
+
+}  // namespace
+
+TEST_CASE("a truncated session and a fork go on as if nothing had come between") {
+    Fixture fixture("gear-4");
+    const std::size_t n_vocab = fixture.model->params().n_vocab;
+    const std::vector<Token> tokens = some_tokens(40), others = {7, 8, 9};
+    const auto session = fixture.session();
+    REQUIRE(session->prefill(tokens.data(), 30).ok());
+    const auto copy = fork(*session);
+    CHECK(copy->n_tokens() == 30);
+    CHECK(copy_logits(*copy, n_vocab) == copy_logits(*session, n_vocab));
+    const std::vector<float> expected = decode_all(session.get(), others, n_vocab);
+    decode_all(copy.get(), {1, 2, 3, 4}, n_vocab);
+    bool lossless = false;
+    REQUIRE(copy->truncate(30, &lossless).ok());
+    CHECK(lossless);
+    CHECK(copy->logits() == nullptr);
+    CHECK(decode_all(copy.get(), others, n_vocab) == expected);
+    CHECK(session->truncate(34).code() == Code::wrong_size);
+    CHECK(session->n_tokens() == 33);
+    CHECK(session->logits() != nullptr);
+}
+
+TEST_CASE("after a context shift the rest is attended at its new place") {
+    // Without a difference of places nothing tells the two apart but where the tokens lie.
+    ModelShape shape;
+    shape.n_layers = 1;
+    Fixture fixture("f32", shape);
+    const std::size_t n_vocab = fixture.model->params().n_vocab;
+    const std::vector<Token> tokens = some_tokens(40);
+    const auto shifted = fixture.session();
+    REQUIRE(shifted->prefill(tokens.data(), 40).ok());
+    REQUIRE(shifted->remove(5, 12).ok());
+    CHECK(shifted->n_tokens() == 28);
+    // Of one layer keys and values depend on token and place alone.
+    std::vector<Token> rest(tokens.begin(), tokens.begin() + 5);
+    rest.insert(rest.end(), tokens.begin() + 17, tokens.end());
+    const auto never = fixture.session();
+    REQUIRE(never->prefill(rest.data(), rest.size()).ok());
+    const std::vector<float> a = decode_all(shifted.get(), {3, 4}, n_vocab),
+                             b = decode_all(never.get(), {3, 4}, n_vocab);
+    for (std::size_t i = 0; i < a.size(); ++i)
+        CHECK(a[i] == Approx(b[i]).margin(1e-4));
+    CHECK(shifted->remove(20, 20).code() == Code::wrong_size);
+    CHECK(shifted->n_tokens() == 30);
+}
+
+TEST_CASE("a loaded session gives the logits of the saved one") {
+    Fixture fixture("gear-3");
+    const std::size_t n_vocab = fixture.model->params().n_vocab;
+    const std::vector<Token> tokens = some_tokens(20), others = {5, 6, 7, 8};
+    const auto session = fixture.session();
+    REQUIRE(session->prefill(tokens.data(), tokens.size()).ok());
+    const gearkv::testing::TemporaryFile file;
+    REQUIRE(session->save(file.path()).ok());
+    const std::vector<float> at_save = copy_logits(*session, n_vocab);
+    const std::vector<float> expected = decode_all(session.get(), others, n_vocab);
+    for (const StateLoading loading : {StateLoading::copy, StateLoading::map}) {
+        std::unique_ptr<Session> loaded;
+        const Status status =
+            Session::load(file.path(), fixture.model, fixture.config, loading, serial_executor(), &loaded);
+        INFO(status.message());
+        REQUIRE(status.ok());
+        CHECK(loaded->n_tokens() == tokens.size());
+        CHECK(copy_logits(*loaded, n_vocab) == at_save);
+        CHECK(decode_all(loaded.get(), others, n_vocab) == expected);
+    }
+    const auto load = [&](const std::shared_ptr<const Model>& model, const SessionConfig& config) {
+        std::unique_ptr<Session> loaded;
+        const Status status =
+            Session::load(file.path(), model, config, StateLoading::copy, serial_executor(), &loaded);
+        CHECK((loaded == nullptr) == !status.ok());
+        return status.code();
+    };
+    SessionConfig config = fixture.config;
+    REQUIRE(parse_spec("gear-2", &config.spec).ok());
+    CHECK(load(fixture.model, config) == Code::other_codec);
+    config = fixture.config;
+    config.n_ctx = 19;
+    CHECK(load(fixture.model, config) == Code::capacity_exceeded);
+    // The same shapes, and one weight that differs.
+    Fixture other("gear-3");
+    other.bytes[other.bytes.size() - 3] ^= 1;
+    std::shared_ptr<const LlamaModel> changed;
+    REQUIRE(LlamaModel::load_bytes(other.bytes.data(), other.bytes.size(), &changed).ok());
+    CHECK(load(changed, fixture.config) == Code::other_model);
+    CHECK(load(nullptr, fixture.config) == Code::invalid_argument);
+    // A cache of the same shape that is no session.
+    REQUIRE(save_state(session->cache(), file.path(), {fixture.model->fingerprint(), nullptr, 0},
+                       serial_executor())
+                .ok());
+    CHECK(load(fixture.model, fixture.config) == Code::corrupt_state);
 }

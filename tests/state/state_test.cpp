@@ -42,7 +42,9 @@ TEST_CASE("a loaded cache goes on as the saved one", "[state]") {
     for (const char* spec : {"gear-3", "auto:3", "paper:gear-4", "gear-kcvt-2", "q8:recent=40", "f16", "f32",
                              "k=gear-4;v=kivi-2:nb=128"}) {
         const CacheConfig config = state_config(spec);
+        const bool is_preset = spec[0] == 'g' && spec[5] == '3';
         for (const LoadOptions& way : all_ways) {
+            if (!is_preset && &way != &all_ways[1]) continue;  // ways differ, but not by the codec
             CAPTURE(spec, static_cast<int>(way.loading), static_cast<int>(way.checking));
             TemporaryFile file;
             auto saved = lived_cache(config);
@@ -58,7 +60,7 @@ TEST_CASE("a loaded cache goes on as the saved one", "[state]") {
             CHECK(a.bytes.keys.bytes == b.bytes.keys.bytes);
             CHECK((b.bytes.mapped > 0) == (way.loading == StateLoading::map));
             CHECK((read_all(saved.get()).first.data == read_all(loaded.get()).first.data));
-            go_on(saved.get(), loaded.get(), 150);
+            go_on(saved.get(), loaded.get(), 130);
         }
     }
 }

@@ -166,7 +166,7 @@ struct Subject {
             float& b = head[rope.interleaved ? 2 * pair + 1 : pair + rope.n_pairs];
             const std::complex<double> turned =
                 std::complex<double>(a, b) *
-                std::polar(1.0, static_cast<double>(shift) * static_cast<double>(rope.frequencies[pair]));
+                std::polar(1.0, static_cast<double>(shift) * rope.frequencies[pair]);
             a = static_cast<float>(turned.real());
             b = static_cast<float>(turned.imag());
         }
@@ -234,9 +234,9 @@ TEST_CASE("so it does where parts meet that seldom do", "[state]") {
 }
 
 TEST_CASE("its shifts turn keys to where they are attended", "[state]") {
-    std::vector<float> frequencies(24);
+    std::vector<double> frequencies(24);
     for (std::size_t i = 0; i < frequencies.size(); ++i)
-        frequencies[i] = static_cast<float>(std::pow(10000.0, -static_cast<double>(i) / 24.0));
+        frequencies[i] = std::pow(10000.0, -static_cast<double>(i) / 24.0);
     std::set<std::string> seen;
     for (const bool interleaved : {false, true}) {
         CacheConfig config = make_config("gear-4", n_heads, 72, 40);

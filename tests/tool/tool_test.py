@@ -98,7 +98,8 @@ class ToolTest(unittest.TestCase):
 
     def json(self, *arguments):
         answer = json.loads(self.ok(*arguments, "--json"))
-        self.assertEqual((answer["schema_version"], answer["command"]), (1, arguments[0]))
+        command = " ".join(arguments[:2]) if arguments[0] == "state" else arguments[0]
+        self.assertEqual((answer["schema_version"], answer["command"]), (1, command))
         return answer
 
     def fails(self, code, message, *arguments, **options):
@@ -206,6 +207,30 @@ class Generate(ToolTest):
                          "--kv", "paper:gear-2")["results"][0]
         for field in ("stored_bytes", "keys", "values", "buffer"):
             self.assertEqual(plan[field], cache[field], field)
+
+    def test_a_saved_session_goes_on_with_the_same_text(self):
+        state = self.path("session")
+        whole = self.json("generate", MODEL, "-p", PROMPT, "-n", 260)["text"]
+        first = self.json("generate", MODEL, "-p", PROMPT, "-n", 150, "--save", state)["text"]
+        for options in [], ["--map"], ["--level", "scalar", "--kv", "gear-4"]:
+            rest = self.json("generate", MODEL, "--load", state, "-n", 110, *options)["text"]
+            self.assertEqual(first + rest, whole, options)
+        info = self.json("state", "info", state)
+        self.assertEqual((info["kv"], info["version"], info["layers"], info["kv_heads"]), ("gear-4", 1, 4, 2))
+        self.assertEqual(info["bytes"], os.path.getsize(state))
+        self.assertEqual(self.json("state", "verify", state)["whole"], True)
+        self.assertIn("every byte is as it was written", self.ok("state", "verify", state))
+        self.fails(1, "other_codec", "generate", MODEL, "--load", state, "--kv", "gear-2")
+        content = bytearray(read_bytes(state))
+        content[len(content) // 2] ^= 1
+        damaged = self.write("damaged", bytes(content))
+        self.assertIn("gear-4", self.ok("state", "info", damaged))
+        self.fails(1, "damaged", "state", "verify", damaged)
+        self.fails(1, "damaged", "generate", MODEL, "--load", damaged)
+        self.fails(1, "not_a_state", "state", "info", MODEL)
+        self.fails(1, "io_error", "state", "info", self.path("nothing"))
+        self.fails(2, "A subcommand is required", "state")
+        self.fails(1, "io_error", "generate", MODEL, "-p", "x", "-n", 0, "--json", "--save", self.path("no/such/folder"))
 
     def test_it_stops_at_the_end_of_the_context(self):
         answer = self.json("generate", MODEL, "-p", "Once", "-n", 100, "--ctx", 32, "--ignore-eos")

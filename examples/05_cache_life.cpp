@@ -1,0 +1,122 @@
+// What can happen to a cache beyond appending and attending: rollback, fork, context shift, sliding window,
+// budget, saving and mapping.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "gearkv/state.hpp"
+
+using namespace gearkv;
+
+namespace {
+
+constexpr std::uint32_t n_heads = 4, n_kv_heads = 2, dim = 64;
+
+void require(const Status& status) {
+    if (status.ok()) return;
+    std::fprintf(stderr, "%s: %s\n", code_name(status.code()), status.message());
+    std::exit(1);
+}
+
+void expect(bool holds, const char* what) {
+    std::printf("%s: %s\n", what, holds ? "yes" : "NO");
+    if (!holds) std::exit(1);
+}
+
+// Keys and values of n tokens, as a model would make them.
+void append(Cache& cache, std::uint32_t n, std::uint32_t first = 0) {
+    std::vector<float> k(n * n_kv_heads * dim), v(k.size());
+    for (std::size_t i = 0; i < k.size(); ++i) {
+        const auto x = static_cast<float>(i + first * n_kv_heads * dim);
+        k[i] = std::sin(0.37f * x);
+        v[i] = std::cos(0.11f * x);
+    }
+    const Rows keys = {k.data(), n_kv_heads * dim, dim}, values = {v.data(), n_kv_heads * dim, dim};
+    require(cache.append(0, keys, values, n, serial_executor()));
+}
+
+std::vector<float> attend(Cache& cache, std::uint64_t window = 0) {
+    std::vector<float> q(n_heads * dim), out(n_heads * dim);
+    for (std::size_t i = 0; i < q.size(); ++i)
+        q[i] = std::sin(0.05f * static_cast<float>(i));
+    Queries queries = {q.data(), n_heads * dim, dim, 1, n_heads, 0.125f, true};
+    queries.window = window;
+    require(cache.attend(0, queries, out.data(), serial_executor()));
+    return out;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const char* path = argc > 1 ? argv[1] : "05_cache_life.state";
+    std::vector<double> frequencies(dim / 2);  // of the model's rotary embedding
+    for (std::size_t i = 0; i < frequencies.size(); ++i)
+        frequencies[i] = std::pow(10000.0, -2.0 * static_cast<double>(i) / dim);
+
+    CacheConfig config;
+    config.n_layers = 1;
+    config.n_kv_heads = n_kv_heads;
+    config.key_dim = config.value_dim = dim;
+    config.max_tokens = 4096;
+    config.rope = {frequencies.data(), dim / 2, true};
+    config.max_bytes = 4 << 20;                             // a hard limit
+    require(parse_spec("gear-4:recent=32", &config.spec));  // the last 32 tokens stay in fp16
+    std::unique_ptr<Cache> cache;
+    require(Cache::create(config, &cache));
+    append(*cache, 1000);
+    require(cache->compress(0, serial_executor()));
+
+    // Rollback, as after a rejected draft.
+    const std::vector<float> before = attend(*cache);
+    append(*cache, 8, 1000);
+    bool lossless = false;
+    require(cache->truncate(1000, &lossless));
+    expect(attend(*cache) == before, "after a rollback attention is what it was");
+
+    // A fork costs no tokens; the two go their own ways.
+    std::unique_ptr<Cache> fork;
+    require(cache->fork(&fork));
+    append(*fork, 200, 2000);
+    std::printf("the fork holds %llu tokens, and shares %llu bytes\n",
+                static_cast<unsigned long long>(fork->n_tokens(0)),
+                static_cast<unsigned long long>(fork->stats().bytes.shared));
+    expect(attend(*cache) == before, "the source of a fork stays as it is");
+
+    // A context shift: tokens 100 to 399 go, the rest moves up.
+    require(fork->remove(100, 300));
+    expect(fork->n_tokens(0) == 900, "900 tokens are left after the shift");
+    (void)attend(*fork);
+
+    // A layer with a sliding window gives back what it will not see again.
+    const std::vector<float> in_window = attend(*fork, 256);
+    require(fork->forget_before(0, fork->n_tokens(0) - 256));
+    expect(attend(*fork, 256) == in_window, "a window sees the same after older blocks are given back");
+
+    // Saved, and attended where it lies in the file.
+    require(save_state(*cache, path, {}, serial_executor()));
+    LoadOptions options;
+    options.loading = StateLoading::map;
+    std::unique_ptr<Cache> mapped;
+    require(load_state(path, config, options, serial_executor(), &mapped));
+    std::printf("%llu bytes are attended in the file\n",
+                static_cast<unsigned long long>(mapped->stats().bytes.mapped));
+    expect(attend(*mapped) == before, "a mapped cache attends as the saved one");
+    append(*mapped, 300, 3000);
+
+    // The limit holds, and what is there stays.
+    config.max_bytes = 1 << 20;
+    std::unique_ptr<Cache> small;
+    require(Cache::create(config, &small));
+    Status status;
+    std::uint32_t n = 0;
+    for (std::vector<float> rows(64 * n_kv_heads * dim, 0.5f); status.ok() && n < 4096;
+         n += status.ok() ? 64 : 0) {
+        const Rows all = {rows.data(), n_kv_heads * dim, dim};
+        status = small->append(0, all, all, 64, serial_executor());
+    }
+    expect(status.code() == Code::over_budget && small->n_tokens(0) == n, "a budget refuses, and keeps");
+    std::remove(path);
+    return 0;
+}
