@@ -179,7 +179,9 @@ class LayerStream {
     // Pieces that are due, as many as may run at once; none while others share the stream. They may run
     // beside attention; then note_done.
     PieceRun due_pieces(const CacheContext& context) const noexcept;
-    void note_done(const PieceRun& pieces) noexcept { pending_.n_done += pieces.n; }
+    void note_done(const PieceRun& pieces) noexcept {
+        if (pieces.n > 0) pending_.n_done += pieces.n;  // else others may be reading
+    }
 
     // Before the first block: the rates that hold until set_planes.
     void share_evenly(const KvSpec& rates) noexcept;
