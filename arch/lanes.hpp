@@ -65,6 +65,17 @@ namespace {
 //   void split_shorts(uint32_t first[4], uint32_t second[4], const int16_t[16])     factors in natural order
 //   void split_eights(uint32_t first[8], uint32_t second[8], const int16_t[32])     words of 8 i + k for all
 //   i
+//   pack_words                             words of factors of a pack (src/attention/packs.inl.hpp) where the
+//                                          level has packs in place of dot_first to split_eights:
+//   void round_shorts(int16_t[16], const float[16], Float f)       of x f, within shorts
+//   void pack_shorts(uint32_t* to, size_t step, const int16_t[16])    4 words in natural order; packs are
+//                                          `step` apart
+//   void pack_eights(uint32_t* to, size_t step, const int16_t[32])    words of 8 i + k for all i, k = 0, 4,
+//   2,
+//                                          6, 1, 5, 3, 7
+//   Pack, load_packs<n>(Pack (&packs)[n], const uint32_t*& at)     of n rows; at moves on by four
+//   PackSum, start_sum(int32_t, int32_t), finish_sum(PackSum, float first, float second)
+//   ready_bytes(Words bytes), add_product<word>(PackSum&, ready bytes, const Pack&)
 // No function needs an alignment. Those named *_first touch only the first n < width entries.
 template <class Self, class Arch>
 struct BasicLanes {
@@ -72,6 +83,7 @@ struct BasicLanes {
     using Words = xsimd::batch<std::uint32_t, Arch>;
     static constexpr std::size_t width = Float::size;
     static constexpr int factor_limit = 0;
+    static constexpr std::size_t pack_words = 0;
 
     static Float load(const float* x) { return Float::load_unaligned(x); }
     static void store(float* x, Float a) { a.store_unaligned(x); }
@@ -95,6 +107,40 @@ struct BasicLanes {
     template <std::uint32_t n>
     static Words shift_right(Words a) {
         return a >> n;
+    }
+
+    // a << n in every byte, or in every word, with the upper bits of b below.
+    template <std::uint32_t n>
+    static Words shift_bytes(Words a, Words b) {
+        return Self::merge(Self::broadcast_word((0xffu << n & 0xffu) * 0x01010101u),
+                           Self::template shift_left<n>(a), Self::template shift_right<8 - n>(b));
+    }
+    template <std::uint32_t n>
+    static Words shift_words(Words a, Words b) {
+        return Self::template shift_left<n>(a) | Self::template shift_right<32 - n>(b);
+    }
+    // The upper half of every byte, as a number.
+    static Words high_nibbles(Words a) {
+        return Self::template shift_right<4>(a) & Self::broadcast_word(0x0f0f0f0fu);
+    }
+    // Bit `to` of every byte of a, which is 0, becomes bit `from` of the byte of b.
+    template <std::uint32_t from, std::uint32_t to>
+    static Words put_bit(Words a, Words b) {
+        if constexpr (to > from) b = Self::template shift_left<to - from>(b);
+        if constexpr (to < from) b = Self::template shift_right<from - to>(b);
+        return a | (b & Self::broadcast_word(0x01010101u << to));
+    }
+
+    // Two tables of bytes for lookup<n>.
+    static auto load_table_pair(const std::uint8_t* x) {
+        struct Pair {
+            typename Self::ByteTable low, high;
+        };
+        return Pair{Self::load_table(x), Self::load_table(x + 16)};
+    }
+    template <std::uint32_t n, class Pair>
+    static Words lookup_pair(const Pair& tables, Words a, Words b) {
+        return Self::template lookup<n>(tables.low, tables.high, a, b);
     }
 
     static Float load_first(const float* x, std::size_t n, float fill = 0.0f) {

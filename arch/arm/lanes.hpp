@@ -84,6 +84,31 @@ struct NeonLanes : BasicLanes<Self, Arch> {
         return vorrq_u32(a, vandq_u32(m, vdupq_n_u32(1u << n)));
     }
     static Words merge(Words m, Words a, Words b) { return vbslq_u32(m, a, b); }
+    template <std::uint32_t n>
+    static Words shift_bytes(Words a, Words b) {
+        return vreinterpretq_u32_u8(
+            vsriq_n_u8(vshlq_n_u8(vreinterpretq_u8_u32(a), n), vreinterpretq_u8_u32(b), 8 - n));
+    }
+    template <std::uint32_t n>
+    static Words shift_words(Words a, Words b) {
+        return vsriq_n_u32(vshlq_n_u32(a, n), b, 32 - n);
+    }
+    static Words high_nibbles(Words a) {
+        return vreinterpretq_u32_u8(vshrq_n_u8(vreinterpretq_u8_u32(a), 4));
+    }
+    template <std::uint32_t from, std::uint32_t to>
+    static Words put_bit(Words a, Words b) {
+        if constexpr (to > from) b = vshlq_n_u32(b, to - from);
+        if constexpr (to < from) b = vshrq_n_u32(b, from - to);
+        return vbslq_u32(vdupq_n_u32(0x01010101u << to), b, a);
+    }
+    static void round_shorts(std::int16_t* out, const float* x, Float factor) {
+        const auto round = [&](std::size_t i) {
+            return vreinterpretq_s16_s32(vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i), factor)));
+        };
+        vst1q_s16(out, vuzp1q_s16(round(0), round(4)));
+        vst1q_s16(out + 8, vuzp1q_s16(round(8), round(12)));
+    }
     static Words shift_right_by(Words a, Words n) {
         return vshlq_u32(a, vnegq_s32(vreinterpretq_s32_u32(n)));
     }
@@ -108,11 +133,16 @@ struct NeonLanes : BasicLanes<Self, Arch> {
     }
     template <std::uint32_t n>
     static Words lookup(ByteTable low, ByteTable high, Words a, Words b) {
-        uint8x16_t top = vreinterpretq_u8_u32(b);
-        if constexpr (n < 4) top = vshlq_n_u8(top, 4 - n);
-        if constexpr (n > 4) top = vshrq_n_u8(top, n - 4);
-        const uint8x16_t index = vorrq_u8(vreinterpretq_u8_u32(a), vandq_u8(top, vdupq_n_u8(16)));
-        return vreinterpretq_u32_u8(vqtbl2q_u8({{low, high}}, index));
+        return vreinterpretq_u32_u8(vqtbl2q_u8({{low, high}}, vreinterpretq_u8_u32(put_bit<n, 4>(a, b))));
+    }
+    // GCC makes constants anew for every use, unless it knows nothing of them.
+    static uint8x16x2_t load_table_pair(const std::uint8_t* x) {
+        __asm__("" : "+r"(x));
+        return vld1q_u8_x2(x);
+    }
+    template <std::uint32_t n>
+    static Words lookup_pair(const uint8x16x2_t& tables, Words a, Words b) {
+        return vreinterpretq_u32_u8(vqtbl2q_u8(tables, vreinterpretq_u8_u32(put_bit<n, 4>(a, b))));
     }
     static FloatTable load_float_table(const float* x) {
         const auto* bytes = reinterpret_cast<const std::uint8_t*>(x);

@@ -5,9 +5,11 @@
 
 #include "attention/codes_dots.inl.hpp"
 #include "attention/codes_floats.inl.hpp"
+#include "attention/codes_packs.inl.hpp"
 #include "attention/sections.inl.hpp"
 #include "attention/trellis_dots.inl.hpp"
 #include "attention/trellis_floats.inl.hpp"
+#include "attention/trellis_packs.inl.hpp"
 #include "exponential.inl.hpp"
 #include "format/block.hpp"
 #include "products.inl.hpp"
@@ -20,7 +22,9 @@ namespace {
 // Up to `most` factors a row.
 template <class L, std::uint32_t bits, std::size_t most>
 void add_strips(const CodeStrip& strip, const CodeRows& rows, std::size_t n_rows) {
-    if constexpr (has_dots<L>) {
+    if constexpr (has_packs<L>) {
+        add_strips_packs<L, bits, most>(strip, rows, n_rows);
+    } else if constexpr (has_dots<L>) {
         add_strips_dots<L, bits, most>(strip, rows, n_rows);
     } else {
         add_strips_floats<L, bits>(strip, rows, n_rows);
@@ -70,7 +74,9 @@ void mix_codes(const MixCodes& args) {
 
 template <class L>
 void score_trellis(const ScoreTrellis& args) {
-    if constexpr (has_dots<L>) {
+    if constexpr (has_packs<L>) {
+        score_trellis_packs<L>(args);
+    } else if constexpr (has_dots<L>) {
         score_trellis_dots<L>(args);
     } else {
         score_trellis_floats<L>(args);
@@ -79,7 +85,9 @@ void score_trellis(const ScoreTrellis& args) {
 
 template <class L>
 void mix_trellis(const MixTrellis& args) {
-    if constexpr (has_dots<L>) {
+    if constexpr (has_packs<L>) {
+        mix_trellis_packs<L>(args);
+    } else if constexpr (has_dots<L>) {
         mix_trellis_dots<L>(args);
     } else {
         mix_trellis_floats<L>(args);

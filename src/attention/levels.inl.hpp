@@ -36,12 +36,13 @@ struct LevelBytes {
 
 template <class L, TensorKind kind, std::uint32_t width, LevelForm form>
 struct TrellisTable {
-    typename L::ByteTable low, high;
+    typename L::ByteTable low;
+    decltype(L::load_table_pair(nullptr)) both;
 
     TrellisTable() {
         static constexpr LevelBytes<kind, width, form> levels;
         low = L::load_table(levels.entries);
-        high = L::load_table(levels.entries + 16);
+        both = L::load_table_pair(levels.entries);
     }
 };
 
@@ -71,16 +72,12 @@ template <class L, TensorKind kind, std::uint32_t width, LevelForm form, std::ui
     if constexpr (width <= 3) {
         bytes = L::lookup(table.low, index);
     } else if constexpr (width == 4) {
-        bytes = L::template lookup<k>(table.low, table.high, index, planes.bits[4]);
+        bytes = L::template lookup_pair<k>(table.both, index, planes.bits[4]);
     } else {
         // 2 j - (2^(width+1) - 1), as unsigned bytes 128 more
         bytes = L::template shift_left<1>(index);
         unroll<width - 3>([&](auto i) GEARKV_INLINE {
-            constexpr std::uint32_t to = 5 + i.value;
-            typename L::Words bit = planes.bits[4 + i.value];
-            if constexpr (to > k) bit = L::template shift_left<to - k>(bit);
-            if constexpr (to < k) bit = L::template shift_right<k - to>(bit);
-            bytes = bytes | (bit & L::broadcast_word(0x01010101u << to));
+            bytes = L::template put_bit<k, 5 + i.value>(bytes, planes.bits[4 + i.value]);
         });
         constexpr std::uint32_t end = (2u << width) - 1;
         if constexpr (form == LevelForm::joined) return bytes - L::broadcast_word(end * 0x01010101u);
@@ -92,7 +89,11 @@ template <class L, TensorKind kind, std::uint32_t width, LevelForm form, std::ui
     return bytes;
 }
 
-// body(Index<k>, words) for k = 0 to 7, in another order.
+// When the words of k are visited: 0, 4, 2, 6, 1, 5, 3, 7.
+template <std::size_t k>
+inline constexpr std::size_t visit_place = k % 2 * 4 + k % 4 / 2 * 2 + k / 4;
+
+// body(Index<k>, words) for k = 0 to 7, in the order of visit_place.
 template <class L, TensorKind kind, std::uint32_t width, LevelForm form, class Body>
 [[gnu::always_inline]] inline void visit_levels(const TrellisTable<L, kind, width, form>& table,
                                                 const IndexPlanes<L, width>& planes, const Body& body) {
@@ -121,9 +122,9 @@ template <class L, TensorKind kind, std::uint32_t width, LevelForm form, class B
                 index = interleave_upper<L, 2, 0x33333333u>(low_pair, high_pair);
             }
             constexpr std::size_t k = odd.value + 2 * upper.value;
-            const Words nibble = L::broadcast_word(0x0f0f0f0fu);
-            body(Index<k>(), join_levels<L, kind, width, form, k>(table, planes, index & nibble));
-            index = L::template shift_right<4>(index) & nibble;
+            const Words low_index = index & L::broadcast_word(0x0f0f0f0fu);
+            body(Index<k>(), join_levels<L, kind, width, form, k>(table, planes, low_index));
+            index = L::high_nibbles(index);
             body(Index<k + 4>(), join_levels<L, kind, width, form, k + 4>(table, planes, index));
         });
     });
@@ -144,10 +145,8 @@ void join_key_granule(KeyLevels& levels, const std::uint32_t* words) {
         const Words path = L::load_words(words + lane);
         const Words before = lane == 0 ? L::load_after_zero(words) : L::load_words(words + lane - 1);
         IndexPlanes<L, width> planes;
-        planes.bits[0] = L::merge(L::broadcast_word(0xfefefefeu), L::template shift_left<1>(path),
-                                  L::template shift_right<7>(before));
-        planes.bits[1] = path ^ L::merge(L::broadcast_word(0xfcfcfcfcu), L::template shift_left<2>(path),
-                                         L::template shift_right<6>(before));
+        planes.bits[0] = L::template shift_bytes<1>(path, before);
+        planes.bits[1] = path ^ L::template shift_bytes<2>(path, before);
         unroll<width - 1>([&](auto i) GEARKV_INLINE {
             planes.bits[2 + i] = L::load_words(words + (i + 1) * key_plane_words + lane);
         });
@@ -238,8 +237,8 @@ template <class L, std::uint32_t width, LevelForm form, class Body>
     for (std::size_t token = 0; token < section_tokens; token += 32) {
         IndexPlanes<L, width> planes;
         const Words path = L::load_words(words);
-        planes.bits[0] = L::template shift_left<1>(path) | L::template shift_right<31>(before);
-        planes.bits[1] = path ^ (L::template shift_left<2>(path) | L::template shift_right<30>(before));
+        planes.bits[0] = L::template shift_words<1>(path, before);
+        planes.bits[1] = path ^ L::template shift_words<2>(path, before);
         before = path;
         unroll<width - 1>([&](auto i) GEARKV_INLINE {
             planes.bits[2 + i] = L::load_words(words + (i + 1) * value_plane_words);

@@ -1,0 +1,144 @@
+// Products of trellis sections with a few vectors by integer dot products with packs (packs.inl.hpp).
+#pragma once
+
+#include "ahead.inl.hpp"
+#include "attention/levels.inl.hpp"
+#include "attention/packs.inl.hpp"
+
+namespace gearkv {
+namespace {
+
+// ---- scores ----
+
+template <class L>
+struct PackScoreWork {
+    KeyLevels levels[most_granules + L::pack_words - 1];    // the last pack may be one of few granules
+    PackedFactors<L, most_granules * key_granule> factors;  // queries
+    float sums[max_rows][8][key_plane_words];               // [row][k][l]
+};
+
+// Not inlined, the loop keeps its registers to itself.
+template <class L, std::size_t n_rows>
+[[gnu::noinline]] void score_pack_lanes(PackScoreWork<L>& work, const KeyLevels* levels, std::size_t n_packs,
+                                        std::size_t row, std::size_t k, std::size_t lane) {
+    PackSums<L, n_rows, 2> sums;
+    sums.template start<0>(work.factors.scale + row);
+    const std::uint32_t* words = levels[0][k] + lane;
+    const std::uint32_t* packs = work.factors.at(row);
+    const std::uint32_t* end = packs + n_packs * work.factors.step;
+    while (packs != end) {
+        sums.load(packs);
+        unroll<L::pack_words>([&](auto word) GEARKV_INLINE {
+            const typename L::Words bytes[2] = {L::load_words(words), L::load_words(words + L::width)};
+            sums.template add<word.value>(bytes);
+            words += sizeof(KeyLevels) / sizeof(std::uint32_t);
+        });
+    }
+    unroll<n_rows>([&](auto r) GEARKV_INLINE {
+        unroll<2>([&](auto v) GEARKV_INLINE {
+            L::store(work.sums[row + r][k] + lane + v * L::width,
+                     sums.template sum<r.value, v.value>(work.factors.scale + row));
+        });
+    });
+}
+
+// At most most_granules granules, those of width 0 left out.
+template <class L>
+void score_pack_granules(PackScoreWork<L>& work, const ScoreTrellis& args) {
+    const WidthOrder order(args.widths, args.n_granules);
+    join_key_levels<L, LevelForm::two_sided>(work.levels, args.words, order);
+    const std::size_t first = order.first[2], n = args.n_granules - first;
+    static_assert(key_granule == L::width);
+    for (std::size_t row = 0; row < args.n_rows; ++row) {
+        float query[most_granules * key_granule];
+        const float* from = args.query + row * args.query_stride;
+        const std::uint8_t* granule = order.granule + first;
+        for (float* to = query; to < query + n * key_granule; to += key_granule)
+            L::store(to, L::load(from + std::size_t{*granule++} * key_granule));
+        pack_factors<L, false>(&work.factors, row, query, n * key_granule);
+    }
+    AheadLines ahead(args.ahead, 16 * ((args.n_rows + 3) / 4));
+    for_rows<4>(args.n_rows, [&](std::size_t row, auto n_rows) {
+        for (std::size_t k = 0; k < 8; ++k) {
+            for (std::size_t lane = 0; lane < key_plane_words; lane += 2 * L::width) {
+                ahead.step();
+                score_pack_lanes<L, n_rows.value>(work, work.levels + first,
+                                                  (n + L::pack_words - 1) / L::pack_words, row, k, lane);
+            }
+        }
+    });
+    for (std::size_t row = 0; row < args.n_rows; ++row)
+        add_transposed<L>(args.scores + row * args.score_stride, work.sums[row]);
+}
+
+template <class L>
+void score_trellis_packs(const ScoreTrellis& args) {
+    PackScoreWork<L> work;
+    for_granules(args, [&](const ScoreTrellis& part) { score_pack_granules<L>(work, part); });
+}
+
+// ---- mix ----
+
+template <class L>
+using PackedWeights = PackedFactors<L, section_tokens>;
+
+template <class L, std::uint32_t width, std::size_t n_rows>
+void mix_pack_lanes(const std::uint32_t* words, const PackedWeights<L>& weights, std::size_t row, float* out,
+                    std::size_t out_stride) {
+    PackSums<L, n_rows, 1> sums;
+    sums.template start<0>(weights.scale + row);
+    const std::uint32_t* packs = weights.at(row);
+    visit_value_levels<L, width, LevelForm::two_sided>(
+        words, [&](auto k, auto levels, std::size_t) GEARKV_INLINE {
+            constexpr std::size_t word = visit_place<k.value> % L::pack_words;
+            if constexpr (word == 0) sums.load(packs);
+            const typename L::Words bytes[1] = {levels};
+            sums.template add<word>(bytes);
+        });
+    unroll<n_rows>([&](auto r) GEARKV_INLINE {
+        L::store(out + r * out_stride, sums.template sum<r.value, 0>(weights.scale + row));
+    });
+}
+
+template <class L, std::uint32_t width, std::size_t n_rows>
+void mix_pack_granule(const std::uint32_t* words, const PackedWeights<L>& weights, std::size_t row,
+                      float* out, std::size_t out_stride) {
+    for (std::size_t lane = 0; lane < value_granule; lane += L::width)
+        mix_pack_lanes<L, width, n_rows>(words + lane, weights, row, out + lane, out_stride);
+}
+
+template <class L>
+void mix_trellis_packs(const MixTrellis& args) {
+    PackedWeights<L> weights;
+    for (std::size_t row = 0; row < args.n_rows; ++row)
+        pack_factors_by_eights<L>(&weights, row, args.weight + row * args.weight_stride);
+    AheadLines ahead(args.ahead, args.n_granules);
+    const std::uint32_t* words = args.words;
+    for (std::size_t g = 0; g < args.n_granules; ++g) {
+        ahead.step();
+        const std::uint32_t width = args.widths[g];
+        for_rows<4>(args.n_rows, [&](std::size_t row, auto n) {
+            float* out = args.out + row * args.out_stride + g * value_granule;
+            switch (width) {
+                case 2:
+                    mix_pack_granule<L, 2, n.value>(words, weights, row, out, args.out_stride);
+                    break;
+                case 3:
+                    mix_pack_granule<L, 3, n.value>(words, weights, row, out, args.out_stride);
+                    break;
+                case 4:
+                    mix_pack_granule<L, 4, n.value>(words, weights, row, out, args.out_stride);
+                    break;
+                default:
+                    for (std::size_t r = 0; r < n.value; ++r) {
+                        for (std::size_t lane = 0; lane < value_granule; lane += L::width)
+                            L::store(out + r * args.out_stride + lane, L::broadcast(0.0f));
+                    }
+            }
+        });
+        words += width * value_plane_words;
+    }
+}
+
+}  // namespace
+}  // namespace gearkv
