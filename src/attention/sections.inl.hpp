@@ -40,8 +40,8 @@ class ScaleReader {
     typename L::FloatTable fractions_;
 };
 
-template <class L>
-void fold_keys(const FoldKeys& args) {
+template <class L, std::size_t n_rows>
+void fold_keys_rows(const FoldKeys& args, std::size_t first_row) {
     using Float = typename L::Float;
     static constexpr float units[16] = {zero_unit(0), zero_unit(1), zero_unit(2), zero_unit(3),
                                         zero_unit(4), zero_unit(5), zero_unit(6)};
@@ -50,9 +50,11 @@ void fold_keys(const FoldKeys& args) {
     const auto shifts = L::load_words(lane_shifts);
     const typename L::FloatTable unit_table = L::load_float_table(units);
     const ScaleReader<L> scales(args.base);
-    Float bias[max_rows];
-    for (std::size_t row = 0; row < args.n_rows; ++row)
-        bias[row] = L::broadcast(0.0f);
+    const std::size_t stride = args.query_stride;
+    const float* query = args.query + first_row * stride;
+    float* to = args.folded + first_row * stride;
+    Float bias[n_rows];
+    unroll<n_rows>([&](auto row) GEARKV_INLINE { bias[row] = L::broadcast(0.0f); });
     for (std::size_t c = 0; c < args.dim; c += L::width) {
         // The widths of four granules are two bytes.
         std::uint16_t widths;
@@ -61,47 +63,66 @@ void fold_keys(const FoldKeys& args) {
             L::shift_right_by(L::broadcast_word(widths >> (c % lane_tile)), shifts) & L::broadcast_word(15);
         const Float unit = L::lookup_float(unit_table, L::float_index(nibbles));
         const Float scale = scales.read(args.scales + c), zero = L::load_signed(args.zeros + c) * unit;
-        for (std::size_t row = 0; row < args.n_rows; ++row) {
-            const Float folded = L::load(args.query + row * args.query_stride + c) * scale;
-            L::store(args.folded + row * args.query_stride + c, folded);
+        unroll<n_rows>([&](auto row) GEARKV_INLINE {
+            const Float folded = L::load(query + row * stride + c) * scale;
+            L::store(to + row * stride + c, folded);
             bias[row] = L::fma(folded, zero, bias[row]);
-        }
+        });
     }
-    for (std::size_t row = 0; row < args.n_rows; ++row)
-        args.bias[row] += L::sum(bias[row]);
+    unroll<n_rows>([&](auto row) GEARKV_INLINE { args.bias[first_row + row] += L::sum(bias[row]); });
+}
+
+template <class L>
+void fold_keys(const FoldKeys& args) {
+    for_rows<max_rows>(args.n_rows, [&](std::size_t row, auto n) { fold_keys_rows<L, n.value>(args, row); });
+}
+
+template <class L, std::size_t n_rows>
+void fold_weights_rows(const FoldWeights& args, std::size_t first_row, const std::uint8_t* nibbles) {
+    using Float = typename L::Float;
+    const typename L::FloatTable table = L::load_float_table(nibble_gains);
+    const std::size_t stride = args.stride;
+    const float* from = args.weight + first_row * stride;
+    float* to = args.scaled + first_row * stride;
+    Float sums[n_rows];
+    unroll<n_rows>([&](auto row) GEARKV_INLINE { sums[row] = L::broadcast(0.0f); });
+    for (std::size_t t = 0; t < section_tokens; t += L::width) {
+        const Float gain = L::lookup_float(table, L::float_index(L::load_bytes(nibbles + t)));
+        unroll<n_rows>([&](auto row) GEARKV_INLINE {
+            const Float weight = L::load(from + row * stride + t);
+            L::store(to + row * stride + t, weight * gain);
+            sums[row] = sums[row] + weight;
+        });
+    }
+    unroll<n_rows>([&](auto row) GEARKV_INLINE { args.sum[first_row + row] += L::sum(sums[row]); });
 }
 
 template <class L>
 void fold_weights(const FoldWeights& args) {
-    using Float = typename L::Float;
-    const typename L::FloatTable table = L::load_float_table(nibble_gains);
     std::uint8_t nibbles[section_tokens];
     read_nibbles(nibbles, args.gains, section_tokens);
-    Float sums[max_rows];
-    for (std::size_t row = 0; row < args.n_rows; ++row)
-        sums[row] = L::broadcast(0.0f);
-    for (std::size_t t = 0; t < section_tokens; t += L::width) {
-        const Float gain = L::lookup_float(table, L::float_index(L::load_bytes(nibbles + t)));
-        for (std::size_t row = 0; row < args.n_rows; ++row) {
-            const Float weight = L::load(args.weight + row * args.stride + t);
-            L::store(args.scaled + row * args.stride + t, weight * gain);
-            sums[row] = sums[row] + weight;
-        }
+    for_rows<max_rows>(args.n_rows,
+                       [&](std::size_t row, auto n) { fold_weights_rows<L, n.value>(args, row, nibbles); });
+}
+
+template <class L, std::size_t n_rows>
+void add_scaled_rows(const AddScaled& args, std::size_t first_row) {
+    const ScaleReader<L> scales(args.base);
+    const std::size_t stride = args.stride;
+    const float* x = args.x + first_row * stride;
+    float* out = args.out + first_row * stride;
+    for (std::size_t c = 0; c < args.dim; c += L::width) {
+        const auto scale = scales.read(args.scales + c);
+        unroll<n_rows>([&](auto row) GEARKV_INLINE {
+            float* at = out + row * stride + c;
+            L::store(at, L::fma(scale, L::load(x + row * stride + c), L::load(at)));
+        });
     }
-    for (std::size_t row = 0; row < args.n_rows; ++row)
-        args.sum[row] += L::sum(sums[row]);
 }
 
 template <class L>
 void add_scaled(const AddScaled& args) {
-    const ScaleReader<L> scales(args.base);
-    for (std::size_t c = 0; c < args.dim; c += L::width) {
-        const auto scale = scales.read(args.scales + c);
-        for (std::size_t row = 0; row < args.n_rows; ++row) {
-            float* out = args.out + row * args.stride + c;
-            L::store(out, L::fma(scale, L::load(args.x + row * args.stride + c), L::load(out)));
-        }
-    }
+    for_rows<max_rows>(args.n_rows, [&](std::size_t row, auto n) { add_scaled_rows<L, n.value>(args, row); });
 }
 
 }  // namespace
