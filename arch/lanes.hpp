@@ -65,6 +65,8 @@ namespace {
 //   void split_shorts(uint32_t first[4], uint32_t second[4], const int16_t[16])     factors in natural order
 //   void split_eights(uint32_t first[8], uint32_t second[8], const int16_t[32])     words of 8 i + k for all
 //   i
+//   joins_top_bits                         whether bits 4 and 5 of an index of levels come in pairs, and then
+//   Words twice_less(Words a, uint8_t end) 2 a - end for each byte
 //   pack_words                             words of factors of a pack (src/attention/packs.inl.hpp) where the
 //                                          level has packs in place of dot_first to split_eights:
 //   void round_shorts(int16_t[16], const float[16], Float f)       of x f, within shorts
@@ -84,6 +86,7 @@ struct BasicLanes {
     static constexpr std::size_t width = Float::size;
     static constexpr int factor_limit = 0;
     static constexpr std::size_t pack_words = 0;
+    static constexpr bool joins_top_bits = false;
 
     static Float load(const float* x) { return Float::load_unaligned(x); }
     static void store(float* x, Float a) { a.store_unaligned(x); }
@@ -123,12 +126,12 @@ struct BasicLanes {
     static Words high_nibbles(Words a) {
         return Self::template shift_right<4>(a) & Self::broadcast_word(0x0f0f0f0fu);
     }
-    // Bit `to` of every byte of a, which is 0, becomes bit `from` of the byte of b.
-    template <std::uint32_t from, std::uint32_t to>
-    static Words put_bit(Words a, Words b) {
+    // n bits of every byte of a from `to` on, which are 0, become those of the byte of b from `from` on.
+    template <std::uint32_t from, std::uint32_t to, std::uint32_t n>
+    static Words put_bits(Words a, Words b) {
         if constexpr (to > from) b = Self::template shift_left<to - from>(b);
         if constexpr (to < from) b = Self::template shift_right<from - to>(b);
-        return a | (b & Self::broadcast_word(0x01010101u << to));
+        return a | (b & Self::broadcast_word((((1u << n) - 1) << to) * 0x01010101u));
     }
 
     // Two tables of bytes for lookup<n>.

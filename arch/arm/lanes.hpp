@@ -96,11 +96,15 @@ struct NeonLanes : BasicLanes<Self, Arch> {
     static Words high_nibbles(Words a) {
         return vreinterpretq_u32_u8(vshrq_n_u8(vreinterpretq_u8_u32(a), 4));
     }
-    template <std::uint32_t from, std::uint32_t to>
-    static Words put_bit(Words a, Words b) {
+    template <std::uint32_t from, std::uint32_t to, std::uint32_t n>
+    static Words put_bits(Words a, Words b) {
         if constexpr (to > from) b = vshlq_n_u32(b, to - from);
         if constexpr (to < from) b = vshrq_n_u32(b, from - to);
-        return vbslq_u32(vdupq_n_u32(0x01010101u << to), b, a);
+        return vbslq_u32(vdupq_n_u32((((1u << n) - 1) << to) * 0x01010101u), b, a);
+    }
+    static constexpr bool joins_top_bits = true;
+    static Words twice_less(Words a, std::uint8_t end) {
+        return vreinterpretq_u32_u8(vsubq_u8(vshlq_n_u8(vreinterpretq_u8_u32(a), 1), vdupq_n_u8(end)));
     }
     static void round_shorts(std::int16_t* out, const float* x, Float factor) {
         const auto round = [&](std::size_t i) {
@@ -133,7 +137,7 @@ struct NeonLanes : BasicLanes<Self, Arch> {
     }
     template <std::uint32_t n>
     static Words lookup(ByteTable low, ByteTable high, Words a, Words b) {
-        return vreinterpretq_u32_u8(vqtbl2q_u8({{low, high}}, vreinterpretq_u8_u32(put_bit<n, 4>(a, b))));
+        return vreinterpretq_u32_u8(vqtbl2q_u8({{low, high}}, vreinterpretq_u8_u32(put_bits<n, 4, 1>(a, b))));
     }
     // GCC makes constants anew for every use, unless it knows nothing of them.
     static uint8x16x2_t load_table_pair(const std::uint8_t* x) {
@@ -142,7 +146,7 @@ struct NeonLanes : BasicLanes<Self, Arch> {
     }
     template <std::uint32_t n>
     static Words lookup_pair(const uint8x16x2_t& tables, Words a, Words b) {
-        return vreinterpretq_u32_u8(vqtbl2q_u8(tables, vreinterpretq_u8_u32(put_bit<n, 4>(a, b))));
+        return vreinterpretq_u32_u8(vqtbl2q_u8(tables, vreinterpretq_u8_u32(put_bits<n, 4, 1>(a, b))));
     }
     static FloatTable load_float_table(const float* x) {
         const auto* bytes = reinterpret_cast<const std::uint8_t*>(x);

@@ -63,21 +63,27 @@ template <class L, std::uint32_t by, std::uint32_t mask>
 }
 
 // The words of four levels from the four low index bits in the bytes of `index` (bits 0 to 3, the others 0)
-// and the bits k of the planes above.
+// and the bits k of the planes above; `top` has those of planes 4 and 5 in fields of two bits, if the level
+// wants them.
 template <class L, TensorKind kind, std::uint32_t width, LevelForm form, std::uint32_t k>
 [[gnu::always_inline]] inline typename L::Words join_levels(const TrellisTable<L, kind, width, form>& table,
                                                             const IndexPlanes<L, width>& planes,
-                                                            typename L::Words index) {
+                                                            typename L::Words index,
+                                                            [[maybe_unused]] typename L::Words top) {
     typename L::Words bytes;
     if constexpr (width <= 3) {
         bytes = L::lookup(table.low, index);
     } else if constexpr (width == 4) {
         bytes = L::template lookup_pair<k>(table.both, index, planes.bits[4]);
+    } else if constexpr (L::joins_top_bits && form == LevelForm::two_sided) {
+        bytes = L::template put_bits<k / 2 * 2, 4, 2>(index, top);
+        if constexpr (width == 6) bytes = L::template put_bits<k, 6, 1>(bytes, planes.bits[6]);
+        return L::twice_less(bytes, (2u << width) - 1);
     } else {
         // 2 j - (2^(width+1) - 1), as unsigned bytes 128 more
         bytes = L::template shift_left<1>(index);
         unroll<width - 3>([&](auto i) GEARKV_INLINE {
-            bytes = L::template put_bit<k, 5 + i.value>(bytes, planes.bits[4 + i.value]);
+            bytes = L::template put_bits<k, 5 + i.value, 1>(bytes, planes.bits[4 + i.value]);
         });
         constexpr std::uint32_t end = (2u << width) - 1;
         if constexpr (form == LevelForm::joined) return bytes - L::broadcast_word(end * 0x01010101u);
@@ -100,12 +106,17 @@ template <class L, TensorKind kind, std::uint32_t width, LevelForm form, class B
     using Words = typename L::Words;
     unroll<2>([&](auto odd) GEARKV_INLINE {
         // Fields of two bits: tokens of one parity.
-        Words low_pair, high_pair;
+        Words low_pair, high_pair, top = planes.bits[0];
+        constexpr std::size_t fifth = width > 4 ? 5 : 0, fourth = width > 4 ? 4 : 0;
         if constexpr (odd == 0) {
             low_pair = interleave<L, 1, 0x55555555u>(planes.bits[0], planes.bits[1]);
             high_pair = planes.bits[2];
             if constexpr (width > 2) high_pair = interleave<L, 1, 0x55555555u>(high_pair, planes.bits[3]);
+            if constexpr (width > 4 && L::joins_top_bits)
+                top = interleave<L, 1, 0x55555555u>(planes.bits[fourth], planes.bits[fifth]);
         } else {
+            if constexpr (width > 4 && L::joins_top_bits)
+                top = interleave_upper<L, 1, 0x55555555u>(planes.bits[fourth], planes.bits[fifth]);
             low_pair = interleave_upper<L, 1, 0x55555555u>(planes.bits[0], planes.bits[1]);
             if constexpr (width > 2) {
                 high_pair = interleave_upper<L, 1, 0x55555555u>(planes.bits[2], planes.bits[3]);
@@ -123,9 +134,9 @@ template <class L, TensorKind kind, std::uint32_t width, LevelForm form, class B
             }
             constexpr std::size_t k = odd.value + 2 * upper.value;
             const Words low_index = index & L::broadcast_word(0x0f0f0f0fu);
-            body(Index<k>(), join_levels<L, kind, width, form, k>(table, planes, low_index));
+            body(Index<k>(), join_levels<L, kind, width, form, k>(table, planes, low_index, top));
             index = L::high_nibbles(index);
-            body(Index<k + 4>(), join_levels<L, kind, width, form, k + 4>(table, planes, index));
+            body(Index<k + 4>(), join_levels<L, kind, width, form, k + 4>(table, planes, index, top));
         });
     });
 }

@@ -16,6 +16,9 @@ namespace {
 template <class L>
 inline constexpr bool has_packs = L::pack_words > 0;
 
+// Words of a round of the loops over packs: as many as round_to_shorts fills up.
+inline constexpr std::size_t pack_round = 4;
+
 // A few rows of up to n factors. Packs of four rows follow each other.
 template <class L, std::size_t n>
 struct PackedFactors {

@@ -12,25 +12,25 @@ namespace {
 
 template <class L>
 struct PackScoreWork {
-    KeyLevels levels[most_granules + L::pack_words - 1];    // the last pack may be one of few granules
+    KeyLevels levels[most_granules + pack_round - 1];       // the last round may be of few
     PackedFactors<L, most_granules * key_granule> factors;  // queries
     float sums[max_rows][8][key_plane_words];               // [row][k][l]
 };
 
 // Not inlined, the loop keeps its registers to itself.
 template <class L, std::size_t n_rows>
-[[gnu::noinline]] void score_pack_lanes(PackScoreWork<L>& work, const KeyLevels* levels, std::size_t n_packs,
+[[gnu::noinline]] void score_pack_lanes(PackScoreWork<L>& work, const KeyLevels* levels, std::size_t n_rounds,
                                         std::size_t row, std::size_t k, std::size_t lane) {
     PackSums<L, n_rows, 2> sums;
     sums.template start<0>(work.factors.scale + row);
     const std::uint32_t* words = levels[0][k] + lane;
     const std::uint32_t* packs = work.factors.at(row);
-    const std::uint32_t* end = packs + n_packs * work.factors.step;
+    const std::uint32_t* end = packs + n_rounds * (pack_round / L::pack_words) * work.factors.step;
     while (packs != end) {
-        sums.load(packs);
-        unroll<L::pack_words>([&](auto word) GEARKV_INLINE {
+        unroll<pack_round>([&](auto word) GEARKV_INLINE {
+            if constexpr (word % L::pack_words == 0) sums.load(packs);
             const typename L::Words bytes[2] = {L::load_words(words), L::load_words(words + L::width)};
-            sums.template add<word.value>(bytes);
+            sums.template add<word % L::pack_words>(bytes);
             words += sizeof(KeyLevels) / sizeof(std::uint32_t);
         });
     }
@@ -63,7 +63,7 @@ void score_pack_granules(PackScoreWork<L>& work, const ScoreTrellis& args) {
             for (std::size_t lane = 0; lane < key_plane_words; lane += 2 * L::width) {
                 ahead.step();
                 score_pack_lanes<L, n_rows.value>(work, work.levels + first,
-                                                  (n + L::pack_words - 1) / L::pack_words, row, k, lane);
+                                                  (n + pack_round - 1) / pack_round, row, k, lane);
             }
         }
     });

@@ -35,6 +35,7 @@ struct Lanes : NeonLanes<Lanes, Neon> {
     };
     template <std::size_t n>
     [[gnu::always_inline]] static void load_packs(Pack (&packs)[n], const std::uint32_t*& at) {
+        __asm__ volatile("" ::: "memory");
         if constexpr (n == 1) {
             const uint32x4x2_t one = vld2q_dup_u32(at);
             packs[0] = {vreinterpretq_s16_u32(one.val[0]), vreinterpretq_s16_u32(one.val[1])};
