@@ -8,6 +8,31 @@
 namespace gearkv {
 namespace {
 
+// Sums of two vectors of lanes over n_rounds rounds of words, which lie word_step apart. Not inlined, the
+// loop keeps its registers to itself.
+template <class L, std::size_t n_rows, std::size_t word_step>
+[[gnu::noinline]] void multiply_words(const std::uint32_t* words, std::size_t n_rounds,
+                                      const std::uint32_t* packs, const FactorScale* scale, float* out,
+                                      std::size_t out_stride) {
+    constexpr std::size_t pack_step = 4 * 2 * L::pack_words;
+    PackSums<L, n_rows, 2> sums;
+    sums.template start<0>(scale);
+    const std::uint32_t* end = packs + n_rounds * (pack_round / L::pack_words) * pack_step;
+    while (packs != end) {
+        unroll<pack_round>([&](auto word) GEARKV_INLINE {
+            if constexpr (word % L::pack_words == 0) sums.load(packs);
+            const typename L::Words bytes[2] = {L::load_words(words), L::load_words(words + L::width)};
+            sums.template add<word % L::pack_words>(bytes);
+            words += word_step;
+        });
+    }
+    unroll<n_rows>([&](auto r) GEARKV_INLINE {
+        unroll<2>([&](auto v) GEARKV_INLINE {
+            L::store(out + r * out_stride + v * L::width, sums.template sum<r.value, v.value>(scale));
+        });
+    });
+}
+
 // ---- scores ----
 
 template <class L>
@@ -16,31 +41,6 @@ struct PackScoreWork {
     PackedFactors<L, most_granules * key_granule> factors;  // queries
     float sums[max_rows][8][key_plane_words];               // [row][k][l]
 };
-
-// Not inlined, the loop keeps its registers to itself.
-template <class L, std::size_t n_rows>
-[[gnu::noinline]] void score_pack_lanes(PackScoreWork<L>& work, const KeyLevels* levels, std::size_t n_rounds,
-                                        std::size_t row, std::size_t k, std::size_t lane) {
-    PackSums<L, n_rows, 2> sums;
-    sums.template start<0>(work.factors.scale + row);
-    const std::uint32_t* words = levels[0][k] + lane;
-    const std::uint32_t* packs = work.factors.at(row);
-    const std::uint32_t* end = packs + n_rounds * (pack_round / L::pack_words) * work.factors.step;
-    while (packs != end) {
-        unroll<pack_round>([&](auto word) GEARKV_INLINE {
-            if constexpr (word % L::pack_words == 0) sums.load(packs);
-            const typename L::Words bytes[2] = {L::load_words(words), L::load_words(words + L::width)};
-            sums.template add<word % L::pack_words>(bytes);
-            words += sizeof(KeyLevels) / sizeof(std::uint32_t);
-        });
-    }
-    unroll<n_rows>([&](auto r) GEARKV_INLINE {
-        unroll<2>([&](auto v) GEARKV_INLINE {
-            L::store(work.sums[row + r][k] + lane + v * L::width,
-                     sums.template sum<r.value, v.value>(work.factors.scale + row));
-        });
-    });
-}
 
 // At most most_granules granules, those of width 0 left out.
 template <class L>
@@ -58,12 +58,14 @@ void score_pack_granules(PackScoreWork<L>& work, const ScoreTrellis& args) {
         pack_factors<L, false>(&work.factors, row, query, n * key_granule);
     }
     AheadLines ahead(args.ahead, 16 * ((args.n_rows + 3) / 4));
+    constexpr std::size_t step = sizeof(KeyLevels) / sizeof(std::uint32_t);
     for_rows<4>(args.n_rows, [&](std::size_t row, auto n_rows) {
         for (std::size_t k = 0; k < 8; ++k) {
             for (std::size_t lane = 0; lane < key_plane_words; lane += 2 * L::width) {
                 ahead.step();
-                score_pack_lanes<L, n_rows.value>(work, work.levels + first,
-                                                  (n + pack_round - 1) / pack_round, row, k, lane);
+                multiply_words<L, n_rows.value, step>(
+                    work.levels[first][k] + lane, (n + pack_round - 1) / pack_round, work.factors.at(row),
+                    work.factors.scale + row, work.sums[row][k] + lane, 8 * key_plane_words);
             }
         }
     });
@@ -100,11 +102,28 @@ void mix_pack_lanes(const std::uint32_t* words, const PackedWeights<L>& weights,
     });
 }
 
+// Where a word takes many instructions, it is laid down in between: unpacking and products have the registers
+// one after the other then.
 template <class L, std::uint32_t width, std::size_t n_rows>
 void mix_pack_granule(const std::uint32_t* words, const PackedWeights<L>& weights, std::size_t row,
                       float* out, std::size_t out_stride) {
-    for (std::size_t lane = 0; lane < value_granule; lane += L::width)
-        mix_pack_lanes<L, width, n_rows>(words + lane, weights, row, out + lane, out_stride);
+    if constexpr (L::pack_words > 1) {
+        for (std::size_t lane = 0; lane < value_granule; lane += L::width)
+            mix_pack_lanes<L, width, n_rows>(words + lane, weights, row, out + lane, out_stride);
+    } else {
+        std::uint32_t levels[section_tokens / 4][value_granule];
+        for (std::size_t lane = 0; lane < value_granule; lane += L::width) {
+            visit_value_levels<L, width, LevelForm::two_sided>(
+                words + lane, [&](auto k, auto joined, std::size_t token) GEARKV_INLINE {
+                    L::store_words(levels[token / 4 + visit_place<k.value>] + lane, joined);
+                });
+        }
+        for (std::size_t lane = 0; lane < value_granule; lane += 2 * L::width) {
+            multiply_words<L, n_rows, value_granule>(levels[0] + lane, section_tokens / 4 / pack_round,
+                                                     weights.at(row), weights.scale + row, out + lane,
+                                                     out_stride);
+        }
+    }
 }
 
 template <class L>

@@ -97,7 +97,7 @@ inline double attention_error(Cache* cache, const Tensor& q, bool causal) {
 // What attention_error may be: factors of integer dot products are rounded to 15 bits (noise_test.cpp has
 // more).
 inline double attention_tolerance(const Cache& cache) {
-    return cache.level() == Level::scalar || cache.level() == Level::neon ? 2e-5 : 1e-3;
+    return cache.level() == Level::scalar ? 2e-5 : 1e-3;
 }
 
 // Counts what an allocator has given out; refuses after `budget` calls.
