@@ -65,8 +65,11 @@ namespace {
 //   void split_shorts(uint32_t first[4], uint32_t second[4], const int16_t[16])     factors in natural order
 //   void split_eights(uint32_t first[8], uint32_t second[8], const int16_t[32])     words of 8 i + k for all
 //   i
-//   joins_top_bits                         whether bits 4 and 5 of an index of levels come in pairs, and then
-//   Words twice_less(Words a, uint8_t end) 2 a - end for each byte
+//   inserts_nibbles                        whether there are, for every byte:
+//   Words insert_upper(Words a, Words b)   the lower nibble of a below that of b
+//   Words insert_lower(Words a, Words b)   the upper nibble of a above that of b
+//   Words lookup_pair(tables, Words a)     of load_table_pair, below 32
+//   Words twice_less(Words a, uint8_t end) 2 a - end
 //   pack_words                             words of factors of a pack (src/attention/packs.inl.hpp) where the
 //                                          level has packs in place of dot_first to split_eights:
 //   void round_shorts(int16_t[16], const float[16], Float f)       of x f, within shorts
@@ -86,7 +89,7 @@ struct BasicLanes {
     static constexpr std::size_t width = Float::size;
     static constexpr int factor_limit = 0;
     static constexpr std::size_t pack_words = 0;
-    static constexpr bool joins_top_bits = false;
+    static constexpr bool inserts_nibbles = false;
 
     static Float load(const float* x) { return Float::load_unaligned(x); }
     static void store(float* x, Float a) { a.store_unaligned(x); }

@@ -102,7 +102,16 @@ struct NeonLanes : BasicLanes<Self, Arch> {
         if constexpr (to < from) b = vshrq_n_u32(b, from - to);
         return vbslq_u32(vdupq_n_u32((((1u << n) - 1) << to) * 0x01010101u), b, a);
     }
-    static constexpr bool joins_top_bits = true;
+    static constexpr bool inserts_nibbles = true;
+    static Words insert_upper(Words a, Words b) {
+        return vreinterpretq_u32_u8(vsliq_n_u8(vreinterpretq_u8_u32(a), vreinterpretq_u8_u32(b), 4));
+    }
+    static Words insert_lower(Words a, Words b) {
+        return vreinterpretq_u32_u8(vsriq_n_u8(vreinterpretq_u8_u32(a), vreinterpretq_u8_u32(b), 4));
+    }
+    static Words lookup_pair(const uint8x16x2_t& tables, Words a) {
+        return vreinterpretq_u32_u8(vqtbl2q_u8(tables, vreinterpretq_u8_u32(a)));
+    }
     static Words twice_less(Words a, std::uint8_t end) {
         return vreinterpretq_u32_u8(vsubq_u8(vshlq_n_u8(vreinterpretq_u8_u32(a), 1), vdupq_n_u8(end)));
     }
@@ -146,7 +155,7 @@ struct NeonLanes : BasicLanes<Self, Arch> {
     }
     template <std::uint32_t n>
     static Words lookup_pair(const uint8x16x2_t& tables, Words a, Words b) {
-        return vreinterpretq_u32_u8(vqtbl2q_u8(tables, vreinterpretq_u8_u32(put_bits<n, 4, 1>(a, b))));
+        return lookup_pair(tables, put_bits<n, 4, 1>(a, b));
     }
     static FloatTable load_float_table(const float* x) {
         const auto* bytes = reinterpret_cast<const std::uint8_t*>(x);

@@ -63,22 +63,16 @@ template <class L, std::uint32_t by, std::uint32_t mask>
 }
 
 // The words of four levels from the four low index bits in the bytes of `index` (bits 0 to 3, the others 0)
-// and the bits k of the planes above; `top` has those of planes 4 and 5 in fields of two bits, if the level
-// wants them.
+// and the bits k of the planes above.
 template <class L, TensorKind kind, std::uint32_t width, LevelForm form, std::uint32_t k>
 [[gnu::always_inline]] inline typename L::Words join_levels(const TrellisTable<L, kind, width, form>& table,
                                                             const IndexPlanes<L, width>& planes,
-                                                            typename L::Words index,
-                                                            [[maybe_unused]] typename L::Words top) {
+                                                            typename L::Words index) {
     typename L::Words bytes;
     if constexpr (width <= 3) {
         bytes = L::lookup(table.low, index);
     } else if constexpr (width == 4) {
         bytes = L::template lookup_pair<k>(table.both, index, planes.bits[4]);
-    } else if constexpr (L::joins_top_bits && form == LevelForm::two_sided) {
-        bytes = L::template put_bits<k / 2 * 2, 4, 2>(index, top);
-        if constexpr (width == 6) bytes = L::template put_bits<k, 6, 1>(bytes, planes.bits[6]);
-        return L::twice_less(bytes, (2u << width) - 1);
     } else {
         // 2 j - (2^(width+1) - 1), as unsigned bytes 128 more
         bytes = L::template shift_left<1>(index);
@@ -95,6 +89,32 @@ template <class L, TensorKind kind, std::uint32_t width, LevelForm form, std::ui
     return bytes;
 }
 
+// Whether the upper bits of an index are joined for two words at once: where L has shifts with insert.
+template <class L, std::uint32_t width, LevelForm form>
+inline constexpr bool joins_top = L::inserts_nibbles&& width >= 4 && form == LevelForm::two_sided;
+
+// The levels of the nibbles of `index`, the lower ones and the upper ones, whose upper bits are those from
+// `first` on in `top`: plane 4, or fields of two bits of planes 4 and 5.
+template <class L, TensorKind kind, std::uint32_t width, LevelForm form, std::uint32_t k, class Body>
+[[gnu::always_inline]] inline void join_two(const TrellisTable<L, kind, width, form>& table,
+                                            const IndexPlanes<L, width>& planes, typename L::Words index,
+                                            typename L::Words top, const Body& body) {
+    using Words = typename L::Words;
+    constexpr std::uint32_t first = width == 4 ? k : k / 2 * 2;
+    if constexpr (first > 0) top = L::template shift_right<first>(top);
+    top = top & L::broadcast_word(width == 4 ? 0x11111111u : 0x33333333u);
+    const auto finish = [&](auto at, Words full) GEARKV_INLINE {
+        if constexpr (width == 4) {
+            body(at, L::lookup_pair(table.both, full));
+        } else {
+            if constexpr (width == 6) full = L::template put_bits<at.value, 6, 1>(full, planes.bits[6]);
+            body(at, L::twice_less(full, (2u << width) - 1));
+        }
+    };
+    finish(Index<k>(), L::insert_upper(index, top));
+    finish(Index<k + 4>(), L::insert_lower(top, index));
+}
+
 // When the words of k are visited: 0, 4, 2, 6, 1, 5, 3, 7.
 template <std::size_t k>
 inline constexpr std::size_t visit_place = k % 2 * 4 + k % 4 / 2 * 2 + k / 4;
@@ -106,17 +126,17 @@ template <class L, TensorKind kind, std::uint32_t width, LevelForm form, class B
     using Words = typename L::Words;
     unroll<2>([&](auto odd) GEARKV_INLINE {
         // Fields of two bits: tokens of one parity.
-        Words low_pair, high_pair, top = planes.bits[0];
-        constexpr std::size_t fifth = width > 4 ? 5 : 0, fourth = width > 4 ? 4 : 0;
+        Words low_pair, high_pair, top = planes.bits[width >= 4 ? 4 : 0];
+        constexpr std::size_t fifth = width > 4 ? 5 : 0;
         if constexpr (odd == 0) {
             low_pair = interleave<L, 1, 0x55555555u>(planes.bits[0], planes.bits[1]);
             high_pair = planes.bits[2];
             if constexpr (width > 2) high_pair = interleave<L, 1, 0x55555555u>(high_pair, planes.bits[3]);
-            if constexpr (width > 4 && L::joins_top_bits)
-                top = interleave<L, 1, 0x55555555u>(planes.bits[fourth], planes.bits[fifth]);
+            if constexpr (width > 4 && joins_top<L, width, form>)
+                top = interleave<L, 1, 0x55555555u>(top, planes.bits[fifth]);
         } else {
-            if constexpr (width > 4 && L::joins_top_bits)
-                top = interleave_upper<L, 1, 0x55555555u>(planes.bits[fourth], planes.bits[fifth]);
+            if constexpr (width > 4 && joins_top<L, width, form>)
+                top = interleave_upper<L, 1, 0x55555555u>(top, planes.bits[fifth]);
             low_pair = interleave_upper<L, 1, 0x55555555u>(planes.bits[0], planes.bits[1]);
             if constexpr (width > 2) {
                 high_pair = interleave_upper<L, 1, 0x55555555u>(planes.bits[2], planes.bits[3]);
@@ -133,10 +153,14 @@ template <class L, TensorKind kind, std::uint32_t width, LevelForm form, class B
                 index = interleave_upper<L, 2, 0x33333333u>(low_pair, high_pair);
             }
             constexpr std::size_t k = odd.value + 2 * upper.value;
-            const Words low_index = index & L::broadcast_word(0x0f0f0f0fu);
-            body(Index<k>(), join_levels<L, kind, width, form, k>(table, planes, low_index, top));
-            index = L::high_nibbles(index);
-            body(Index<k + 4>(), join_levels<L, kind, width, form, k + 4>(table, planes, index, top));
+            if constexpr (joins_top<L, width, form>) {
+                join_two<L, kind, width, form, k>(table, planes, index, top, body);
+            } else {
+                const Words low_index = index & L::broadcast_word(0x0f0f0f0fu);
+                body(Index<k>(), join_levels<L, kind, width, form, k>(table, planes, low_index));
+                index = L::high_nibbles(index);
+                body(Index<k + 4>(), join_levels<L, kind, width, form, k + 4>(table, planes, index));
+            }
         });
     });
 }

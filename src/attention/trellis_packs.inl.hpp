@@ -113,9 +113,11 @@ void mix_pack_granule(const std::uint32_t* words, const PackedWeights<L>& weight
     } else {
         std::uint32_t levels[section_tokens / 4][value_granule];
         for (std::size_t lane = 0; lane < value_granule; lane += L::width) {
+            std::uint32_t* to = levels[0] + lane;
             visit_value_levels<L, width, LevelForm::two_sided>(
-                words + lane, [&](auto k, auto joined, std::size_t token) GEARKV_INLINE {
-                    L::store_words(levels[token / 4 + visit_place<k.value>] + lane, joined);
+                words + lane, [&](auto k, auto joined, std::size_t) GEARKV_INLINE {
+                    L::store_words(to + visit_place<k.value> * value_granule, joined);
+                    if constexpr (visit_place<k.value> == 7) to += 8 * value_granule;
                 });
         }
         for (std::size_t lane = 0; lane < value_granule; lane += 2 * L::width) {
