@@ -63,6 +63,32 @@ void add_pack_strip(const CodeStrip& strip, std::size_t lane, const PackedFactor
     });
 }
 
+// The fields of a strip as words of bytes.
+template <class L, std::uint32_t bits>
+[[gnu::noinline]] void lay_down_codes(std::uint32_t* to, const CodeStrip& strip) {
+    const std::uint32_t *low = strip.low, *high = strip.high;
+    const auto put_words = [&](const std::uint32_t* at, auto from) GEARKV_INLINE {
+        constexpr std::size_t n_fields = bits == 3 ? 4 : 8 / bits;
+        for (std::size_t lane = 0; lane < lane_tile; lane += L::width) {
+            const auto words = L::load_words(at + lane);
+            const auto thirds = bits == 3 ? L::load_words(high + lane) : words;
+            unroll<n_fields>([&](auto p) GEARKV_INLINE {
+                L::store_words(to + p * lane_tile + lane,
+                               code_bytes<L, bits, p.value, from.value + p.value>(words, thirds));
+            });
+        }
+        to += n_fields * lane_tile;
+    };
+    for (std::size_t unit = 0; unit < strip.n_units; ++unit) {
+        put_words(low, Index<0>());
+        if constexpr (bits == 3) {
+            put_words(low + strip.half_step, Index<4>());
+            high += strip.high_step;
+        }
+        low += strip.low_step;
+    }
+}
+
 template <class L, std::uint32_t bits, std::size_t n>
 void add_strips_packs(CodeStrip strip, const CodeRows& rows, std::size_t n_rows) {
     PackedFactors<L, n> factors;
@@ -70,14 +96,25 @@ void add_strips_packs(CodeStrip strip, const CodeRows& rows, std::size_t n_rows)
         pack_factors<L, code_bias<L, bits> != 0>(&factors, row, rows.factor + row * rows.factor_stride,
                                                  strip.n_units * unit_codes<bits>);
     }
+    // As with values (trellis_packs.inl.hpp).
+    constexpr bool lays_down = L::pack_words == 1;
+    std::uint32_t levels[lays_down ? n / 4 : 1][lane_tile];
+    const std::size_t n_words = strip.n_units * unit_codes<bits> / 4;
     AheadLines ahead(strip.ahead, strip.n_strips);
     float* out = rows.out;
     for (std::size_t i = 0; i < strip.n_strips; ++i) {
         ahead.step();
+        if constexpr (lays_down) lay_down_codes<L, bits>(levels[0], strip);
         for_rows<4>(n_rows, [&](std::size_t row, auto n_now) {
             for (std::size_t lane = 0; lane < lane_tile; lane += 2 * L::width) {
-                add_pack_strip<L, bits, n_now.value>(strip, lane, factors, row,
-                                                     out + row * rows.out_stride + lane, rows.out_stride);
+                float* at = out + row * rows.out_stride + lane;
+                if constexpr (lays_down) {
+                    multiply_words<L, n_now.value, lane_tile, code_bias<L, bits>, true>(
+                        levels[0] + lane, (n_words + pack_round - 1) / pack_round, factors.at(row),
+                        factors.scale + row, at, rows.out_stride);
+                } else {
+                    add_pack_strip<L, bits, n_now.value>(strip, lane, factors, row, at, rows.out_stride);
+                }
             }
         });
         strip.low += strip.strip_step;

@@ -136,5 +136,32 @@ struct PackSums {
     }
 };
 
+// Sums of two vectors of lanes over n_rounds rounds of words, which lie word_step apart. Not inlined, the
+// loop keeps its registers to itself.
+template <class L, std::size_t n_rows, std::size_t word_step, std::int32_t bias = 0, bool accumulate = false>
+[[gnu::noinline]] void multiply_words(const std::uint32_t* words, std::size_t n_rounds,
+                                      const std::uint32_t* packs, const FactorScale* scale, float* out,
+                                      std::size_t out_stride) {
+    constexpr std::size_t pack_step = 4 * 2 * L::pack_words;
+    PackSums<L, n_rows, 2> sums;
+    sums.template start<bias>(scale);
+    const std::uint32_t* end = packs + n_rounds * (pack_round / L::pack_words) * pack_step;
+    while (packs != end) {
+        unroll<pack_round>([&](auto word) GEARKV_INLINE {
+            if constexpr (word % L::pack_words == 0) sums.load(packs);
+            const typename L::Words bytes[2] = {L::load_words(words), L::load_words(words + L::width)};
+            sums.template add<word % L::pack_words>(bytes);
+            words += word_step;
+        });
+    }
+    unroll<n_rows>([&](auto r) GEARKV_INLINE {
+        unroll<2>([&](auto v) GEARKV_INLINE {
+            float* at = out + r * out_stride + v * L::width;
+            const auto sum = sums.template sum<r.value, v.value>(scale);
+            L::store(at, accumulate ? L::load(at) + sum : sum);
+        });
+    });
+}
+
 }  // namespace
 }  // namespace gearkv

@@ -8,31 +8,6 @@
 namespace gearkv {
 namespace {
 
-// Sums of two vectors of lanes over n_rounds rounds of words, which lie word_step apart. Not inlined, the
-// loop keeps its registers to itself.
-template <class L, std::size_t n_rows, std::size_t word_step>
-[[gnu::noinline]] void multiply_words(const std::uint32_t* words, std::size_t n_rounds,
-                                      const std::uint32_t* packs, const FactorScale* scale, float* out,
-                                      std::size_t out_stride) {
-    constexpr std::size_t pack_step = 4 * 2 * L::pack_words;
-    PackSums<L, n_rows, 2> sums;
-    sums.template start<0>(scale);
-    const std::uint32_t* end = packs + n_rounds * (pack_round / L::pack_words) * pack_step;
-    while (packs != end) {
-        unroll<pack_round>([&](auto word) GEARKV_INLINE {
-            if constexpr (word % L::pack_words == 0) sums.load(packs);
-            const typename L::Words bytes[2] = {L::load_words(words), L::load_words(words + L::width)};
-            sums.template add<word % L::pack_words>(bytes);
-            words += word_step;
-        });
-    }
-    unroll<n_rows>([&](auto r) GEARKV_INLINE {
-        unroll<2>([&](auto v) GEARKV_INLINE {
-            L::store(out + r * out_stride + v * L::width, sums.template sum<r.value, v.value>(scale));
-        });
-    });
-}
-
 // ---- scores ----
 
 template <class L>
