@@ -251,6 +251,39 @@ struct RawRows {
     Ahead ahead = {};
 };
 
+// The outliers of n_tokens tokens of one head, token by token.
+struct Outliers {
+    const void* counts;    // [n_tokens] u8 or u16, at most max_dim each
+    const void* channels;  // [n] u8 or u16
+    const std::uint16_t* values;
+    bool wide;               // counts and channels are u16
+    std::uint32_t n_tokens;  // at most tile_tokens
+    std::uint32_t n;         // all counts together
+};
+
+// Rows side by side for outliers: [channel][outlier_lanes], those beyond n_rows are 0 or of no concern.
+constexpr std::uint32_t outlier_lanes(std::uint32_t n_rows) {
+    return n_rows <= 4 ? 4 : max_rows;
+}
+
+// scores[row][t] += sum of query[channel][row] * value over the outliers of token t.
+struct ScoreOutliers {
+    Outliers outliers;
+    const float* query;  // [channel][outlier_lanes]
+    float* scores;       // [n_rows][score_stride]
+    std::size_t score_stride;
+    std::uint32_t n_rows;
+};
+
+// out[channel][row] += sum over the outliers of that channel of weight[row][token] * value.
+struct MixOutliers {
+    Outliers outliers;
+    const float* weight;  // [n_rows][weight_stride], readable for round_up(n_tokens, 16)
+    std::size_t weight_stride;
+    float* out;  // [channel][outlier_lanes]
+    std::uint32_t n_rows;
+};
+
 struct AttentionKernels {
     void (*score_codes[4])(const ScoreCodes& args);
     void (*mix_codes[4])(const MixCodes& args);
@@ -260,6 +293,9 @@ struct AttentionKernels {
     void (*fold_keys)(const FoldKeys& args);
     void (*fold_weights)(const FoldWeights& args);
     void (*add_scaled)(const AddScaled& args);
+
+    void (*score_outliers)(const ScoreOutliers& args);
+    void (*mix_outliers)(const MixOutliers& args);
 
     // scores[row][t] += sum_c query[row][c] x[t][c]
     void (*score_half)(float* scores, std::size_t score_stride, const RawRows& x, const float* query,

@@ -11,6 +11,7 @@ namespace {
 using std::size_t;
 using std::uint16_t;
 using std::uint32_t;
+using std::uint8_t;
 
 // Code `depth` of a plane of `bits` bits, whose words are `stride` apart; see block.hpp.
 uint32_t plane_code(const uint32_t* words, size_t stride, uint32_t depth, uint32_t bits) {
@@ -214,6 +215,38 @@ void add_scaled(const AddScaled& args) {
     }
 }
 
+// visit(token, channel, value) for each.
+template <class Visit>
+void visit_outliers(const Outliers& outliers, const Visit& visit) {
+    const auto read = [&](const void* x, size_t i) {
+        return outliers.wide ? uint32_t{static_cast<const uint16_t*>(x)[i]}
+                             : uint32_t{static_cast<const uint8_t*>(x)[i]};
+    };
+    size_t at = 0;
+    for (uint32_t t = 0; t < outliers.n_tokens; ++t) {
+        for (uint32_t i = 0; i < read(outliers.counts, t); ++i, ++at)
+            visit(t, read(outliers.channels, at), half_to_float(outliers.values[at]));
+    }
+}
+
+void score_outliers(const ScoreOutliers& args) {
+    visit_outliers(args.outliers, [&](uint32_t t, uint32_t channel, float value) {
+        for (uint32_t row = 0; row < args.n_rows; ++row) {
+            args.scores[row * args.score_stride + t] +=
+                args.query[channel * size_t{outlier_lanes(args.n_rows)} + row] * value;
+        }
+    });
+}
+
+void mix_outliers(const MixOutliers& args) {
+    visit_outliers(args.outliers, [&](uint32_t t, uint32_t channel, float value) {
+        for (uint32_t row = 0; row < args.n_rows; ++row) {
+            args.out[channel * size_t{outlier_lanes(args.n_rows)} + row] +=
+                args.weight[row * args.weight_stride + t] * value;
+        }
+    });
+}
+
 }  // namespace
 
 constinit const AttentionKernels attention_scalar = {
@@ -224,6 +257,8 @@ constinit const AttentionKernels attention_scalar = {
     fold_keys,
     fold_weights,
     add_scaled,
+    score_outliers,
+    mix_outliers,
     score_rows<uint16_t>,
     score_rows<float>,
     mix_rows<uint16_t>,

@@ -19,7 +19,7 @@ struct RowState {
 
 std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
     const std::uint64_t per_row = 3 * round_up(key_dim, 32) + 3 * tile_tokens + 2 * round_up(value_dim, 16) +
-                                  2 * max_rank + 1 + key_dim + tile_tokens + value_dim;
+                                  2 * max_rank + 1 + key_dim + value_dim;
     return max_rows * per_row;
 }
 
@@ -55,10 +55,10 @@ void set_queries(const RowPass& pass, const RowGroup& rows, float scale, const R
         if (turn.n_pairs > 0) rotate(turn, query);
         std::fill(query + pass.key_dim, query + s.query_stride, 0.0f);
     }
+    const std::uint32_t n_lanes = outlier_lanes(pass.n_rows);
     for (std::uint32_t c = 0; has_outliers && c < pass.key_dim; ++c) {
-        for (std::uint32_t row = 0; row < max_rows; ++row) {
-            s.query_rows[c * max_rows + row] = row < pass.n_rows ? s.query[row * s.query_stride + c] : 0.0f;
-        }
+        for (std::uint32_t row = 0; row < n_lanes; ++row)
+            s.query_rows[c * n_lanes + row] = row < pass.n_rows ? s.query[row * s.query_stride + c] : 0.0f;
     }
 }
 
@@ -193,7 +193,6 @@ AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::ui
     s.mixed = take(max_rows * s.out_stride);
     s.weight_sum = take(max_rows);
     s.query_rows = take(max_rows * key_dim);
-    s.weight_rows = take(max_rows * tile_tokens);
     s.outlier_out = take(max_rows * value_dim);
     return s;
 }

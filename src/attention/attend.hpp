@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 #include "attention/rope.hpp"
 #include "format/block.hpp"
@@ -80,9 +79,8 @@ struct AttendScratch {
     float* along_value = nullptr;  // [row][max_rank] w A of the block so far
     float* mixed = nullptr;        // [row][out_stride] trellis: weighted values of the run, still rotated
     float* weight_sum = nullptr;   // [row] trellis: weights of the run
-    float* query_rows = nullptr;   // [key channel][max_rows] the query again, for outliers
-    float* weight_rows = nullptr;  // [tile_tokens][max_rows] weights of a tile, for outliers
-    float* outlier_out = nullptr;  // [value channel][max_rows] weighted outliers of the run
+    float* query_rows = nullptr;   // [key channel][outlier_lanes] the query again, for outliers
+    float* outlier_out = nullptr;  // [value channel][outlier_lanes] weighted outliers of the run
 };
 
 std::uint64_t attend_scratch_bytes(std::uint32_t key_dim, std::uint32_t value_dim) noexcept;
@@ -126,89 +124,15 @@ inline Ahead piece_of(const Ahead& ahead, std::size_t i, std::size_t n) {
     return {static_cast<const unsigned char*>(ahead.bytes) + first, end - first};
 }
 
-// Outliers of some tokens of a tile, one after another: a loop over tokens with a few outliers each would
-// mispredict its end every time.
-struct OutlierList {
-    std::uint32_t n = 0;
-    std::uint16_t token[max_dim + 8];  // within the tile
-    std::uint16_t channel[max_dim];
-    float value[max_dim];
-};
-
-// Calls visit(list) until the outliers of the cursor's next n_tokens tokens were all in one.
-template <class Visit>
-void visit_outliers(OutlierCursor* cursor, const Kernels& kernels, std::uint32_t n_tokens,
-                    const Visit& visit) {
-    OutlierList list;
-    std::uint64_t first = 0;  // of the list
-    const auto flush = [&] {
-        kernels.codec.from_half(list.value, cursor->values_at(first), list.n);
-        cursor->read_channels(list.channel, first, list.n);
-        visit(list);
-        list.n = 0;
-    };
-    for (std::uint32_t t = 0; t < n_tokens; ++t) {
-        const std::uint32_t n = cursor->next_token();
-        if (list.n + n > max_dim) flush();
-        if (list.n == 0) first = cursor->position();
-        std::uint16_t* token = list.token + list.n;
-        for (std::uint32_t i = 0; i < 8; ++i)
-            token[i] = static_cast<std::uint16_t>(t);
-        for (std::uint32_t i = 8; i < n; ++i)
-            token[i] = static_cast<std::uint16_t>(t);
-        list.n += n;
-    }
-    if (list.n > 0) flush();
-}
-
-inline void skip_outliers(OutlierCursor* cursor, const BlockView& block, std::uint32_t n_tokens) {
-    if (block.header == nullptr || block.header->n_outliers == 0) return;
-    for (std::uint32_t t = 0; t < n_tokens; ++t)
-        (void)cursor->next_token();
-}
-
-// Four rows at once; arrays of them are read and written through add_four, as they may be unaligned.
-using FourRows [[gnu::vector_size(16)]] = float;
-
-inline FourRows load_four(const float* x) {
-    FourRows four;
-    std::memcpy(&four, x, sizeof(four));
-    return four;
-}
-inline void add_four(float* to, FourRows four) {
-    four += load_four(to);
-    std::memcpy(to, &four, sizeof(four));
-}
-
-// to[channel[i]][.] += from[token[i]][.] * value[i] for rows of max_rows, n_lanes of them used.
-template <std::uint32_t n_lanes>
-void scatter_to_channels(float* to, const float* from, const OutlierList& list) {
-    for (std::uint32_t i = 0; i < list.n; ++i) {
-        float* at = to + list.channel[i] * std::size_t{max_rows};
-        const float* x = from + list.token[i] * std::size_t{max_rows};
-        for (std::uint32_t lane = 0; lane < n_lanes; lane += 4)
-            add_four(at + lane, load_four(x + lane) * list.value[i]);
-    }
-}
-
-// to[token[i]][i % n_parts][.] += from[channel[i]][.] * value[i] for n_lanes of the max_rows rows of `from`.
-template <std::uint32_t n_lanes, std::uint32_t n_parts>
-void scatter_to_tokens(float* to, const float* from, const OutlierList& list) {
-    for (std::uint32_t i = 0; i < list.n; ++i) {
-        float* at = to + (list.token[i] * n_parts + i % n_parts) * n_lanes;
-        const float* x = from + list.channel[i] * std::size_t{max_rows};
-        for (std::uint32_t lane = 0; lane < n_lanes; lane += 4)
-            add_four(at + lane, load_four(x + lane) * list.value[i]);
-    }
-}
-
 // ---- score.cpp: scores of a tile into scratch.scores ----
 class KeyScorer {
   public:
     KeyScorer(const RowPass& pass, const TensorRun& run) noexcept;
     // Tiles come in order, each scored or skipped.
     void score(const Tile& tile) noexcept;
-    void skip(const Tile& tile) noexcept { skip_outliers(&outliers_, run_.block, tile.n_tokens); }
+    void skip(const Tile& tile) noexcept {
+        if (has_outliers()) (void)outliers_.next_tokens(tile.n_tokens);
+    }
 
   private:
     void score_rows(const Tile& tile) noexcept;
@@ -218,7 +142,9 @@ class KeyScorer {
     void fold_group(std::uint32_t group) noexcept;
     void order_query() noexcept;
     void add_low_rank(const Tile& tile) noexcept;
-    void add_outliers(const Tile& tile) noexcept;
+    bool has_outliers() const noexcept {
+        return run_.block.header != nullptr && run_.block.header->n_outliers > 0;
+    }
 
     const RowPass& pass_;
     const TensorRun& run_;
@@ -233,7 +159,9 @@ class ValueMixer {
     ValueMixer(const RowPass& pass, const TensorRun& run) noexcept;
     // Tiles come in order, each mixed or skipped; weights are scratch.weights, zero beyond the tile.
     void mix(const Tile& tile) noexcept;
-    void skip(const Tile& tile) noexcept { skip_outliers(&outliers_, run_.block, tile.n_tokens); }
+    void skip(const Tile& tile) noexcept {
+        if (has_outliers()) (void)outliers_.next_tokens(tile.n_tokens);
+    }
     // Earlier tiles of a row were weighted too much by 1 / alpha.
     void rescale(std::uint32_t row, float alpha) noexcept;
     // Adds what is kept in factored form; after the last tile of the run.
@@ -247,7 +175,6 @@ class ValueMixer {
     bool has_outliers() const noexcept {
         return run_.block.header != nullptr && run_.block.header->n_outliers > 0;
     }
-    void add_outliers(const Tile& tile) noexcept;
 
     const RowPass& pass_;
     const TensorRun& run_;

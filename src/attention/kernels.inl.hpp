@@ -6,6 +6,7 @@
 #include "attention/codes_dots.inl.hpp"
 #include "attention/codes_floats.inl.hpp"
 #include "attention/codes_packs.inl.hpp"
+#include "attention/outliers.inl.hpp"
 #include "attention/sections.inl.hpp"
 #include "attention/trellis_dots.inl.hpp"
 #include "attention/trellis_floats.inl.hpp"
@@ -233,6 +234,8 @@ constexpr AttentionKernels make_attention_kernels() {
         fold_keys<L>,
         fold_weights<L>,
         add_scaled<L>,
+        score_outliers<L>,
+        mix_outliers<L>,
         score_rows<L, std::uint16_t>,
         score_rows<L, float>,
         mix_rows<L, std::uint16_t>,

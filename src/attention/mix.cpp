@@ -18,10 +18,8 @@ ValueMixer::ValueMixer(const RowPass& pass, const TensorRun& run) noexcept
         std::fill_n(pass.scratch.mixed, pass.n_rows * pass.scratch.out_stride, 0.0f);
         std::fill_n(pass.scratch.weight_sum, pass.n_rows, 0.0f);
     }
-    if (has_outliers()) {
-        std::fill_n(pass.scratch.outlier_out, pass.value_dim * max_rows, 0.0f);
-        std::fill_n(pass.scratch.weight_rows, tile_tokens * max_rows, 0.0f);
-    }
+    if (has_outliers())
+        std::fill_n(pass.scratch.outlier_out, pass.value_dim * outlier_lanes(pass.n_rows), 0.0f);
 }
 
 void ValueMixer::mix(const Tile& tile) noexcept {
@@ -33,15 +31,18 @@ void ValueMixer::mix(const Tile& tile) noexcept {
         mix_section(tile);
         return;
     }
+    const AttendScratch& s = pass_.scratch;
     mix_codes(tile);
     if (run_.block.header->rank > 0) {
-        const AttendScratch& s = pass_.scratch;
         const RawRows planes = {run_.block.factor_a(pass_.head) + tile.first, run_.block.sizes.a_stride,
                                 run_.block.header->rank, tile.n_tokens};
         pass_.kernels.attention.score_half(s.along_value, max_rank, planes, s.weights, tile_tokens,
                                            pass_.n_rows);
     }
-    if (has_outliers()) add_outliers(tile);
+    if (has_outliers()) {
+        pass_.kernels.attention.mix_outliers(
+            {outliers_.next_tokens(tile.n_tokens), s.weights, tile_tokens, s.outlier_out, pass_.n_rows});
+    }
 }
 
 void ValueMixer::mix_rows(const Tile& tile) noexcept {
@@ -100,18 +101,6 @@ void ValueMixer::mix_codes(const Tile& tile) noexcept {
     }
 }
 
-void ValueMixer::add_outliers(const Tile& tile) noexcept {
-    const AttendScratch& s = pass_.scratch;
-    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-        for (std::uint32_t t = 0; t < tile.n_tokens; ++t)
-            s.weight_rows[t * max_rows + row] = s.weights[row * tile_tokens + t];
-    }
-    visit_outliers(&outliers_, pass_.kernels, tile.n_tokens, [&](const OutlierList& list) {
-        const auto scatter = pass_.n_rows <= 4 ? scatter_to_channels<4> : scatter_to_channels<max_rows>;
-        scatter(s.outlier_out, s.weight_rows, list);
-    });
-}
-
 void ValueMixer::rescale(std::uint32_t row, float alpha) noexcept {
     const AttendScratch& s = pass_.scratch;
     pass_.kernels.attention.scale(s.out + row * s.out_stride, alpha, s.out_stride);
@@ -124,7 +113,7 @@ void ValueMixer::rescale(std::uint32_t row, float alpha) noexcept {
         s.along_value[row * max_rank + r] *= alpha;
     if (!has_outliers()) return;
     for (std::uint32_t c = 0; c < pass_.value_dim; ++c)
-        s.outlier_out[c * max_rows + row] *= alpha;
+        s.outlier_out[c * outlier_lanes(pass_.n_rows) + row] *= alpha;
 }
 
 void ValueMixer::finish() noexcept {
@@ -135,9 +124,10 @@ void ValueMixer::finish() noexcept {
     }
     const AttendScratch& s = pass_.scratch;
     if (has_outliers()) {
+        const std::uint32_t n_lanes = outlier_lanes(pass_.n_rows);
         for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
             for (std::uint32_t c = 0; c < pass_.value_dim; ++c)
-                s.out[row * s.out_stride + c] += s.outlier_out[c * max_rows + row];
+                s.out[row * s.out_stride + c] += s.outlier_out[c * n_lanes + row];
         }
     }
     for (std::uint32_t r = 0; r < run_.block.header->rank; ++r) {

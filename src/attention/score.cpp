@@ -44,7 +44,10 @@ void KeyScorer::score(const Tile& tile) noexcept {
         score_channel_scales(tile);
     }
     if (run_.block.header->rank > 0) add_low_rank(tile);
-    if (run_.block.header->n_outliers > 0) add_outliers(tile);
+    if (has_outliers()) {
+        pass_.kernels.attention.score_outliers(
+            {outliers_.next_tokens(tile.n_tokens), s.query_rows, s.scores, tile_tokens, pass_.n_rows});
+    }
 }
 
 void KeyScorer::score_rows(const Tile& tile) noexcept {
@@ -156,30 +159,6 @@ void KeyScorer::add_low_rank(const Tile& tile) noexcept {
     const RawRows planes = {run_.block.factor_a(pass_.head) + tile.first, run_.block.sizes.a_stride,
                             run_.block.header->rank, tile.n_tokens};
     pass_.kernels.attention.mix_half(s.scores, tile_tokens, planes, s.along_key, max_rank, pass_.n_rows);
-}
-
-void KeyScorer::add_outliers(const Tile& tile) noexcept {
-    const AttendScratch& s = pass_.scratch;
-    const bool few = pass_.n_rows <= 4;
-    const std::uint32_t n_lanes = few ? 4 : max_rows;
-    // Outliers of a token follow each other: in turn they go to sums of their own, none of which waits for
-    // the one before.
-    constexpr std::uint32_t n_parts = 2;
-    float sums[n_parts * tile_tokens * max_rows];
-    std::fill_n(sums, n_parts * tile_tokens * n_lanes, 0.0f);
-    visit_outliers(&outliers_, pass_.kernels, tile.n_tokens, [&](const OutlierList& list) {
-        const auto scatter = few ? scatter_to_tokens<4, n_parts> : scatter_to_tokens<max_rows, n_parts>;
-        scatter(sums, s.query_rows, list);
-    });
-    for (std::uint32_t first = 0; first < pass_.n_rows; first += 4) {
-        const std::uint32_t n = std::min(pass_.n_rows - first, 4u);
-        for (std::uint32_t t = 0; t < tile.n_tokens; ++t) {
-            const float* parts = sums + t * n_parts * n_lanes + first;
-            const FourRows four = load_four(parts) + load_four(parts + n_lanes);
-            for (std::uint32_t row = 0; row < n; ++row)
-                s.scores[(first + row) * tile_tokens + t] += four[row];
-        }
-    }
 }
 
 // What all sections of a run share.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "format/trellis.hpp"
 
@@ -363,6 +364,22 @@ OutlierCursor::OutlierCursor(const BlockView& view, std::uint32_t head) noexcept
     channels16_ = view.part<std::uint16_t>(header.outlier_channels);
     values_ = view.part<std::uint16_t>(header.outlier_values);
     first_ = view.part<std::uint32_t>(header.outlier_starts)[head];
+}
+
+Outliers OutlierCursor::next_tokens(std::uint32_t n_tokens) noexcept {
+    first_ += count_;
+    Outliers all = {counts8_, channels8_ + first_, values_ + first_, wide_, n_tokens, 0};
+    if (wide_) {
+        all.counts = counts16_;
+        all.channels = channels16_ + first_;
+        all.n = std::accumulate(counts16_, counts16_ + n_tokens, 0u);
+        counts16_ += n_tokens;
+    } else {
+        all.n = std::accumulate(counts8_, counts8_ + n_tokens, 0u);
+        counts8_ += n_tokens;
+    }
+    count_ = all.n;
+    return all;
 }
 
 BlockView trusted_block(const void* bytes) noexcept {

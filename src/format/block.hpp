@@ -58,6 +58,7 @@
 #include <cstdint>
 
 #include "gearkv/codec.hpp"
+#include "kernels.hpp"
 
 namespace gearkv {
 
@@ -218,13 +219,8 @@ class OutlierCursor {
         count_ = wide_ ? *counts16_++ : *counts8_++;
         return count_;
     }
-    // Where the token's entries are; those of the next tokens follow.
-    std::uint64_t position() const noexcept { return first_; }
-    const std::uint16_t* values_at(std::uint64_t position) const noexcept { return values_ + position; }
-    void read_channels(std::uint16_t* out, std::uint64_t position, std::uint32_t n) const noexcept {
-        for (std::uint32_t i = 0; i < n; ++i)
-            out[i] = wide_ ? channels16_[position + i] : channels8_[position + i];
-    }
+    // Those of the next n_tokens tokens, all at once.
+    Outliers next_tokens(std::uint32_t n_tokens) noexcept;
     std::uint32_t channel(std::uint32_t i) const noexcept {
         return wide_ ? channels16_[first_ + i] : channels8_[first_ + i];
     }

@@ -198,6 +198,102 @@ TEST_CASE("one vector of halves is added, multiplied and summed at every length"
     }
 }
 
+struct OutlierCase {
+    std::uint32_t n_rows, n_tokens, dim, most;  // of a token
+    bool wide;
+};
+
+// Counts, channels and values as a block has them.
+template <class Index>
+struct OutlierArrays {
+    GuardedArray<Index> counts, channels;
+    GuardedArray<std::uint16_t> values;
+
+    OutlierArrays(const std::vector<Index>& c, const std::vector<Index>& at, Place place, Pattern pattern)
+        : counts(c, place), channels(at, place), values(make_halves(at.size(), pattern, 3), place) {}
+};
+
+template <class Index>
+OutlierArrays<Index> make_outliers(const OutlierCase& shape, Place place, Pattern pattern) {
+    Random random(shape.n_tokens * 31 + shape.dim);
+    std::vector<Index> counts, channels;
+    for (std::uint32_t t = 0; t < shape.n_tokens; ++t) {
+        const std::uint32_t count = random.below(4) == 0 ? 0 : random.below(shape.most + 1);
+        const std::uint32_t step = count == 0 ? 1 : shape.dim / count;
+        counts.push_back(static_cast<Index>(count));
+        for (std::uint32_t i = 0; i < count; ++i)
+            channels.push_back(static_cast<Index>(i * step + random.below(step)));
+    }
+    return {counts, channels, place, pattern};
+}
+
+template <class Index>
+void check_outliers(const Kernels& kernels, const OutlierCase& shape, Place place, Pattern pattern) {
+    OutlierArrays<Index> arrays = make_outliers<Index>(shape, place, pattern);
+    const Outliers outliers = {arrays.counts.data(), arrays.channels.data(),
+                               arrays.values.data(), sizeof(Index) == 2,
+                               shape.n_tokens,       static_cast<std::uint32_t>(arrays.values.size())};
+    const std::vector<float> values = to_floats(arrays.values.data(), arrays.values.size());
+    const std::size_t n_lanes = outlier_lanes(shape.n_rows), stride = round_to(shape.n_tokens, 16) + 3;
+    GuardedArray<float> query(make_floats(shape.dim * n_lanes, Pattern::random, 5), place);
+    const std::vector<float> before =
+        make_floats((shape.n_rows - 1) * stride + shape.n_tokens, Pattern::random, 6);
+    GuardedArray<float> scores(before, place);
+    GuardedArray<float> weight(
+        make_floats((shape.n_rows - 1) * stride + round_to(shape.n_tokens, 16), Pattern::random, 7), place);
+    const std::vector<float> out_before = make_floats(shape.dim * n_lanes, Pattern::random, 8);
+    GuardedArray<float> out(out_before, place);
+    kernels.attention.score_outliers({outliers, query.data(), scores.data(), stride, shape.n_rows});
+    kernels.attention.mix_outliers({outliers, weight.data(), stride, out.data(), shape.n_rows});
+    std::vector<ExactSum> score_sums(before.size()), out_sums(out_before.size());
+    for (std::size_t i = 0; i < before.size(); ++i)
+        score_sums[i].add(static_cast<double>(before[i]));
+    for (std::size_t i = 0; i < out_before.size(); ++i)
+        out_sums[i].add(static_cast<double>(out_before[i]));
+    std::size_t i = 0;
+    for (std::uint32_t t = 0; t < shape.n_tokens; ++t) {
+        for (std::uint32_t k = 0; k < arrays.counts[t]; ++k, ++i) {
+            const auto value = static_cast<double>(values[i]);
+            for (std::uint32_t row = 0; row < shape.n_rows; ++row) {
+                const std::size_t at = arrays.channels[i] * n_lanes + row;
+                score_sums[row * stride + t].add(static_cast<double>(query[at]) * value);
+                out_sums[at].add(static_cast<double>(weight[row * stride + t]) * value);
+            }
+        }
+    }
+    std::size_t n_wrong = 0;
+    for (i = 0; i < before.size(); ++i) {
+        const bool is_score = i % stride < shape.n_tokens;
+        n_wrong += is_score ? !score_sums[i].accepts(scores[i]) : scores[i] != before[i];
+    }
+    for (i = 0; i < out_before.size(); ++i)
+        n_wrong += i % n_lanes < shape.n_rows && !out_sums[i].accepts(out[i]);
+    CAPTURE(level_name(kernels.level), place_name(place), pattern_name(pattern), shape.n_rows, shape.n_tokens,
+            shape.dim, shape.most, shape.wide);
+    CHECK(n_wrong == 0);
+    CHECK((scores.is_intact() && out.is_intact()));
+}
+
+TEST_CASE("outliers are met with all rows, at every count of tokens and of outliers of a token") {
+    for (const Kernels* kernels : all_kernels()) {
+        std::size_t i = 0;
+        for (std::uint32_t n_rows = 1; n_rows <= max_rows; ++n_rows) {
+            for (std::uint32_t n_tokens = 1; n_tokens <= tile_tokens; n_tokens += n_tokens < 40 ? 1 : 11) {
+                for (const std::uint32_t most : {0u, 3u, 12u, 64u}) {
+                    const Place place = all_places[i % 3];
+                    const Pattern pattern = all_patterns[i / 3 % 6];
+                    check_outliers<std::uint8_t>(*kernels, {n_rows, n_tokens, 64, most, false}, place,
+                                                 pattern);
+                    check_outliers<std::uint16_t>(*kernels, {n_rows, n_tokens, 300, most * 4, true}, place,
+                                                  pattern);
+                    ++i;
+                }
+            }
+        }
+        check_outliers<std::uint16_t>(*kernels, {4, 9, 1024, 1024, true}, Place::at_end, Pattern::random);
+    }
+}
+
 TEST_CASE("scale multiplies every entry and nothing else") {
     for (const Kernels* kernels : all_kernels()) {
         for (Place place : all_places) {
