@@ -65,6 +65,10 @@ namespace {
 //   void split_shorts(uint32_t first[4], uint32_t second[4], const int16_t[16])     factors in natural order
 //   void split_eights(uint32_t first[8], uint32_t second[8], const int16_t[32])     words of 8 i + k for all
 //   i
+//   rounds_bytes                           whether there are these two, in place of the last three:
+//   float largest_magnitude(const float* x, size_t n)
+//   void round_bytes<eights>(uint32_t* first, uint32_t* second, const float* x, size_t n, float factor,
+//                            int32_t* first_sum, int32_t* second_sum)
 //   inserts_nibbles                        whether there are, for every byte:
 //   Words insert_upper(Words a, Words b)   the lower nibble of a below that of b
 //   Words insert_lower(Words a, Words b)   the upper nibble of a above that of b
@@ -76,8 +80,7 @@ namespace {
 //   void pack_shorts(uint32_t* to, size_t step, const int16_t[16])    4 words in natural order; packs are
 //                                          `step` apart
 //   void pack_eights(uint32_t* to, size_t step, const int16_t[32])    words of 8 i + k for all i, k = 0, 4,
-//   2,
-//                                          6, 1, 5, 3, 7
+//                                          2, 6, 1, 5, 3, 7
 //   Pack, load_packs<n>(Pack (&packs)[n], const uint32_t*& at)     of n rows; at moves on by four
 //   PackSum, start_sum(int32_t, int32_t), finish_sum(PackSum, float first, float second)
 //   ready_bytes(Words bytes), add_product<word>(PackSum&, ready bytes, const Pack&)
@@ -90,6 +93,7 @@ struct BasicLanes {
     static constexpr int factor_limit = 0;
     static constexpr std::size_t pack_words = 0;
     static constexpr bool inserts_nibbles = false;
+    static constexpr bool rounds_bytes = false;
 
     static Float load(const float* x) { return Float::load_unaligned(x); }
     static void store(float* x, Float a) { a.store_unaligned(x); }

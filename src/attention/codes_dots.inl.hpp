@@ -85,10 +85,8 @@ void add_dot_strips(const CodeStrip& strip, std::size_t lane, std::size_t vector
 template <class L, std::uint32_t bits, std::size_t n>
 void add_strips_dots(CodeStrip strip, const CodeRows& rows, std::size_t n_rows) {
     DotFactors<n> factors;
-    for (std::size_t row = 0; row < n_rows; ++row) {
-        set_factors<L>(&factors, row, rows.factor + row * rows.factor_stride,
-                       strip.n_units * unit_codes<bits>);
-    }
+    set_factors<L, false>(&factors, rows.factor, rows.factor_stride, strip.n_units * unit_codes<bits>,
+                          n_rows);
     constexpr std::size_t at_once = 2 * L::width < lane_tile ? lane_tile : 2 * L::width;  // lanes
     AheadLines ahead(strip.ahead, strip.n_units * ((strip.n_strips * lane_tile + at_once - 1) / at_once));
     float* out = rows.out;

@@ -46,6 +46,16 @@ struct DotFactors {
     FactorScale scale[max_rows];
 };
 
+// What makes integers of factors, of which the largest has magnitude `end`, and what an integer is worth.
+struct FactorUnit {
+    float factor, unit;
+    FactorUnit(float end, float limit) {
+        constexpr float least = 0x1p-100f;  // what is smaller is taken for 0
+        factor = end > least ? limit / end : 0.0f;
+        unit = end > least ? end / limit : end * 0.0f;
+    }
+};
+
 // Rounds n factors, a multiple of 4, to integers; `integers` has room for round_up(n, 16), the rest become 0.
 template <class L>
 FactorScale round_factors(const float* x, std::size_t n, std::int16_t* integers) {
@@ -59,10 +69,9 @@ FactorScale round_factors(const float* x, std::size_t n, std::int16_t* integers)
     for (std::size_t i = 0; i < n; i += L::width)
         most = xsimd::max(L::from_bits(L::bits(load(i)) & magnitude), most);
     const float end = L::largest(most);
-    const float limit = integer_limit<L>(n);
-    constexpr float least = 0x1p-100f;  // what is smaller is taken for 0
+    const FactorUnit of(end, integer_limit<L>(n));
     // Adding 1.5 2^23 leaves an integer in the low bits.
-    const Float shift = L::broadcast(0x1.8p23f), factor = L::broadcast(end > least ? limit / end : 0.0f);
+    const Float shift = L::broadcast(0x1.8p23f), factor = L::broadcast(of.factor);
     Words sums = L::broadcast_word(0), high_sums = sums;  // of integers, and of 256 times their high bytes
     std::size_t i = 0;
     for (; i < n; i += L::width) {
@@ -74,32 +83,48 @@ FactorScale round_factors(const float* x, std::size_t n, std::int16_t* integers)
     }
     for (; i % lane_tile != 0; ++i)
         integers[i] = 0;
-    const float unit = end > least ? end / limit : end * 0.0f;
     const std::int32_t sum = L::sum_words(sums);
     if constexpr (L::one_sum) {
-        return {unit, unit, sum, 0};
+        return {of.unit, of.unit, sum, 0};
     } else {
         const std::int32_t high_sum = L::sum_words(high_sums) / 256;
-        return {256.0f * unit, unit, high_sum, sum - 256 * high_sum};
+        return {256.0f * of.unit, of.unit, high_sum, sum - 256 * high_sum};
     }
 }
 
-// A row of n_factors, a multiple of 4, in natural order.
-template <class L, std::size_t n>
-void set_factors(DotFactors<n>* factors, std::size_t row, const float* x, std::size_t n_factors) {
-    std::int16_t integers[n];
-    factors->scale[row] = round_factors<L>(x, n_factors, integers);
-    for (std::size_t i = 0; i < n_factors; i += 16)
-        L::split_shorts(factors->first[row] + i / 4, factors->second[row] + i / 4, integers + i);
-}
-
-// A row whose words have the factors 32 j + k, + 8, + 16, + 24 at [j][k].
-template <class L, std::size_t n>
-void set_factors_by_eights(DotFactors<n>* factors, std::size_t row, const float* x) {
-    std::int16_t integers[n];
-    factors->scale[row] = round_factors<L>(x, n, integers);
-    for (std::size_t i = 0; i < n; i += 32)
-        L::split_eights(factors->first[row] + i / 4, factors->second[row] + i / 4, integers + i);
+// n_rows rows of n_factors, a multiple of 4: in natural order, or by eights, and then their words have the
+// factors 32 j + k, + 8, + 16, + 24 at [j][k].
+template <class L, bool eights, std::size_t n>
+void set_factors(DotFactors<n>* factors, const float* x, std::size_t stride, std::size_t n_factors,
+                 std::size_t n_rows) {
+    if constexpr (L::rounds_bytes) {
+        static_assert(n % 64 == 0);
+        float ends[max_rows];
+        for (std::size_t row = 0; row < n_rows; ++row)
+            ends[row] = L::largest_magnitude(x + row * stride, n_factors);
+        for (std::size_t row = 0; row < n_rows; ++row) {
+            const FactorUnit unit(ends[row], integer_limit<L>(n_factors));
+            FactorScale& scale = factors->scale[row];
+            scale.first = 256.0f * unit.unit;
+            scale.second = unit.unit;
+            L::template round_bytes<eights>(factors->first[row], factors->second[row], x + row * stride,
+                                            n_factors, unit.factor, &scale.first_sum, &scale.second_sum);
+        }
+    } else {
+        constexpr std::size_t step = eights ? 32 : 16;
+        for (std::size_t row = 0; row < n_rows; ++row) {
+            std::int16_t integers[n];
+            factors->scale[row] = round_factors<L>(x + row * stride, n_factors, integers);
+            for (std::size_t i = 0; i < n_factors; i += step) {
+                std::uint32_t *first = factors->first[row] + i / 4, *second = factors->second[row] + i / 4;
+                if constexpr (eights) {
+                    L::split_eights(first, second, integers + i);
+                } else {
+                    L::split_shorts(first, second, integers + i);
+                }
+            }
+        }
+    }
 }
 
 // Sums of n_rows rows and n_vectors vectors of lanes. With few of them every sum is split in parts, for

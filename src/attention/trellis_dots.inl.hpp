@@ -61,8 +61,7 @@ void score_dot_granules(DotScoreWork& work, const ScoreTrellis& args) {
                              key_granule * sizeof(float));
         }
     }
-    for (std::size_t row = 0; row < args.n_rows; ++row)
-        set_factors<L>(&work.factors, row, query[row], n * key_granule);
+    set_factors<L, false>(&work.factors, query[0], most_granules * key_granule, n * key_granule, args.n_rows);
     // Eight sums of each lane: passes over 8 / n_tokens of them.
     constexpr std::size_t most_rows = 2, two = most_dot_sums<L> / 2, one = most_dot_sums<L>;
     static_assert(one <= 8);
@@ -131,8 +130,7 @@ void mix_dot_granule(const std::uint32_t* words, std::uint32_t width, const DotW
 template <class L>
 void mix_trellis_dots(const MixTrellis& args) {
     DotWeights weights;
-    for (std::size_t row = 0; row < args.n_rows; ++row)
-        set_factors_by_eights<L>(&weights, row, args.weight + row * args.weight_stride);
+    set_factors<L, true>(&weights, args.weight, args.weight_stride, section_tokens, args.n_rows);
     AheadLines ahead(args.ahead, args.n_granules * (section_tokens / 32) * (value_granule / L::width));
     const std::uint32_t* words = args.words;
     for (std::size_t g = 0; g < args.n_granules; ++g) {

@@ -128,6 +128,55 @@ struct Lanes : BasicLanes<Lanes, Avx512> {
         store_eights(second, _mm512_cvtepi16_epi8(shorts));
     }
 
+    // Factors become bytes without being laid down as shorts. Adding 1.5 2^23 leaves an integer in the low
+    // bytes of a float; 128 more rounds its high byte, and turns the sign of the low one.
+    static constexpr bool rounds_bytes = true;
+    static float largest_magnitude(const float* x, std::size_t n) {
+        constexpr int magnitudes = 0x0b;  // the larger magnitude, as its absolute value
+        __m512 most = _mm512_setzero_ps(), other = most;
+        std::size_t i = 0;
+        for (; i + 2 * width <= n; i += 2 * width) {
+            most = _mm512_range_ps(most, _mm512_loadu_ps(x + i), magnitudes);
+            other = _mm512_range_ps(other, _mm512_loadu_ps(x + i + width), magnitudes);
+        }
+        for (; i < n; i += width)
+            most = _mm512_range_ps(most, load_first(x + i, n - i < width ? n - i : width), magnitudes);
+        return largest(_mm512_max_ps(most, other));
+    }
+    // The words of n integers, in natural order or as split_eights has them, and the sums of their bytes;
+    // whole words of 64 factors are written.
+    template <bool eights>
+    static void round_bytes(std::uint32_t* first, std::uint32_t* second, const float* x, std::size_t n,
+                            float factor, std::int32_t* first_sum, std::int32_t* second_sum) {
+        static constexpr ByteOrder<eights> order;
+        const __m512i from = _mm512_load_si512(order.from);
+        const __m512i ones = _mm512_set1_epi8(1), sign = _mm512_set1_epi8(-128);
+        __m512i first_sums = _mm512_setzero_si512(), second_sums = first_sums;
+        const Float factors = broadcast(factor), shift = broadcast(0x1.8p23f + 128.0f);
+        for (std::size_t i = 0; i < n; i += 4 * width) {
+            __m512i whole[4];
+            if (i + 4 * width <= n) {
+                for (std::size_t k = 0; k < 4; ++k)
+                    whole[k] = bits(fma(load(x + i + k * width), factors, shift));
+            } else {
+                for (std::size_t k = 0; k < 4; ++k) {
+                    const std::size_t at = i + k * width, n_left = n > at ? n - at : 0;
+                    whole[k] = bits(fma(load_first(x + at, n_left < width ? n_left : width), factors, shift));
+                }
+            }
+            const __m512i low = _mm512_permutex2var_epi8(whole[0], from, whole[1]),
+                          high = _mm512_permutex2var_epi8(whole[2], from, whole[3]);
+            const __m512i a = _mm512_shuffle_i64x2(low, high, 0xee),
+                          b = _mm512_xor_si512(_mm512_shuffle_i64x2(low, high, 0x44), sign);
+            first_sums = _mm512_dpbusd_epi32(first_sums, ones, a);
+            second_sums = _mm512_dpbusd_epi32(second_sums, ones, b);
+            _mm512_storeu_si512(first + i / 4, a);
+            _mm512_storeu_si512(second + i / 4, b);
+        }
+        *first_sum = sum_words(first_sums);
+        *second_sum = sum_words(second_sums);
+    }
+
     // Up to 128 entries in registers, of which two are searched by one permutation. Zen 4, gear-2 keys:
     // .94 -> 1.04 GB/s.
     class RowTable {
@@ -185,6 +234,17 @@ struct Lanes : BasicLanes<Lanes, Avx512> {
     }
 
   private:
+    // Bytes of 32 words: the low ones of 32 factors, then the next.
+    template <bool eights>
+    struct ByteOrder {
+        alignas(64) std::uint8_t from[64] = {};
+        constexpr ByteOrder() {
+            for (std::size_t i = 0; i < 64; ++i) {
+                const std::size_t at = i % 32, factor = eights ? 8 * (at % 4) + at / 4 : at;
+                from[i] = static_cast<std::uint8_t>(4 * factor + i / 32);
+            }
+        }
+    };
     static __m256i high_bytes(__m256i shorts) {
         return _mm256_srai_epi16(_mm256_add_epi16(shorts, _mm256_set1_epi16(128)), 8);
     }
