@@ -143,8 +143,8 @@ struct Ahead {
     std::size_t n_rows = 1;
 };
 
-// scores[row][t] += sum_c query[row][c] * code(t, first_channel + c). Whole words enter, those of channels
-// [0, n_channels) and no others: what a word holds beyond them must meet zeros in the query.
+// scores[row][t] = bias[row] + sum_c query[row][c] * code(t, first_channel + c). Whole words enter, those of
+// channels [0, n_channels) and no others: what a word holds beyond them must meet zeros in the query.
 struct ScoreCodes {
     const std::uint32_t* words;   // channel 0 of the first tile of 16 tokens
     std::size_t tile_words;       // words from one tile of 16 tokens to the next
@@ -156,13 +156,14 @@ struct ScoreCodes {
     std::size_t query_stride;
     float* scores;
     std::size_t score_stride;
+    const float* bias;  // [n_rows]
     std::uint32_t n_rows;
     Ahead ahead = {};
 };
 
-// out[row][channel] += sum_t weight[row][t] * code(t, channel) over channels [first, first + n) of 16-padded
-// lanes. Weights are padded with zeros to 32 tokens; token 0 of the weights is the first of `words`, which
-// must be a multiple of 32 within the block. Whole words enter, as above.
+// out[row][channel] += bias[row] + sum_t weight[row][t] * code(t, channel) over channels [first, first + n)
+// of 16-padded lanes. Weights are padded with zeros to 32 tokens; token 0 of the weights is the first of
+// `words`, which must be a multiple of 32 within the block. Whole words enter, as above.
 struct MixCodes {
     const std::uint32_t* words;  // of the first token unit, channel 0
     std::uint32_t n_tokens;
@@ -173,8 +174,22 @@ struct MixCodes {
     std::size_t weight_stride;
     float* out;  // channel 0 of the first row, padded to 16
     std::size_t out_stride;
+    const float* bias;  // [n_rows]
     std::uint32_t n_rows;
     Ahead ahead = {};
+};
+
+// Scales and zeros of a group folded into queries or weights: folded[row][i] = x[row][i] scales[i], 0 from n
+// to round_up(n, 32), and bias[row] = sum_i x[row][i] zeros[i].
+struct FoldHalves {
+    const std::uint16_t* scales;  // half
+    const std::uint16_t* zeros;   // half
+    std::uint32_t n;
+    const float* x;  // [n_rows][stride]
+    float* folded;   // as x
+    std::size_t stride;
+    float* bias;
+    std::uint32_t n_rows;
 };
 
 // Scores of the 128 tokens of one trellis section: scores[row][t] += sum_c query[row][c] level(t, c),
@@ -287,6 +302,7 @@ struct MixOutliers {
 struct AttentionKernels {
     void (*score_codes[4])(const ScoreCodes& args);
     void (*mix_codes[4])(const MixCodes& args);
+    void (*fold_halves)(const FoldHalves& args);
 
     void (*score_trellis)(const ScoreTrellis& args);
     void (*mix_trellis)(const MixTrellis& args);

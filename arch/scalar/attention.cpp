@@ -39,7 +39,7 @@ void score_codes(const ScoreCodes& args) {
             }
         }
         for (uint32_t row = 0; row < args.n_rows; ++row) {
-            args.scores[row * args.score_stride + token] += sums[row];
+            args.scores[row * args.score_stride + token] = args.bias[row] + sums[row];
         }
     }
 }
@@ -64,7 +64,7 @@ void mix_codes(const MixCodes& args) {
             }
         }
         for (uint32_t row = 0; row < args.n_rows; ++row)
-            args.out[row * args.out_stride + channel] += sums[row];
+            args.out[row * args.out_stride + channel] += args.bias[row] + sums[row];
     }
 }
 
@@ -185,6 +185,15 @@ void scale(float* x, float alpha, size_t n) {
         x[i] *= alpha;
 }
 
+void fold_halves(const FoldHalves& args) {
+    for (size_t row = 0; row < args.n_rows; ++row) {
+        args.bias[row] = dot_half(args.x + row * args.stride, args.zeros, args.n);
+        scale_half(args.folded + row * args.stride, args.x + row * args.stride, args.scales, args.n);
+        for (size_t i = args.n; i % 32 != 0; ++i)
+            args.folded[row * args.stride + i] = 0.0f;
+    }
+}
+
 void fold_keys(const FoldKeys& args) {
     for (size_t row = 0; row < args.n_rows; ++row) {
         for (size_t c = 0; c < args.dim; ++c) {
@@ -252,6 +261,7 @@ void mix_outliers(const MixOutliers& args) {
 constinit const AttentionKernels attention_scalar = {
     {score_codes<2>, score_codes<3>, score_codes<4>, score_codes<8>},
     {mix_codes<2>, mix_codes<3>, mix_codes<4>, mix_codes<8>},
+    fold_halves,
     score_trellis,
     mix_trellis,
     fold_keys,

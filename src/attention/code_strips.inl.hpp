@@ -1,7 +1,7 @@
 // The product of code words with a few vectors, which scoring keys and mixing values share: lanes run along
 // one dimension (tokens of keys, channels of values), the words of a lane along the other, the depth.
 //
-//   out[row][lane] += sum_d factor[row][d] * code(lane, d)
+//   out[row][lane] (+)= bias[row] + sum_d factor[row][d] * code(lane, d)
 #pragma once
 
 #include "kernels.hpp"
@@ -33,7 +33,15 @@ struct CodeRows {
     std::size_t factor_stride;
     float* out;  // lanes of each row
     std::size_t out_stride;
+    const float* bias;
+    bool is_added;  // to what is in out
 };
+
+// Vectors of sums of one row to their lanes.
+template <class L>
+[[gnu::always_inline]] inline void put_sum(float* out, typename L::Float sum, bool is_added) {
+    L::store(out, is_added ? L::load(out) + sum : sum);
+}
 
 }  // namespace
 }  // namespace gearkv

@@ -38,8 +38,7 @@ template <class L, std::uint32_t bits, std::uint32_t p, std::uint32_t from>
 // Vectors of lanes lie vector_step words apart, and side by side in the output.
 template <class L, std::uint32_t bits, std::size_t n_rows, std::size_t n_vectors, std::size_t n>
 void add_dot_strips(const CodeStrip& strip, std::size_t lane, std::size_t vector_step,
-                    const DotFactors<n>& factors, std::size_t row, float* out, std::size_t out_stride,
-                    AheadLines& ahead) {
+                    const DotFactors<n>& factors, const CodeRows& rows, std::size_t row, AheadLines& ahead) {
     using Words = typename L::Words;
     DotSums<L, n_rows, n_vectors> sums;
     sums.start(factors.scale + row, code_bias<L, bits>);
@@ -74,26 +73,27 @@ void add_dot_strips(const CodeStrip& strip, std::size_t lane, std::size_t vector
         low += strip.low_step;
     }
     unroll<n_rows>([&](auto r) GEARKV_INLINE {
+        float* out = rows.out + (row + r) * rows.out_stride + lane;
+        const typename L::Float bias = L::broadcast(rows.bias[row + r]);
         unroll<n_vectors>([&](auto v) GEARKV_INLINE {
-            float* at = out + r * out_stride + v * L::width;
-            L::store(at, L::load(at) + sums.template sum<r.value, v.value>(factors.scale + row));
+            put_sum<L>(out + v * L::width, sums.template sum<r.value, v.value>(factors.scale + row) + bias,
+                       rows.is_added);
         });
     });
 }
 
 // Sums of high and low bytes take half of the registers.
 template <class L, std::uint32_t bits, std::size_t n>
-void add_strips_dots(CodeStrip strip, const CodeRows& rows, std::size_t n_rows) {
+void add_strips_dots(CodeStrip strip, CodeRows rows, std::size_t n_rows) {
     DotFactors<n> factors;
     set_factors<L, false>(&factors, rows.factor, rows.factor_stride, strip.n_units * unit_codes<bits>,
                           n_rows);
     constexpr std::size_t at_once = 2 * L::width < lane_tile ? lane_tile : 2 * L::width;  // lanes
     AheadLines ahead(strip.ahead, strip.n_units * ((strip.n_strips * lane_tile + at_once - 1) / at_once));
-    float* out = rows.out;
     const auto add = [&](auto n_vectors, std::size_t lane, std::size_t step) {
         for_rows<most_dot_sums<L> / n_vectors.value>(n_rows, [&](std::size_t row, auto n_now) {
-            add_dot_strips<L, bits, n_now.value, n_vectors.value>(
-                strip, lane, step, factors, row, out + row * rows.out_stride + lane, rows.out_stride, ahead);
+            add_dot_strips<L, bits, n_now.value, n_vectors.value>(strip, lane, step, factors, rows, row,
+                                                                  ahead);
         });
     };
     for (std::size_t i = 0; i < strip.n_strips;) {
@@ -112,7 +112,7 @@ void add_strips_dots(CodeStrip strip, const CodeRows& rows, std::size_t n_rows) 
         i += n_done;
         strip.low += n_done * strip.strip_step;
         strip.high += n_done * strip.strip_step;
-        out += n_done * lane_tile;
+        rows.out += n_done * lane_tile;
     }
 }
 

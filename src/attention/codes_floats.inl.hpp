@@ -38,13 +38,13 @@ struct CodeSums {
             });
         });
     }
-    [[gnu::always_inline]] void add_to(float* out, std::size_t stride) {
+    [[gnu::always_inline]] void put(const CodeRows& rows, float* out, const float* bias) {
         unroll<n_rows>([&](auto r) GEARKV_INLINE {
+            const Float more = L::broadcast(bias[r]);
             unroll<n_vectors>([&](auto v) GEARKV_INLINE {
                 Float sum = sums[0][r][v];
                 unroll<n_parts - 1>([&](auto part) GEARKV_INLINE { sum = sum + sums[part + 1][r][v]; });
-                float* at = out + r * stride + v * L::width;
-                L::store(at, L::load(at) + sum);
+                put_sum<L>(out + r * rows.out_stride + v * L::width, sum + more, rows.is_added);
             });
         });
     }
@@ -123,7 +123,7 @@ void add_strip_part(const CodeStrip& strip, const CodeRows& rows, std::size_t ro
         low += strip.low_step;
         factor += unit_codes<bits>;
     }
-    sums.add_to(rows.out + row * rows.out_stride + lane, rows.out_stride);
+    sums.put(rows, rows.out + row * rows.out_stride + lane, rows.bias + row);
 }
 
 // Sums take half of the registers.

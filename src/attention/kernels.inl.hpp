@@ -48,7 +48,7 @@ void score_codes(const ScoreCodes& args) {
     strip.n_strips = args.n_tiles;
     strip.strip_step = args.tile_words;
     strip.ahead = args.ahead;
-    const CodeRows rows = {args.query, args.query_stride, args.scores, args.score_stride};
+    const CodeRows rows = {args.query, args.query_stride, args.scores, args.score_stride, args.bias, false};
     add_strips<L, bits, max_dim>(strip, rows, args.n_rows);
 }
 
@@ -67,8 +67,41 @@ void mix_codes(const MixCodes& args) {
     strip.n_strips = (args.n_channels + lane_tile - 1) / lane_tile;
     strip.strip_step = lane_tile;
     strip.ahead = args.ahead;
-    const CodeRows rows = {args.weight, args.weight_stride, args.out + args.first_channel, args.out_stride};
+    const CodeRows rows = {args.weight,     args.weight_stride, args.out + args.first_channel,
+                           args.out_stride, args.bias,          true};
     add_strips<L, bits, tile_tokens>(strip, rows, args.n_rows);
+}
+
+template <class L>
+void fold_halves(const FoldHalves& args) {
+    const std::size_t n_padded = (args.n + 31) / 32 * 32;
+    for_rows<4>(args.n_rows, [&](std::size_t row, auto n_rows) {
+        using Float = typename L::Float;
+        const float* x = args.x + row * args.stride;
+        float* folded = args.folded + row * args.stride;
+        Float bias[n_rows.value];
+        unroll<n_rows.value>([&](auto r) GEARKV_INLINE { bias[r] = L::broadcast(0.0f); });
+        std::size_t i = 0;
+        for (; i + L::width <= args.n; i += L::width) {
+            const Float scales = L::load_half(args.scales + i), zeros = L::load_half(args.zeros + i);
+            unroll<n_rows.value>([&](auto r) GEARKV_INLINE {
+                const Float lanes = L::load(x + r * args.stride + i);
+                bias[r] = L::fma(lanes, zeros, bias[r]);
+                L::store(folded + r * args.stride + i, lanes * scales);
+            });
+        }
+        for (; i < n_padded; i += L::width) {
+            const std::size_t n = args.n > i ? args.n - i : 0;
+            const Float scales = L::load_half_first(args.scales + i, n),
+                        zeros = L::load_half_first(args.zeros + i, n);
+            unroll<n_rows.value>([&](auto r) GEARKV_INLINE {
+                const Float lanes = L::load_first(x + r * args.stride + i, n);
+                bias[r] = L::fma(lanes, zeros, bias[r]);
+                L::store(folded + r * args.stride + i, lanes * scales);
+            });
+        }
+        unroll<n_rows.value>([&](auto r) GEARKV_INLINE { args.bias[row + r] = L::sum(bias[r]); });
+    });
 }
 
 // ---- trellis ----
@@ -229,6 +262,7 @@ constexpr AttentionKernels make_attention_kernels() {
     return {
         {score_codes<L, 2>, score_codes<L, 3>, score_codes<L, 4>, score_codes<L, 8>},
         {mix_codes<L, 2>, mix_codes<L, 3>, mix_codes<L, 4>, mix_codes<L, 8>},
+        fold_halves<L>,
         score_trellis<L>,
         mix_trellis<L>,
         fold_keys<L>,

@@ -73,13 +73,8 @@ void ValueMixer::mix_codes(const Tile& tile) noexcept {
         const std::uint16_t* scales = run_.block.scales(pass_.head) + at;
         const std::uint16_t* zeros = run_.block.zeros(pass_.head) + at;
         float bias[max_rows];
-        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-            const float* weights = s.weights + row * tile_tokens;
-            float* scaled = s.partial + row * tile_tokens;
-            attention.scale_half(scaled, weights, scales, tile.n_tokens);
-            std::fill(scaled + tile.n_tokens, scaled + tile_tokens, 0.0f);
-            bias[row] = attention.dot_half(weights, zeros, tile.n_tokens);
-        }
+        attention.fold_halves(
+            {scales, zeros, tile.n_tokens, s.weights, s.partial, tile_tokens, bias, pass_.n_rows});
         MixCodes args = {};
         args.words = run_.block.codes(pass_.head) + word_row * sizes.n_lanes;
         args.n_tokens = tile.n_tokens;
@@ -90,14 +85,10 @@ void ValueMixer::mix_codes(const Tile& tile) noexcept {
         args.weight_stride = tile_tokens;
         args.out = s.out;
         args.out_stride = s.out_stride;
+        args.bias = bias;
         args.n_rows = pass_.n_rows;
         args.ahead = piece_of(tile.value, group, sizes.n_groups);
         attention.mix_codes[bits_slot(header.bits)](args);
-        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-            float* out = s.out + row * s.out_stride + first;
-            for (std::uint32_t c = 0; c < n; ++c)
-                out[c] += bias[row];
-        }
     }
 }
 

@@ -29,8 +29,8 @@ KeyScorer::KeyScorer(const RowPass& pass, const TensorRun& run) noexcept
 
 void KeyScorer::score(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
-    std::fill_n(s.scores, pass_.n_rows * tile_tokens, 0.0f);
     if (run_.block.header == nullptr) {
+        std::fill_n(s.scores, pass_.n_rows * tile_tokens, 0.0f);
         score_rows(tile);
         return;
     }
@@ -71,13 +71,8 @@ void KeyScorer::fold_group(std::uint32_t group) noexcept {
     const std::uint64_t at = std::uint64_t{group} * pass_.key_dim;
     const std::uint16_t* scales = run_.block.scales(pass_.head) + at;
     const std::uint16_t* zeros = run_.block.zeros(pass_.head) + at;
-    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-        const float* query = s.query + row * s.query_stride;
-        float* folded = s.folded + row * s.query_stride;
-        pass_.kernels.attention.scale_half(folded, query, scales, pass_.key_dim);
-        std::fill(folded + pass_.key_dim, folded + s.query_stride, 0.0f);
-        bias_[row] = pass_.kernels.attention.dot_half(query, zeros, pass_.key_dim);
-    }
+    pass_.kernels.attention.fold_halves(
+        {scales, zeros, pass_.key_dim, s.query, s.folded, s.query_stride, bias_, pass_.n_rows});
 }
 
 void KeyScorer::score_channel_scales(const Tile& tile) noexcept {
@@ -99,15 +94,11 @@ void KeyScorer::score_channel_scales(const Tile& tile) noexcept {
         args.query_stride = s.query_stride;
         args.scores = s.scores + (t - tile.first);
         args.score_stride = tile_tokens;
+        args.bias = bias_;
         args.n_rows = pass_.n_rows;
         const std::size_t n_calls = ceil_div(tile.n_tokens, sizes.group_tokens);
         args.ahead = piece_of(tile.key, (t - tile.first) / sizes.group_tokens, n_calls);
         pass_.kernels.attention.score_codes[bits_slot(header.bits)](args);
-        for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-            float* scores = args.scores + row * tile_tokens;
-            for (std::uint32_t i = 0; i < n; ++i)
-                scores[i] += bias_[row];
-        }
         t += n;
     }
 }
@@ -117,10 +108,11 @@ void KeyScorer::score_token_scales(const Tile& tile) noexcept {
     const BlockSizes& sizes = run_.block.sizes;
     const BlockHeader& header = *run_.block.header;
     const auto& attention = pass_.kernels.attention;
+    static constexpr float no_bias[max_rows] = {};
+    std::fill_n(s.scores, pass_.n_rows * tile_tokens, 0.0f);
     for (std::uint32_t group = 0; group < sizes.n_groups; ++group) {
         const std::uint32_t first = group * sizes.group_channels;
         const std::uint32_t n = std::min(sizes.group_channels, header.dim - first);
-        std::fill_n(s.partial, pass_.n_rows * tile_tokens, 0.0f);
         ScoreCodes args = {};
         args.words = run_.block.codes(pass_.head) + tile.first / 16 * sizes.tile_words;
         args.tile_words = sizes.tile_words;
@@ -132,6 +124,7 @@ void KeyScorer::score_token_scales(const Tile& tile) noexcept {
         args.query_stride = s.query_stride;
         args.scores = s.partial;
         args.score_stride = tile_tokens;
+        args.bias = no_bias;
         args.n_rows = pass_.n_rows;
         args.ahead = piece_of(tile.key, group, sizes.n_groups);
         attention.score_codes[bits_slot(header.bits)](args);
@@ -205,14 +198,11 @@ void KeyScorer::score_section(const Tile& tile) noexcept {
     fold.bias = bias;
     fold.n_rows = pass_.n_rows;
     pass_.kernels.attention.fold_keys(fold);
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row)
+        std::fill_n(s.scores + row * tile_tokens, tile_tokens, bias[row]);
     const std::uint32_t* words = run_.block.section_codes(pass_.head, index);
     pass_.kernels.attention.score_trellis({words, widths, dim / key_granule, s.folded, s.query_stride,
                                            s.scores, tile_tokens, pass_.n_rows, tile.key});
-    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-        float* scores = s.scores + row * tile_tokens;
-        for (std::uint32_t t = 0; t < tile.n_tokens; ++t)
-            scores[t] += bias[row];
-    }
 }
 
 }  // namespace gearkv

@@ -198,6 +198,45 @@ TEST_CASE("one vector of halves is added, multiplied and summed at every length"
     }
 }
 
+TEST_CASE("scales and zeros are folded into every row, and what pads it is zero") {
+    for (const Kernels* kernels : all_kernels()) {
+        std::size_t i = 0;
+        for (std::uint32_t n_rows = 1; n_rows <= max_rows; ++n_rows) {
+            for (std::uint32_t n = 1; n <= 2 * most_entries; ++n, ++i) {
+                const Place place = all_places[i % 3];
+                const Pattern pattern = all_patterns[i / 3 % 6];
+                GuardedArray<std::uint16_t> scales(make_halves(n, pattern, n), place);
+                GuardedArray<std::uint16_t> zeros(make_halves(n, pattern, n + 1), place);
+                const std::vector<float> scale = to_floats(scales.data(), n),
+                                         zero = to_floats(zeros.data(), n);
+                const std::size_t padded = round_to(n, 32), stride = padded + n % 3;
+                GuardedArray<float> x(make_floats((n_rows - 1) * stride + n, Pattern::random, 9), place);
+                const std::vector<float> before((n_rows - 1) * stride + padded, 3.0f);
+                GuardedArray<float> folded(before, place), bias(n_rows, place);
+                kernels->attention.fold_halves(
+                    {scales.data(), zeros.data(), n, x.data(), folded.data(), stride, bias.data(), n_rows});
+                std::size_t n_wrong = 0;
+                for (std::uint32_t row = 0; row < n_rows; ++row) {
+                    ExactSum sum;
+                    for (std::uint32_t k = 0; k < n; ++k) {
+                        const float entry = x[row * stride + k];
+                        sum.add(static_cast<double>(entry) * static_cast<double>(zero[k]));
+                        n_wrong += folded[row * stride + k] != entry * scale[k];
+                    }
+                    for (std::size_t k = n; k < padded; ++k)
+                        n_wrong += folded[row * stride + k] != 0.0f;
+                    for (std::size_t k = padded; k < stride && row + 1 < n_rows; ++k)
+                        n_wrong += folded[row * stride + k] != 3.0f;
+                    n_wrong += !sum.accepts(bias[row]);
+                }
+                CAPTURE(level_name(kernels->level), place_name(place), pattern_name(pattern), n_rows, n);
+                CHECK(n_wrong == 0);
+                CHECK((folded.is_intact() && bias.is_intact()));
+            }
+        }
+    }
+}
+
 struct OutlierCase {
     std::uint32_t n_rows, n_tokens, dim, most;  // of a token
     bool wide;
@@ -434,9 +473,10 @@ TEST_CASE("no kernel changes how floats are rounded, or flushes denormals") {
         for (std::size_t slot = 0; slot < 4; ++slot) {
             codec.pack_key[slot](words.data(), codes.data(), 64, 16, 64);
             attention.score_codes[slot](
-                {words.data(), 1024, 1, 0, 64, 64, x.data(), 64, y.data(), 64, max_rows});
+                {words.data(), 1024, 1, 0, 64, 64, x.data(), 64, y.data(), 64, x.data(), max_rows});
             codec.pack_value[slot](words.data(), codes.data(), 64, 16, 64);
-            attention.mix_codes[slot]({words.data(), 16, 64, 0, 64, x.data(), 64, y.data(), 64, max_rows});
+            attention.mix_codes[slot](
+                {words.data(), 16, 64, 0, 64, x.data(), 64, y.data(), 64, x.data(), max_rows});
         }
         attention.score_float(y.data(), 64, float_rows, x.data(), 64, 3);
         attention.score_half(y.data(), 64, half_rows, x.data(), 64, 3);

@@ -7,6 +7,7 @@
 namespace gearkv::test {
 namespace {
 
+constexpr float no_bias[max_rows] = {};
 constexpr std::uint32_t all_bits[] = {2, 3, 4, 8};
 
 std::vector<std::uint8_t> make_codes(std::size_t n, std::uint32_t bits, Pattern pattern, std::uint64_t seed) {
@@ -72,10 +73,11 @@ void check_scores(const Kernels& kernels, const ScoreCase& shape, Place place, P
         make_floats((shape.n_rows - 1) * score_stride + 16 * n_tiles, Pattern::random, 7);
     GuardedArray<float> scores(before, place);
 
+    const std::vector<float> bias = make_floats(shape.n_rows, Pattern::random, 8);
     const ScoreCodes args = {words.data(), tile_words,       static_cast<std::uint32_t>(n_tiles),
                              shape.first,  shape.n_channels, shape.dim,
                              query.data(), stride,           scores.data(),
-                             score_stride, shape.n_rows};
+                             score_stride, bias.data(),      shape.n_rows};
     kernels.attention.score_codes[bits_slot(shape.bits)](args);
 
     std::size_t n_wrong = 0;
@@ -87,7 +89,7 @@ void check_scores(const Kernels& kernels, const ScoreCase& shape, Place place, P
         }
         ExactSum sum;
         FactorRounding rounding;
-        sum.add(static_cast<double>(before[i]));
+        sum.add(static_cast<double>(bias[row]));
         for (std::size_t c = 0; token < shape.n_tokens && c < shape.n_channels; ++c) {
             const double code = codes[token * shape.dim + shape.first + c];
             const auto factor = static_cast<double>(query[row * stride + c]);
@@ -125,8 +127,9 @@ TEST_CASE("sums of the longest rows and largest codes stay within their words") 
                 kernels_scalar()->codec.pack_key[bits_slot(8)](words.data(), codes.data(), dim, 16, dim);
                 const std::vector<float> query(4 * std::size_t{dim}, factor);
                 std::vector<float> scores(4 * std::size_t{16}, 0.0f);
-                kernels->attention.score_codes[bits_slot(8)](
-                    {words.data(), tile_words, 1, 0, dim, dim, query.data(), dim, scores.data(), 16, 4});
+                kernels->attention.score_codes[bits_slot(8)]({words.data(), tile_words, 1, 0, dim, dim,
+                                                              query.data(), dim, scores.data(), 16, no_bias,
+                                                              4});
                 const float want = 255.0f * static_cast<float>(dim) * factor;
                 CAPTURE(level_name(kernels->level), dim, factor);
                 for (const float score : scores)
@@ -179,10 +182,11 @@ void check_mix(const Kernels& kernels, const MixCase& shape, Place place, Patter
         make_floats((shape.n_rows - 1) * out_stride + n_lanes, Pattern::random, 7);
     GuardedArray<float> out(before, place);
 
+    const std::vector<float> bias = make_floats(shape.n_rows, Pattern::random, 8);
     const MixCodes args = {words.data(), shape.n_tokens,   static_cast<std::uint32_t>(n_lanes),
                            shape.first,  shape.n_channels, weight.data(),
                            stride,       out.data(),       out_stride,
-                           shape.n_rows};
+                           bias.data(),  shape.n_rows};
     kernels.attention.mix_codes[bits_slot(shape.bits)](args);
 
     std::size_t n_wrong = 0;
@@ -196,6 +200,7 @@ void check_mix(const Kernels& kernels, const MixCase& shape, Place place, Patter
         ExactSum sum;
         FactorRounding rounding;
         sum.add(static_cast<double>(before[i]));
+        sum.add(static_cast<double>(bias[row]));
         for (std::size_t t = 0; channel < shape.dim && t < shape.n_tokens; ++t) {
             const double code = codes[t * shape.dim + channel];
             const auto factor = static_cast<double>(weight[row * stride + t]);
