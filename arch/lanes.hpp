@@ -54,6 +54,7 @@ namespace {
 //   RowTable(const float* x, size_t n)     Float pick(const uint16_t* at): x[at[lane]] for each lane
 //   FloatTable, load_float_table(const float*), FloatIndex float_index(Words a), a below 16
 //   Float lookup_float(FloatTable, FloatIndex)
+//   scales_by_powers                       whether there is Float scale_by_power(Float a, Float k): a 2^k
 //   factor_limit                           of integer dot products (src/attention/dots.inl.hpp); 0 without
 //   them,
 //                                          and then there is nothing of what follows
@@ -94,6 +95,7 @@ struct BasicLanes {
     static constexpr std::size_t pack_words = 0;
     static constexpr bool inserts_nibbles = false;
     static constexpr bool rounds_bytes = false;
+    static constexpr bool scales_by_powers = false;
 
     static Float load(const float* x) { return Float::load_unaligned(x); }
     static void store(float* x, Float a) { a.store_unaligned(x); }

@@ -218,13 +218,13 @@ float softmax_tile(float* weight, const float* score, std::size_t n, float* max,
         } else if (t < n) {
             lanes = L::load_first(score + t, n - t, -__builtin_inff());
         }
-        const Float weights = exponential<L>(lanes - L::broadcast(most));
+        const Float weights = falling_exponential<L>(lanes - L::broadcast(most));
         L::store(weight + t, weights);
         total = total + weights;
     }
     float alpha = 1.0f;
     if (*max != most) {
-        alpha = L::largest(exponential<L>(L::broadcast(*max - most)));  // all lanes are equal
+        alpha = L::largest(falling_exponential<L>(L::broadcast(*max - most)));  // all lanes are equal
     }
     *sum = *sum * alpha + L::sum(total);
     *max = most;
@@ -237,7 +237,7 @@ void soft_cap(float* x, float cap, std::size_t n) {
     const auto run = [&](typename L::Float lanes) GEARKV_INLINE {
         const auto sign = L::bits(lanes) & L::broadcast_word(0x80000000u);
         const auto size = L::from_bits(L::bits(lanes) & L::broadcast_word(0x7fffffffu));
-        const auto e = exponential<L>(size * L::broadcast(-2.0f / cap));
+        const auto e = falling_exponential<L>(size * L::broadcast(-2.0f / cap));
         const auto one = L::broadcast(1.0f);
         const auto capped = L::broadcast(cap) * L::divide(one - e, one + e);
         return L::from_bits(L::bits(capped) | sign);

@@ -26,6 +26,8 @@ struct Lanes : BasicLanes<Lanes, Avx512> {
     static Float round(Float a) {
         return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }
+    static constexpr bool scales_by_powers = true;
+    static Float scale_by_power(Float a, Float k) { return _mm512_scalef_ps(a, k); }
     static Float to_float(Words a) { return _mm512_cvtepi32_ps(a); }
     static Words to_words(Float a) { return _mm512_cvttps_epi32(a); }
     static Words bits(Float a) { return _mm512_castps_si512(a); }
