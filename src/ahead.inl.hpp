@@ -36,5 +36,19 @@ class AheadLines {
     std::size_t lines_per_row_, n_row_, gap_, n_left_, per_step_;
 };
 
+// A copy for the length of a loop: through a reference every line would wait for the one before to be stored.
+class LocalAhead {
+  public:
+    explicit LocalAhead(AheadLines* lines) : lines_(lines), local_(*lines) {}
+    LocalAhead(const LocalAhead&) = delete;
+    LocalAhead& operator=(const LocalAhead&) = delete;
+    ~LocalAhead() { *lines_ = local_; }
+    [[gnu::always_inline]] void step() { local_.step(); }
+
+  private:
+    AheadLines* lines_;
+    AheadLines local_;
+};
+
 }  // namespace
 }  // namespace gearkv

@@ -95,7 +95,8 @@ void multiply_rows(const Matrix<X>& matrix, const RowProducts& rows) {
 
 template <class L, bool accumulate, std::size_t n_vectors, std::size_t n_rows, class X>
 void sum_tile(const Matrix<X>& matrix, const RowProducts& rows, std::size_t column, std::size_t row,
-              AheadLines& ahead) {
+              AheadLines& lines) {
+    LocalAhead ahead(&lines);
     using Float = typename L::Float;
     const X* x = matrix.x + column;
     const float* y = rows.y + row * rows.y_stride;

@@ -38,7 +38,8 @@ template <class L, std::uint32_t bits, std::uint32_t p, std::uint32_t from>
 // Vectors of lanes lie vector_step words apart, and side by side in the output.
 template <class L, std::uint32_t bits, std::size_t n_rows, std::size_t n_vectors, std::size_t n>
 void add_dot_strips(const CodeStrip& strip, std::size_t lane, std::size_t vector_step,
-                    const DotFactors<n>& factors, const CodeRows& rows, std::size_t row, AheadLines& ahead) {
+                    const DotFactors<n>& factors, const CodeRows& rows, std::size_t row, AheadLines& lines) {
+    LocalAhead ahead(&lines);
     using Words = typename L::Words;
     DotSums<L, n_rows, n_vectors> sums;
     sums.start(factors.scale + row, code_bias<L, bits>);

@@ -105,7 +105,8 @@ template <class L, std::uint32_t half, class Sums>
 
 template <class L, std::uint32_t bits, std::size_t n_rows, std::size_t n_vectors>
 void add_strip_part(const CodeStrip& strip, const CodeRows& rows, std::size_t row, std::size_t lane,
-                    AheadLines& ahead) {
+                    AheadLines& lines) {
+    LocalAhead ahead(&lines);
     CodeSums<L, n_rows, n_vectors> sums;
     sums.clear();
     const float* factor = rows.factor + row * rows.factor_stride;

@@ -28,7 +28,8 @@ struct DotScoreWork {
 
 template <class L, std::size_t n_rows, std::size_t n_tokens>
 void score_dot_lanes(DotScoreWork& work, const KeyLevels* key_levels, std::size_t n_granules, std::size_t row,
-                     std::size_t lane, std::size_t first_k, AheadLines& ahead) {
+                     std::size_t lane, std::size_t first_k, AheadLines& lines) {
+    LocalAhead ahead(&lines);
     constexpr std::size_t stride = decltype(work.factors)::n_words;
     DotSums<L, n_rows, n_tokens> sums;
     sums.start(work.factors.scale + row, dot_bias<L>);
@@ -91,7 +92,8 @@ using DotWeights = DotFactors<section_tokens>;
 
 template <class L, std::uint32_t width, std::size_t n_rows>
 void mix_dot_lanes(const std::uint32_t* words, const DotWeights& weights, std::size_t row, float* out,
-                   std::size_t out_stride, AheadLines& ahead) {
+                   std::size_t out_stride, AheadLines& lines) {
+    LocalAhead ahead(&lines);
     DotSums<L, n_rows, 1> sums;
     sums.start(weights.scale + row, dot_bias<L>);
     visit_value_levels<L, width, dot_form<L>>(

@@ -37,7 +37,8 @@ struct ScoreWork {
 // For n_tokens values of k from first_k up: sums of n_rows rows, which take half of the registers.
 template <class L, std::size_t n_rows, std::size_t n_tokens>
 void score_lanes(ScoreWork& work, std::size_t first, std::size_t end, std::size_t row, std::size_t lane,
-                 std::size_t first_k, AheadLines& ahead) {
+                 std::size_t first_k, AheadLines& lines) {
+    LocalAhead ahead(&lines);
     using Float = typename L::Float;
     Float sums[n_rows][n_tokens];
     unroll<n_rows>([&](auto r) GEARKV_INLINE {
@@ -104,7 +105,8 @@ struct FoldedWeights {
 
 template <class L, std::uint32_t width, std::size_t n_rows>
 void mix_lanes(const std::uint32_t* words, const float* factors, float* out, std::size_t out_stride,
-               AheadLines& ahead) {
+               AheadLines& lines) {
+    LocalAhead ahead(&lines);
     using Float = typename L::Float;
     constexpr std::size_t n_parts = n_rows >= 8 ? 1 : 8 / n_rows;
     Float sums[n_parts][n_rows];
