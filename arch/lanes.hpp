@@ -56,16 +56,14 @@ namespace {
 //   Float lookup_float(FloatTable, FloatIndex)
 //   scales_by_powers                       whether there is Float scale_by_power(Float a, Float k): a 2^k
 //   factor_limit                           of integer dot products (src/attention/dots.inl.hpp); 0 without
-//   them,
-//                                          and then there is nothing of what follows
+//                                          them, and then there is nothing of what follows
 //   one_sum                                whether both words of factors are worth the same
 //   signed_bytes                           whether their bytes are signed, else unsigned
 //   Words dot_first(Words sum, bytes, factors), dot_second(sum, bytes, factors)
 //   int32_t sum_words(Words)               of signed words
 //   void store_shorts(int16_t*, Words)     width signed words within the range of shorts
 //   void split_shorts(uint32_t first[4], uint32_t second[4], const int16_t[16])     factors in natural order
-//   void split_eights(uint32_t first[8], uint32_t second[8], const int16_t[32])     words of 8 i + k for all
-//   i
+//   void split_eights(uint32_t first[8], uint32_t second[8], const int16_t[32])     words of 8 i + k, all i
 //   rounds_bytes                           whether there are these two, in place of the last three:
 //   float largest_magnitude(const float* x, size_t n)
 //   void round_bytes<eights>(uint32_t* first, uint32_t* second, const float* x, size_t n, float factor,
