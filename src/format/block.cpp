@@ -379,6 +379,16 @@ Outliers OutlierCursor::next_tokens(std::uint32_t n_tokens) noexcept {
         counts8_ += n_tokens;
     }
     count_ = all.n;
+    // As many will be read next, while these are worked on.
+    const std::uint64_t index_bytes = wide_ ? 2 : 1;
+    const auto ask_beyond = [](const void* from, std::uint64_t first, std::uint64_t n_bytes) {
+        const auto at = reinterpret_cast<std::uintptr_t>(from) + first;
+        for (std::uint64_t i = 0; i < n_bytes; i += 64)
+            __builtin_prefetch(reinterpret_cast<const void*>(at + i), 0, 2);
+    };
+    ask_beyond(all.counts, n_tokens * index_bytes, n_tokens * index_bytes);
+    ask_beyond(all.channels, all.n * index_bytes, all.n * index_bytes);
+    ask_beyond(all.values, 2 * std::uint64_t{all.n}, 2 * std::uint64_t{all.n});
     return all;
 }
 
