@@ -55,8 +55,7 @@ namespace {
 //   FloatTable, load_float_table(const float*), FloatIndex float_index(Words a), a below 16
 //   Float lookup_float(FloatTable, FloatIndex)
 //   scales_by_powers                       whether there is Float scale_by_power(Float a, Float k): a 2^k
-//   factor_limit                           of integer dot products (src/attention/dots.inl.hpp); 0 without
-//                                          them, and then there is nothing of what follows
+//   factor_limit                           of integer dot products (src/attention/dots.inl.hpp)
 //   one_sum                                whether both words of factors are worth the same
 //   signed_bytes                           whether their bytes are signed, else unsigned
 //   Words dot_first(Words sum, bytes, factors), dot_second(sum, bytes, factors)
@@ -89,7 +88,6 @@ struct BasicLanes {
     using Float = xsimd::batch<float, Arch>;
     using Words = xsimd::batch<std::uint32_t, Arch>;
     static constexpr std::size_t width = Float::size;
-    static constexpr int factor_limit = 0;
     static constexpr std::size_t pack_words = 0;
     static constexpr bool inserts_nibbles = false;
     static constexpr bool rounds_bytes = false;

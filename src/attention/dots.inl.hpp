@@ -17,11 +17,8 @@
 namespace gearkv {
 namespace {
 
-// Levels without integer dot products have no factors either.
 template <class L>
-inline constexpr bool has_dots = L::factor_limit > 0;
-template <class L>
-inline constexpr float factor_step = has_dots<L> ? 0.5f / static_cast<float>(L::factor_limit) * 1.001f : 0.0f;
+inline constexpr float factor_step = 0.5f / static_cast<float>(L::factor_limit) * 1.001f;
 
 // The largest integer of a row of n factors. One sum holds 256 products of 255 and a short, so longer rows
 // have shorter integers.

@@ -4,12 +4,10 @@
 #include <xsimd/xsimd.hpp>
 
 #include "attention/codes_dots.inl.hpp"
-#include "attention/codes_floats.inl.hpp"
 #include "attention/codes_packs.inl.hpp"
 #include "attention/outliers.inl.hpp"
 #include "attention/sections.inl.hpp"
 #include "attention/trellis_dots.inl.hpp"
-#include "attention/trellis_floats.inl.hpp"
 #include "attention/trellis_packs.inl.hpp"
 #include "exponential.inl.hpp"
 #include "format/block.hpp"
@@ -25,10 +23,8 @@ template <class L, std::uint32_t bits, std::size_t most>
 void add_strips(const CodeStrip& strip, const CodeRows& rows, std::size_t n_rows) {
     if constexpr (has_packs<L>) {
         add_strips_packs<L, bits, most>(strip, rows, n_rows);
-    } else if constexpr (has_dots<L>) {
-        add_strips_dots<L, bits, most>(strip, rows, n_rows);
     } else {
-        add_strips_floats<L, bits>(strip, rows, n_rows);
+        add_strips_dots<L, bits, most>(strip, rows, n_rows);
     }
 }
 
@@ -110,10 +106,8 @@ template <class L>
 void score_trellis(const ScoreTrellis& args) {
     if constexpr (has_packs<L>) {
         score_trellis_packs<L>(args);
-    } else if constexpr (has_dots<L>) {
-        score_trellis_dots<L>(args);
     } else {
-        score_trellis_floats<L>(args);
+        score_trellis_dots<L>(args);
     }
 }
 
@@ -121,10 +115,8 @@ template <class L>
 void mix_trellis(const MixTrellis& args) {
     if constexpr (has_packs<L>) {
         mix_trellis_packs<L>(args);
-    } else if constexpr (has_dots<L>) {
-        mix_trellis_dots<L>(args);
     } else {
-        mix_trellis_floats<L>(args);
+        mix_trellis_dots<L>(args);
     }
 }
 
