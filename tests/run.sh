@@ -98,20 +98,21 @@ stage_address() {
   export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
   # shellcheck disable=SC2046
   GEARKV_TESTS='~[slow]' run_tests address address --timeout-multiplier 3 $(skip_levels_but "$(best_level address)")
-  GEARKV_TESTS='~[slow]~[shapes]' run_tests address address-scalar --timeout-multiplier 3 unit-scalar kernels-scalar
+  GEARKV_TESTS='~[slow]~[shapes]' run_tests address address-scalar --timeout-multiplier 3 unit-scalar state-scalar \
+    kernels-scalar
 }
 
 # oneTBB is not built for the thread sanitizer: the std pool runs instead.
 stage_thread() {
   configure thread --buildtype=debugoptimized -Db_sanitize=thread -Db_lundef=false -Dthreads=std -Dblas=none \
     -Dbench=false
-  build thread tests/unit/unit-test tests/decoder/decoder-test
+  build thread tests/unit/unit-test tests/state/state-test tests/decoder/decoder-test
   # The sanitizer of older compilers cannot live with much randomness in addresses.
   if setarch -R true 2>/dev/null; then plain_addresses=(setarch -R); fi
   local best
   best=$(best_level thread)
   TSAN_OPTIONS=halt_on_error=1 GEARKV_TESTS='~[slow]~[damage]~[shapes]' run_tests thread thread --timeout-multiplier 3 \
-    "unit-$best" "decoder-$best"
+    "unit-$best" "state-$best" "decoder-$best"
 }
 
 # What clang makes of the kernels in a release; the address stage compiles all of the tree with it.

@@ -126,7 +126,7 @@ std::uint64_t n_tokens_of(const std::string& path, const CacheConfig& config) {
 
 }  // namespace
 
-TEST_CASE("a process that ends at any step of saving leaves the old file or the new one", "[state][once]") {
+TEST_CASE("a process that ends at any step of saving leaves the old file or the new one", "[damage][once]") {
     const CacheConfig config = state_config("gear-2", 1);
     auto old_cache = make_cache(config), new_cache = make_cache(config);
     feed(old_cache.get(), 0, 20);
@@ -158,7 +158,7 @@ TEST_CASE("a process that ends at any step of saving leaves the old file or the 
 }
 
 TEST_CASE("a full disk or an error of it refuses the save, keeps the old file and leaves no other",
-          "[state][once]") {
+          "[damage][once]") {
     const CacheConfig config = state_config("gear-2", 1);
     auto old_cache = make_cache(config), new_cache = make_cache(config);
     feed(old_cache.get(), 0, 20);
@@ -180,7 +180,7 @@ TEST_CASE("a full disk or an error of it refuses the save, keeps the old file an
     }
 }
 
-TEST_CASE("interrupted and short writes go on", "[state][once]") {
+TEST_CASE("interrupted and short writes go on", "[damage][once]") {
     const CacheConfig config = state_config("gear-2", 1);
     auto cache = make_cache(config);
     feed(cache.get(), 0, 300);

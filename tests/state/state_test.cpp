@@ -1,5 +1,8 @@
 // Saving and loading: what comes back goes on exactly as what was saved, and what is not the caller's cache
 // is refused.
+#include <atomic>
+#include <thread>
+
 #include "states.hpp"
 
 using namespace gearkv;
@@ -129,6 +132,35 @@ TEST_CASE("forks of a mapped cache keep the file, appended to and cut in any ord
         (void)attend_layer(fork.get(), 1);
     }
     CHECK(memory.held == 0);
+}
+
+TEST_CASE("forks on several threads look at a mapped file at once", "[state]") {
+    const CacheConfig config = state_config("gear-2");
+    const TemporaryFile file;
+    REQUIRE(save_state(*lived_cache(config), file.path(), {}, serial_executor()).ok());
+    std::unique_ptr<Cache> mapped;
+    REQUIRE(load(file.path(), config, &mapped, all_ways[2]).ok());
+    std::vector<std::unique_ptr<Cache>> forks(3);
+    for (auto& fork : forks)
+        REQUIRE(mapped->fork(&fork).ok());
+    mapped.reset();
+    const std::vector<float> query(2 * state_heads * state_dim, 0.25f);
+    const Queries queries = {query.data(), query.size(), state_dim, 1, 2 * state_heads, 0.2f, true};
+    std::vector<std::vector<float>> outs(forks.size(), std::vector<float>(query.size()));
+    std::atomic<int> failures{0};
+    std::vector<std::thread> threads;
+    for (std::size_t i = 0; i < forks.size(); ++i) {
+        threads.emplace_back([&, i] {
+            for (const std::uint32_t layer : {1u, 0u})
+                failures += !forks[i]->attend(layer, queries, outs[i].data(), serial_executor()).ok();
+            failures += !forks[i]->truncate(100 + 20 * i).ok();
+            forks[i].reset();
+        });
+    }
+    for (std::thread& thread : threads)
+        thread.join();
+    CHECK(failures == 0);
+    CHECK((outs[0] == outs[1] && outs[1] == outs[2]));
 }
 
 TEST_CASE("the caller's bytes come back", "[state][once]") {
