@@ -230,8 +230,9 @@ bool LayerStream::truncate(CacheContext* context, std::uint64_t n_tokens) noexce
     const bool exact = n_kept == this->n_tokens() || n_kept >= std::max(exact_from_, buffer_start());
     exact_from_ = std::min(exact_from_, n_kept);
     const std::uint64_t n_buffered = n_kept > buffer_start() ? n_kept - buffer_start() : 0;
-    // The pending unit's tokens are the first of the buffer.
-    if (n_buffered < pending_.n_tokens) drop_unit(context);
+    // The pending unit's tokens are the first of the buffer, and recent ones were behind them.
+    if (n_buffered < std::uint64_t{pending_.n_tokens} + context->config.spec.recent_tokens)
+        drop_unit(context);
     if (pending_.n_tokens > 0) {
         const std::uint64_t n_dropped = n_buffered_ - n_buffered;
         pending_.n_appended -=

@@ -117,8 +117,13 @@ class Parser {
         spec.value = value.spec;
         spec.auto_bits = auto_bits;
         if (Status status = agree_on_buffer(key, value, &spec); !status.ok()) return status;
-        if (Status status = agree_on_sinks(key, value, &spec); !status.ok()) return status;
-        if (Status status = agree_on_recent(key, value, &spec); !status.ok()) return status;
+        Status status = agree_on(Option::sink_tokens, "sinks", &Parsed::sink_tokens, key, value,
+                                 default_sinks(has_trellis(spec)), &spec.sink_tokens);
+        if (status.ok()) {
+            status = agree_on(Option::recent_tokens, "recent tokens", &Parsed::recent_tokens, key, value, 0,
+                              &spec.recent_tokens);
+        }
+        if (!status.ok()) return status;
         if (Status status = validate_spec(spec); !status.ok()) return status;
         *out = spec;
         return {};
@@ -173,30 +178,16 @@ class Parser {
         return fail_at(key_at != 0 ? key_at : value_at, expected);
     }
 
-    // The first tokens are kept for both tensors.
-    Status agree_on_sinks(Parsed& key, Parsed& value, KvSpec* spec) noexcept {
-        const std::size_t key_at = key.at(Option::sink_tokens), value_at = value.at(Option::sink_tokens);
-        if (key_at != 0 && value_at != 0 && key.sink_tokens != value.sink_tokens) {
-            char expected[80];
-            std::snprintf(expected, sizeof(expected), "%u, the same sinks for keys and values",
-                          key.sink_tokens);
-            return fail_at(value_at, expected);
-        }
-        spec->sink_tokens = key_at != 0     ? key.sink_tokens
-                            : value_at != 0 ? value.sink_tokens
-                                            : default_sinks(has_trellis(*spec));
-        return {};
-    }
-
-    Status agree_on_recent(Parsed& key, Parsed& value, KvSpec* spec) noexcept {
-        const std::size_t key_at = key.at(Option::recent_tokens), value_at = value.at(Option::recent_tokens);
-        if (key_at != 0 && value_at != 0 && key.recent_tokens != value.recent_tokens) {
+    // What is kept uncompressed is kept of both tensors.
+    Status agree_on(Option option, const char* name, std::uint32_t Parsed::*n, Parsed& key, Parsed& value,
+                    std::uint32_t default_n, std::uint32_t* out) noexcept {
+        const std::size_t key_at = key.at(option), value_at = value.at(option);
+        if (key_at != 0 && value_at != 0 && key.*n != value.*n) {
             char expected[96];
-            std::snprintf(expected, sizeof(expected), "%u, the same recent tokens for keys and values",
-                          key.recent_tokens);
+            std::snprintf(expected, sizeof(expected), "%u, the same %s for keys and values", key.*n, name);
             return fail_at(value_at, expected);
         }
-        spec->recent_tokens = key_at != 0 ? key.recent_tokens : value.recent_tokens;
+        *out = key_at != 0 ? key.*n : value_at != 0 ? value.*n : default_n;
         return {};
     }
 

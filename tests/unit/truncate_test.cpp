@@ -42,7 +42,8 @@ std::vector<Step> shortened(const std::vector<Step>& steps, std::size_t n_tokens
 }
 
 const char* const all_specs[] = {
-    "gear-3", "gear-2", "kivi-2:nb=64", "paper:gear-2:nb=64", "f16", "k=gear-4;v=f16:sinks=0"};
+    "gear-3",          "gear-2", "kivi-2:nb=64", "paper:gear-2:nb=64", "f16", "k=gear-4;v=f16:sinks=0",
+    "gear-3:recent=60"};
 
 // Random appends, compressions, attention and truncations, beside replays without the dropped tokens.
 void run_at_random(const std::string& spec, std::uint32_t spread, int n_steps) {
