@@ -104,7 +104,7 @@ class Generate final : public Command {
     std::string saved_spec() const {
         StateInfo info;
         check(inspect_state(load_.c_str(), &info));
-        char text[128];
+        char text[max_spec_chars];
         check(format_spec(info.config.spec, text, sizeof(text)));
         return text;
     }

@@ -49,7 +49,7 @@ NamedSpec read_spec(const std::string& text) {
     NamedSpec named;
     named.text = text;
     check_usage(parse_spec(text.c_str(), &named.spec));
-    char canonical[128];
+    char canonical[max_spec_chars];
     check(format_spec(named.spec, canonical, sizeof(canonical)));
     named.canonical = canonical;
     return named;

@@ -45,7 +45,7 @@ class State final : public Command {
         } else {
             check(inspect_state(path_.c_str(), &info));
         }
-        char spec[128];
+        char spec[max_spec_chars];
         check(format_spec(info.config.spec, spec, sizeof(spec)));
         options_.json ? print_as_json(info, spec) : print_as_text(info, spec);
     }

@@ -1,6 +1,7 @@
 // What a cache stores: the SPEC of keys and values.
 //
-//   SPEC    = NAME [":" OPTION {"," OPTION}]  |  "k=" SPEC ";" "v=" SPEC  |  "auto:" BITS {"," OPTION}
+//   SPEC    = PAIR [";edge-" LAYERS "=" PAIR]  |  "auto:" BITS {"," OPTION}
+//   PAIR    = ONE | "k=" ONE ";v=" ONE;   ONE = NAME [":" OPTION {"," OPTION}]
 //   NAME    = f32 | f16 | q8 | gear-2 | gear-3 | gear-4 | trellis-RATE | kivi-B | kcvt-B | token-B
 //           | ["paper:"] (gearl-B | gear-B | gearl-kcvt-B | gear-kcvt-B | gearl-token-B | gear-token-B)
 //             B = 2 3 4 8;  RATE = average bits of a code, 0.5 to 6 for keys and to 4 for values
@@ -12,12 +13,14 @@
 // low rank and sparse outliers. Any option may be given to any of these, so every combination of the parts
 // can be written:
 //   paper:gear-2:g=64,r=4,rg=2,s=0.02,nb=64      k=kivi-4:r=4;v=kivi-2:s=0.02      kivi-2:r=0,s=0.02
-// auto:BITS, with 1 to 5 bits per element of a full buffer's blocks and everything in them counted, leaves
-// the rates of every layer, head and tensor to the cache. It chooses them when it compresses for the first
-// time, so that these tokens lose least of the attention output of the last queries before, in all layers
-// together. Only nb and sinks go with it. A buffer (nb) is 64 tokens, with a trellis 128 and a multiple of
-// it. Uncompressed first tokens (sinks) are 0, with a trellis 4; last tokens (recent) that stay uncompressed,
-// beside those that do not fill a buffer yet, are 0.
+// The first and last LAYERS of a cache, one or more each, have the PAIR behind ";edge-" instead, without nb,
+// sinks and recent, which are the whole cache's: gear-2;edge-1=gear-4. auto:BITS, with 1 to 5 bits per
+// element of a full buffer's blocks and everything in them counted, leaves the rates of every layer, head and
+// tensor to the cache. It chooses them when it compresses for the first time, so that these tokens lose least
+// of the attention output of the last queries before, in all layers together. Only nb and sinks go with it. A
+// buffer (nb) is 64 tokens, with a trellis 128 and a multiple of it. Uncompressed first tokens (sinks) are 0,
+// with a trellis 4; last tokens (recent) that stay uncompressed, beside those that do not fill a buffer yet,
+// are 0.
 #pragma once
 
 #include <cstddef>
@@ -61,6 +64,10 @@ struct KvSpec {
     std::uint32_t recent_tokens = 0;  // last tokens that do, beside those that do not fill a block yet
     float auto_bits =
         0.0f;  // above 0: what keys and values, both a trellis, may take; a cache chooses the rates
+    // Above 0: the first and the last layers of a cache, so many each, have these two instead.
+    std::uint32_t edge_layers = 0;
+    TensorSpec edge_key = {};
+    TensorSpec edge_value = {};
 
     friend bool operator==(const KvSpec&, const KvSpec&) = default;
 };
@@ -69,8 +76,10 @@ struct KvSpec {
 // there; *out is untouched then. invalid_argument for null arguments.
 Status parse_spec(const char* text, KvSpec* out) noexcept;
 
+inline constexpr std::size_t max_spec_chars = 256;
+
 // Writes the canonical SPEC, which parses back to an equal KvSpec. Errors: wrong_size when it needs more than
-// n_chars (128 always suffice), bad_spec when the spec is not valid.
+// n_chars (max_spec_chars always suffice), bad_spec when the spec is not valid.
 Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept;
 
 // Errors: bad_spec, naming the field, its value and what is allowed.

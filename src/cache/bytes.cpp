@@ -37,6 +37,41 @@ Status check_rope(const RopeConfig& rope, std::uint32_t key_dim) {
     return {};
 }
 
+// Blocks and buffers of n_layers layers of the same spec.
+Status add_layers(const CacheConfig& config, const KvSpec& spec, std::uint32_t n_layers,
+                  std::uint64_t n_tokens, std::uint64_t prompt_tokens, CacheBytes* out) noexcept {
+    CacheBytes& bytes = *out;
+    for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+        BlockBytes* total = kind == TensorKind::key ? &bytes.keys : &bytes.values;
+        const auto add_units = [&](const Unit& unit, std::uint64_t times) {
+            BlockHeader header;
+            Status status =
+                lay_out_unit(config, kind == TensorKind::key ? spec.key : spec.value, kind, unit, &header);
+            if (status.ok()) *total += bytes_by_part(header) * (times * n_layers);
+            return status;
+        };
+        std::uint64_t left = prompt_tokens - std::min<std::uint64_t>(prompt_tokens, config.spec.sink_tokens);
+        std::uint64_t n_decode = n_tokens - std::min<std::uint64_t>(n_tokens, config.spec.sink_tokens) - left;
+        bool first = true;
+        while (const std::uint32_t unit = unit_tokens(config, left)) {
+            if (Status status = add_units({unit, true, first}, 1); !status.ok()) return status;
+            left -= unit;
+            first = false;
+        }
+        const std::uint64_t n_recent = std::min<std::uint64_t>(n_decode + left, config.spec.recent_tokens);
+        std::uint64_t n_blocks = (n_decode + left - n_recent) / config.spec.buffer_tokens;
+        if (first && n_blocks > 0) {
+            if (Status status = add_units({config.spec.buffer_tokens, false, true}, 1); !status.ok())
+                return status;
+            --n_blocks;
+        }
+        if (Status status = add_units({config.spec.buffer_tokens, false, false}, n_blocks); !status.ok())
+            return status;
+        bytes.buffer += n_layers * buffer_bytes(config, kind, base_tokens(config) + config.spec.sink_tokens);
+    }
+    return {};
+}
+
 }  // namespace
 
 Status check_config(const CacheConfig& config) noexcept {
@@ -65,38 +100,18 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
             static_cast<unsigned long long>(n_tokens), static_cast<unsigned long long>(prompt_tokens),
             static_cast<unsigned long long>(config.max_tokens));
     }
-    KvSpec spec;
-    if (Status status = initial_spec(config, &spec); !status.ok()) return status;
     CacheBytes bytes;
-    for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
-        BlockBytes* total = kind == TensorKind::key ? &bytes.keys : &bytes.values;
-        const auto add_units = [&](const Unit& unit, std::uint64_t times) {
-            BlockHeader header;
-            Status status =
-                lay_out_unit(config, kind == TensorKind::key ? spec.key : spec.value, kind, unit, &header);
-            if (status.ok()) *total += bytes_by_part(header) * (times * config.n_layers);
-            return status;
-        };
-        std::uint64_t left = prompt_tokens - std::min<std::uint64_t>(prompt_tokens, config.spec.sink_tokens);
-        std::uint64_t n_decode = n_tokens - std::min<std::uint64_t>(n_tokens, config.spec.sink_tokens) - left;
-        bool first = true;
-        while (const std::uint32_t unit = unit_tokens(config, left)) {
-            if (Status status = add_units({unit, true, first}, 1); !status.ok()) return status;
-            left -= unit;
-            first = false;
-        }
-        const std::uint64_t n_recent = std::min<std::uint64_t>(n_decode + left, config.spec.recent_tokens);
-        std::uint64_t n_blocks = (n_decode + left - n_recent) / config.spec.buffer_tokens;
-        if (first && n_blocks > 0) {
-            if (Status status = add_units({config.spec.buffer_tokens, false, true}, 1); !status.ok())
-                return status;
-            --n_blocks;
-        }
-        if (Status status = add_units({config.spec.buffer_tokens, false, false}, n_blocks); !status.ok())
-            return status;
-        bytes.buffer +=
-            config.n_layers * buffer_bytes(config, kind, base_tokens(config) + config.spec.sink_tokens);
+    const auto n_edges = static_cast<std::uint32_t>(
+        std::min<std::uint64_t>(2 * std::uint64_t{config.spec.edge_layers}, config.n_layers));
+    // Layers at the edges, and those between, of which the one in the middle is the last to be none.
+    Status status;
+    if (n_edges > 0)
+        status = add_layers(config, first_spec(config, 0), n_edges, n_tokens, prompt_tokens, &bytes);
+    if (status.ok() && n_edges < config.n_layers) {
+        status = add_layers(config, first_spec(config, config.n_layers / 2), config.n_layers - n_edges,
+                            n_tokens, prompt_tokens, &bytes);
     }
+    if (!status.ok()) return status;
     bytes.bytes = bytes.keys.bytes + bytes.values.bytes + bytes.buffer;
     *out = bytes;
     return {};

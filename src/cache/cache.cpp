@@ -15,12 +15,6 @@ std::uint64_t rope_bytes(const RopeConfig& rope) {
 
 }  // namespace
 
-KvSpec Cache::Impl::first_spec() const noexcept {
-    KvSpec spec;
-    (void)initial_spec(context.config, &spec).ok();  // the configuration was checked
-    return spec;
-}
-
 bool Cache::Impl::create(const Impl* shared) noexcept {
     const CacheConfig& config = context.config;
     const Memory memory = context.memory();
@@ -33,10 +27,9 @@ bool Cache::Impl::create(const Impl* shared) noexcept {
     std::copy_n(rope.frequencies, rope.n_pairs, frequencies);
     context.config.rope.frequencies = frequencies;
     if (shared == nullptr ? !rates.create(&context) : !rates.copy(&context, shared->rates)) return false;
-    const KvSpec spec = first_spec();
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         if (shared == nullptr) {
-            layers[i] = LayerStream::make(&context, i, spec);
+            layers[i] = LayerStream::make(&context, i, first_spec(config, i));
             if (layers[i] == nullptr) return false;
         } else if (shared->layers[i] != nullptr) {
             layers[i] = shared->layers[i];
@@ -49,13 +42,17 @@ bool Cache::Impl::create(const Impl* shared) noexcept {
     slot_bytes = attend_scratch_bytes(config.key_dim, config.value_dim);
     if (!attend_scratch.ensure(memory, slot_bytes * config.n_kv_heads)) return false;
     std::uint64_t compress_bytes = 0;
-    for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
-        for (const bool prompt : {false, true}) {
-            BlockHeader header;
-            const TensorSpec& tensor = kind == TensorKind::key ? spec.key : spec.value;
-            if (!lay_out_unit(config, tensor, kind, {config.spec.buffer_tokens, prompt, true}, &header).ok())
-                return false;
-            compress_bytes = std::max(compress_bytes, compress_scratch_bytes(header));
+    // Layers at the edge, and one in the middle.
+    for (const std::uint32_t layer : {0u, config.n_layers / 2}) {
+        const KvSpec spec = first_spec(config, layer);
+        for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+            for (const bool prompt : {false, true}) {
+                BlockHeader header;
+                const TensorSpec& tensor = kind == TensorKind::key ? spec.key : spec.value;
+                const Unit unit = {config.spec.buffer_tokens, prompt, true};
+                if (!lay_out_unit(config, tensor, kind, unit, &header).ok()) return false;
+                compress_bytes = std::max(compress_bytes, compress_scratch_bytes(header));
+            }
         }
     }
     return context.compress_scratch.ensure(memory, compress_bytes);
@@ -114,7 +111,7 @@ Status Cache::Impl::own(std::uint32_t layer) noexcept {
     LayerStream* stream = layers[layer];
     if (stream != nullptr && !stream->is_shared()) return {};
     LayerStream* own =
-        stream == nullptr ? LayerStream::make(&context, layer, first_spec()) : stream->clone(&context);
+        stream == nullptr ? LayerStream::make(&context, layer, first_spec(context.config, layer)) : stream->clone(&context);
     if (own == nullptr) return memory_error(context, "for the buffers and tables of layer %u", layer);
     if (stream != nullptr) stream->leave(&context);
     layers[layer] = own;
@@ -284,7 +281,6 @@ Status Cache::forget_before(std::uint32_t layer, std::uint64_t token) noexcept {
 }
 
 void Cache::reset() noexcept {
-    const KvSpec spec = impl_->first_spec();
     impl_->rates.reset(&impl_->context);
     for (std::uint32_t i = 0; i < config().n_layers; ++i) {
         LayerStream*& stream = impl_->layers[i];
@@ -294,7 +290,7 @@ void Cache::reset() noexcept {
             stream = nullptr;
         } else {
             stream->reset(&impl_->context);
-            stream->share_evenly(spec);
+            stream->share_evenly(first_spec(config(), i));
         }
     }
 }
@@ -303,7 +299,7 @@ Status Cache::layer_spec(std::uint32_t layer, KvSpec* out) const noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
     const LayerStream* stream = impl_->layers[layer];
-    const KvSpec first = impl_->first_spec();
+    const KvSpec first = first_spec(config(), layer);
     *out = config().spec;
     out->key = stream == nullptr ? first.key : stream->spec(TensorKind::key);
     out->value = stream == nullptr ? first.value : stream->spec(TensorKind::value);

@@ -16,7 +16,7 @@ struct Cache::Impl {
     explicit Impl(const CacheConfig& config) noexcept : context(config) {}
 
     CacheContext context;
-    double* frequencies = nullptr;    // of the rotary embedding, [rope.n_pairs]
+    double* frequencies = nullptr;   // of the rotary embedding, [rope.n_pairs]
     LayerStream** layers = nullptr;  // null: without tokens, and without memory yet
     RateChooser rates;
     KvRun* runs = nullptr;  // of the layer being attended
@@ -30,7 +30,6 @@ struct Cache::Impl {
     void destroy() noexcept;
     static Status make(const CacheConfig& config, const Kernels* kernels, const Impl* shared,
                        std::unique_ptr<Cache>* out) noexcept;
-    KvSpec first_spec() const noexcept;
     std::uint64_t n_tokens(std::uint32_t layer) const noexcept {
         return layers[layer] == nullptr ? 0 : layers[layer]->n_tokens();
     }

@@ -33,6 +33,12 @@ struct CacheContext {
 Status memory_error(const CacheContext& context, const char* format, ...) noexcept
     __attribute__((format(printf, 2, 3)));
 
+// Whether a layer is one of the first and last that have a spec of their own.
+inline bool is_edge(const CacheConfig& config, std::uint32_t layer) noexcept {
+    return layer < config.spec.edge_layers ||
+           layer + std::uint64_t{config.spec.edge_layers} >= config.n_layers;
+}
+
 // A run of tokens that is closed as one block.
 struct Unit {
     std::uint32_t n_tokens = 0;

@@ -311,6 +311,16 @@ Status initial_spec(const CacheConfig& config, KvSpec* out) noexcept {
     return {};
 }
 
+KvSpec first_spec(const CacheConfig& config, std::uint32_t layer) noexcept {
+    KvSpec spec;
+    (void)initial_spec(config, &spec).ok();
+    if (is_edge(config, layer)) {
+        spec.key = config.spec.edge_key;
+        spec.value = config.spec.edge_value;
+    }
+    return spec;
+}
+
 bool RateChooser::create(CacheContext* context) noexcept {
     if (context->config.spec.auto_bits == 0.0f) return true;
     const std::uint32_t n = context->config.n_layers;

@@ -33,6 +33,7 @@ constexpr std::uint16_t max_spec_rank = 64;
 constexpr std::uint32_t max_buffer_tokens = 4096;
 constexpr std::uint32_t max_sink_tokens = 64;
 constexpr std::uint32_t max_recent_tokens = 65536;
+constexpr std::uint32_t max_edge_layers = 2048;
 constexpr float most_key_rate = max_key_width, most_value_rate = max_value_width;
 constexpr float least_auto_bits = 1.0f, most_auto_bits = 5.0f;
 
@@ -44,7 +45,9 @@ struct Preset {
 constexpr Preset presets[] = {{2, 2.625f, 2.0f}, {3, 3.375f, 3.25f}, {4, 4.625f, 4.0f}};
 
 bool has_trellis(const KvSpec& spec) noexcept {
-    return spec.key.backbone == Backbone::trellis || spec.value.backbone == Backbone::trellis;
+    const auto is_trellis = [](const TensorSpec& tensor) { return tensor.backbone == Backbone::trellis; };
+    return is_trellis(spec.key) || is_trellis(spec.value) ||
+           (spec.edge_layers > 0 && (is_trellis(spec.edge_key) || is_trellis(spec.edge_value)));
 }
 std::uint32_t default_buffer(bool trellis) noexcept {
     return trellis ? trellis_buffer_tokens : default_buffer_tokens;
@@ -100,19 +103,14 @@ class Parser {
             if (Status status = parse_auto(&key, &auto_bits); !status.ok()) return status;
             value = key;
             value.spec.rate = std::min(value.spec.rate, most_value_rate);
-        } else if (accept("k=")) {
-            if (Status status = parse_tensor(&key); !status.ok()) return status;
-            if (!accept(";")) return fail("\";\" and the values' v=SPEC");
-            if (!accept("v=")) return fail("v=SPEC");
-            if (Status status = parse_tensor(&value); !status.ok()) return status;
-        } else {
-            if (Status status = parse_tensor(&key); !status.ok()) return status;
-            value = key;
+        } else if (Status status = parse_pair(&key, &value); !status.ok()) {
+            return status;
+        }
+        KvSpec spec;
+        if (auto_bits == 0.0f && accept(";edge-")) {
+            if (Status status = parse_edges(&spec); !status.ok()) return status;
         }
         if (at_ != text_.size()) return fail("the end");
-        key.use_preset(true);
-        value.use_preset(false);
-        KvSpec spec;
         spec.key = key.spec;
         spec.value = value.spec;
         spec.auto_bits = auto_bits;
@@ -176,6 +174,42 @@ class Parser {
         }
         std::snprintf(expected, sizeof(expected), "a multiple of the keys' group of %u", key.spec.group);
         return fail_at(key_at != 0 ? key_at : value_at, expected);
+    }
+
+    // Keys and values, as one SPEC or as two.
+    Status parse_pair(Parsed* key, Parsed* value) noexcept {
+        if (accept("k=")) {
+            if (Status status = parse_tensor(key); !status.ok()) return status;
+            if (!accept(";")) return fail("\";\" and the values' v=SPEC");
+            if (!accept("v=")) return fail("v=SPEC");
+            if (Status status = parse_tensor(value); !status.ok()) return status;
+        } else {
+            if (Status status = parse_tensor(key); !status.ok()) return status;
+            *value = *key;
+        }
+        key->use_preset(true);
+        value->use_preset(false);
+        return {};
+    }
+
+    // Behind ";edge-".
+    Status parse_edges(KvSpec* spec) noexcept {
+        Parsed key, value;
+        if (Status status = parse_count({1, max_edge_layers, 1}, &spec->edge_layers); !status.ok())
+            return status;
+        if (!accept("=")) return fail("\"=\" and the SPEC of the first and last layers");
+        if (Status status = parse_pair(&key, &value); !status.ok()) return status;
+        for (Parsed* parsed : {&key, &value}) {
+            for (const Option option : {Option::buffer_tokens, Option::sink_tokens, Option::recent_tokens}) {
+                if (parsed->at(option) != 0) {
+                    return fail_at(parsed->at(option),
+                                   "nb, sinks and recent before \";edge-\", where they hold for all layers");
+                }
+            }
+        }
+        spec->edge_key = key.spec;
+        spec->edge_value = value.spec;
+        return {};
     }
 
     // What is kept uncompressed is kept of both tensors.
@@ -483,12 +517,24 @@ void write_tensor(const TensorSpec& spec, const KvSpec* both, const Preset* pres
     if (both->recent_tokens != 0) option("recent=", both->recent_tokens);
 }
 
-const Preset* find_preset(const KvSpec& spec) noexcept {
+const Preset* find_preset(const TensorSpec& key, const TensorSpec& value) noexcept {
     for (const Preset& preset : presets) {
-        const TensorSpec key = trellis_spec(preset.key_rate), value = trellis_spec(preset.value_rate);
-        if (spec.key == key && spec.value == value) return &preset;
+        if (key == trellis_spec(preset.key_rate) && value == trellis_spec(preset.value_rate)) return &preset;
     }
     return nullptr;
+}
+
+// `both` as in write_tensor.
+void write_pair(const TensorSpec& key, const TensorSpec& value, const KvSpec* both, Writer* out) noexcept {
+    const Preset* preset = find_preset(key, value);
+    if (preset != nullptr || (both != nullptr && both->auto_bits != 0.0f) || key == value) {
+        write_tensor(key, both, preset, out);
+    } else {
+        out->add("k=");
+        write_tensor(key, both, nullptr, out);
+        out->add(";v=");
+        write_tensor(value, nullptr, nullptr, out);
+    }
 }
 
 }  // namespace
@@ -500,14 +546,40 @@ Status parse_spec(const char* text, KvSpec* out) noexcept {
     return Parser(text).parse(out);
 }
 
+namespace {
+
+Status validate_pair(const TensorSpec& key, const TensorSpec& value, const char* keys, const char* values,
+                     std::uint32_t buffer_tokens) noexcept {
+    Status status = key.backbone == Backbone::trellis ? validate_trellis(key, keys, most_key_rate)
+                                                      : validate_tensor(key, keys);
+    if (!status.ok()) return status;
+    status = value.backbone == Backbone::trellis ? validate_trellis(value, values, most_value_rate)
+                                                 : validate_tensor(value, values);
+    if (!status.ok() || key.backbone != Backbone::kivi || buffer_tokens % key.group == 0) return status;
+    return Status::error(Code::bad_spec, "buffer of %u tokens, expected a multiple of the %s' group of %u",
+                         buffer_tokens, keys, key.group);
+}
+
+Status validate_edges(const KvSpec& spec) noexcept {
+    if (spec.edge_layers > max_edge_layers) {
+        return Status::error(Code::bad_spec, "%u edge layers, expected at most %u", spec.edge_layers,
+                             max_edge_layers);
+    }
+    if (spec.auto_bits != 0.0f)
+        return Status::error(Code::bad_spec, "edge layers beside auto, which chooses for every layer");
+    const auto is_float = [](const TensorSpec& tensor) { return tensor.backbone == Backbone::raw32; };
+    if (is_float(spec.edge_key) != is_float(spec.key) || is_float(spec.edge_value) != is_float(spec.value))
+        return Status::error(Code::bad_spec, "f32 in some layers only, expected it in all or none");
+    return validate_pair(spec.edge_key, spec.edge_value, "edge keys", "edge values", spec.buffer_tokens);
+}
+
+}  // namespace
+
 Status validate_spec(const KvSpec& spec) noexcept {
     const bool keys_are_trellis = spec.key.backbone == Backbone::trellis;
     const bool values_are_trellis = spec.value.backbone == Backbone::trellis;
-    Status status = keys_are_trellis ? validate_trellis(spec.key, "keys", most_key_rate)
-                                     : validate_tensor(spec.key, "keys");
-    if (!status.ok()) return status;
-    status = values_are_trellis ? validate_trellis(spec.value, "values", most_value_rate)
-                                : validate_tensor(spec.value, "values");
+    Status status = validate_pair(spec.key, spec.value, "keys", "values", spec.buffer_tokens);
+    if (status.ok() && spec.edge_layers > 0) status = validate_edges(spec);
     if (!status.ok()) return status;
     if (spec.auto_bits != 0.0f && !(keys_are_trellis && values_are_trellis)) {
         return Status::error(Code::bad_spec,
@@ -537,11 +609,6 @@ Status validate_spec(const KvSpec& spec) noexcept {
                              "buffer of %u tokens, expected a multiple of %u, the section of a trellis",
                              spec.buffer_tokens, trellis_buffer_tokens);
     }
-    if (spec.key.backbone == Backbone::kivi && spec.buffer_tokens % spec.key.group != 0) {
-        return Status::error(Code::bad_spec,
-                             "buffer of %u tokens, expected a multiple of the keys' group of %u",
-                             spec.buffer_tokens, spec.key.group);
-    }
     return {};
 }
 
@@ -549,14 +616,12 @@ Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept
     if (text == nullptr) return Status::error(Code::invalid_argument, "text is null");
     if (Status status = validate_spec(spec); !status.ok()) return status;
     Writer writer(text, n_chars);
-    const Preset* preset = find_preset(spec);
-    if (preset != nullptr || spec.auto_bits != 0.0f || spec.key == spec.value) {
-        write_tensor(spec.key, &spec, preset, &writer);
-    } else {
-        writer.add("k=");
-        write_tensor(spec.key, &spec, nullptr, &writer);
-        writer.add(";v=");
-        write_tensor(spec.value, nullptr, nullptr, &writer);
+    write_pair(spec.key, spec.value, &spec, &writer);
+    if (spec.edge_layers > 0) {
+        writer.add(";edge-");
+        writer.add_number(spec.edge_layers);
+        writer.add("=");
+        write_pair(spec.edge_key, spec.edge_value, nullptr, &writer);
     }
     if (writer.finish()) return {};
     return Status::error(Code::wrong_size, "room for %zu characters, expected %zu", n_chars, writer.n() + 1);

@@ -47,7 +47,7 @@ inline constexpr std::uint32_t state_version = 1;
 inline constexpr std::uint32_t state_byte_order = 0x01020304;  // as read by a machine of the right order
 inline constexpr std::uint64_t state_alignment = 64;
 inline constexpr std::size_t state_model_bytes = 32;
-inline constexpr std::size_t state_spec_chars = 128;
+inline constexpr std::size_t state_spec_chars = 256;
 
 struct StateHeader {
     unsigned char magic[8];
@@ -70,7 +70,7 @@ struct StateHeader {
     std::uint64_t table_checksum;           // of all StateSection
     std::uint8_t model[state_model_bytes];  // the program's name for what the keys and values came from
     char spec[state_spec_chars];            // canonical SPEC, ended and filled with zeros
-    std::uint8_t reserved[248];
+    std::uint8_t reserved[120];
     std::uint64_t checksum;  // of the bytes before it
 };
 static_assert(sizeof(StateHeader) == 512);

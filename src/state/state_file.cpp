@@ -194,9 +194,7 @@ StateBlock StateLayerSections::block(std::uint64_t i) const noexcept {
 StateReader::StateReader(const StateFile& file, const CacheConfig& config) noexcept
     : file_(file),
       config_(config),
-      place_(sizeof(StateHeader) + file.header().n_sections * sizeof(StateSection)) {
-    (void)initial_spec(config, &even_).ok();  // the configuration was checked
-}
+      place_(sizeof(StateHeader) + file.header().n_sections * sizeof(StateSection)) {}
 
 const StateSection* StateReader::peek(StateKind kind, std::uint32_t layer) const noexcept {
     if (next_ == file_.header().n_sections) return nullptr;
@@ -300,7 +298,8 @@ Status StateReader::check_layer(std::uint32_t layer, const StateLayer& found) co
     KvSpec rates = spec;
     rates.key.rate = found.key_rate;
     rates.value.rate = found.value_rate;
-    const bool as_given = found.key_rate == even_.key.rate && found.value_rate == even_.value.rate;
+    const KvSpec even = first_spec(config_, layer);
+    const bool as_given = found.key_rate == even.key.rate && found.value_rate == even.value.rate;
     if (as_given || (spec.auto_bits != 0.0f && validate_spec(rates).ok())) return {};
     return Status::error(Code::corrupt_state, "layer %u of rates %g and %g", layer,
                          static_cast<double>(found.key_rate), static_cast<double>(found.value_rate));
@@ -308,12 +307,13 @@ Status StateReader::check_layer(std::uint32_t layer, const StateLayer& found) co
 
 Status StateReader::read_layer(std::uint32_t layer, StateLayerSections* out) noexcept {
     StateLayerSections found;
-    found.spec = even_;
+    const KvSpec even = first_spec(config_, layer);
+    found.spec = even;
     const void* bytes = nullptr;
     Status status = read(StateKind::layer, layer, sizeof(StateLayer), &bytes);
     if (!status.ok() || bytes == nullptr) {
-        found.layer.key_rate = even_.key.rate;
-        found.layer.value_rate = even_.value.rate;
+        found.layer.key_rate = even.key.rate;
+        found.layer.value_rate = even.value.rate;
         *out = found;
         return status;
     }
@@ -339,7 +339,7 @@ Status StateReader::read_layer(std::uint32_t layer, StateLayerSections* out) noe
     }
     if ((found.planes[0] == nullptr) != (found.planes[1] == nullptr) ||
         (found.planes[0] == nullptr &&
-         (found.layer.key_rate != even_.key.rate || found.layer.value_rate != even_.value.rate))) {
+         (found.layer.key_rate != even.key.rate || found.layer.value_rate != even.value.rate))) {
         return Status::error(Code::corrupt_state, "rates of layer %u without their planes", layer);
     }
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {

@@ -90,7 +90,6 @@ class StateReader {
 
     const StateFile& file_;
     const CacheConfig& config_;
-    KvSpec even_;              // with the rates of an even share
     std::uint64_t next_ = 0;   // section
     std::uint64_t place_ = 0;  // where it must start
 };

@@ -43,7 +43,7 @@ Code load_code(const TemporaryFile& file, const CacheConfig& config, const LoadO
 
 TEST_CASE("a loaded cache goes on as the saved one", "[state]") {
     for (const char* spec : {"gear-3", "auto:3", "paper:gear-4", "gear-kcvt-2", "q8:recent=40", "f16", "f32",
-                             "k=gear-4;v=kivi-2:nb=128"}) {
+                             "k=gear-4;v=kivi-2:nb=128", "kivi-2:nb=128;edge-1=gear-4"}) {
         const CacheConfig config = state_config(spec);
         const bool is_preset = spec[0] == 'g' && spec[5] == '3';
         for (const LoadOptions& way : all_ways) {

@@ -76,8 +76,8 @@ struct FileHeader {
     uint32_t spread_tokens, flags, rope_pairs, rope_interleaved;
     uint64_t rope_checksum, table_checksum;
     unsigned char model[32];
-    char spec[128];
-    unsigned char reserved[248];
+    char spec[256];
+    unsigned char reserved[120];
     uint64_t checksum;
 };
 static_assert(sizeof(FileHeader) == 512);
@@ -464,7 +464,7 @@ class Reader {
         demand(header_.checksum == xxh64(file_.data, 504), "checksum of the header");
         demand(header_.n_bytes == file_.n && file_.n % 64 == 0, "size of the file");
         demand((header_.flags & ~1u) == 0 && header_.rope_interleaved <= 1, "flags");
-        demand(file_.part(256, 248).zero(), "reserved fields of the header");
+        demand(file_.part(384, 120).zero(), "reserved fields of the header");
         demand(header_.rope_pairs > 0 || header_.rope_checksum == xxh64(file_.data, 0), "no frequencies");
         demand(header_.spec[127] == 0, "spec");
         state_.n_heads = header_.n_kv_heads;
@@ -472,7 +472,7 @@ class Reader {
         state_.value_dim = header_.value_dim;
         state_.rates_chosen = header_.flags == 1;
         state_.spec = header_.spec;
-        demand(file_.part(128 + state_.spec.size(), 128 - state_.spec.size()).zero(), "end of the spec");
+        demand(file_.part(128 + state_.spec.size(), 256 - state_.spec.size()).zero(), "end of the spec");
     }
 
     // Every section is where the ones before it say, and whole.

@@ -123,7 +123,7 @@ struct Subject {
         const tiny::State state = tiny::decode(saved(*cache));
         seen.insert(state.seen.begin(), state.seen.end());
         REQUIRE(state.layers.size() == config.n_layers);
-        char spec[128];
+        char spec[max_spec_chars];
         REQUIRE(format_spec(config.spec, spec, sizeof(spec)).ok());
         CHECK(state.spec == spec);
         for (std::uint32_t i = 0; i < config.n_layers; ++i) {
@@ -201,7 +201,7 @@ void run(const CacheConfig& config, const char* spec, std::set<std::string>* see
 
 }  // namespace
 
-TEST_CASE("a decoder written from the drawings reads what a cache holds", "[state]") {
+TEST_CASE("a decoder written from the drawings reads what a cache holds", "[state][once]") {
     std::set<std::string> seen;
     for (const char* spec :
          {"gear-2", "gear-3", "gear-4", "auto:3", "paper:gear-2", "paper:gear-4:g=32", "gear-kcvt-4",
@@ -221,7 +221,7 @@ TEST_CASE("a decoder written from the drawings reads what a cache holds", "[stat
     CHECK(seen.contains("cut block"));
 }
 
-TEST_CASE("so it does where parts meet that seldom do", "[state]") {
+TEST_CASE("so it does where parts meet that seldom do", "[state][once]") {
     std::set<std::string> seen;
     const char* mixed = "k=token-3:g=32,r=3,rg=2,s=0.02;v=trellis-1.5:nb=128";
     run(make_config(mixed, n_heads, 72, 40), mixed, &seen);
@@ -233,7 +233,7 @@ TEST_CASE("so it does where parts meet that seldom do", "[state]") {
     run(make_config(widest, n_heads, 8, 8), widest, &seen);
 }
 
-TEST_CASE("its shifts turn keys to where they are attended", "[state]") {
+TEST_CASE("its shifts turn keys to where they are attended", "[state][once]") {
     std::vector<double> frequencies(24);
     for (std::size_t i = 0; i < frequencies.size(); ++i)
         frequencies[i] = std::pow(10000.0, -static_cast<double>(i) / 24.0);

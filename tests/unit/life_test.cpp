@@ -411,3 +411,40 @@ TEST_CASE("recent tokens stay uncompressed", "[life]") {
         CHECK(bytes.buffer == found.buffer);
     }
 }
+
+TEST_CASE("the first and last layers have a spec of their own", "[life]") {
+    CacheConfig config = make_config("gear-2;edge-1=k=gear-4;v=kivi-4", n_heads, dim, dim, 2000, 4);
+    auto cache = make_cache(config);
+    const KvSpec edge = spec_of("k=gear-4;v=kivi-4:nb=128"), middle = spec_of("gear-2");
+    for (std::uint32_t layer = 0; layer < 4; ++layer) {
+        for (std::size_t t = 0; t < 600; t += 200)
+            REQUIRE(append(cache.get(), source().keys, source().values, t, 200, layer).ok());
+        REQUIRE(cache->compress(layer, serial_executor()).ok());
+        KvSpec found;
+        REQUIRE(cache->layer_spec(layer, &found).ok());
+        const bool is_edge = layer == 0 || layer == 3;
+        CHECK(found.key == (is_edge ? edge : middle).key);
+        CHECK(found.value == (is_edge ? edge : middle).value);
+    }
+    // As much as caches of either kind alone.
+    const auto bytes_of = [&](const char* spec, std::uint32_t n_layers) {
+        CacheBytes bytes;
+        REQUIRE(bytes_required(make_config(spec, n_heads, dim, dim, 2000, n_layers), 600, 0, &bytes).ok());
+        return bytes;
+    };
+    CacheBytes planned;
+    REQUIRE(bytes_required(config, 600, 0, &planned).ok());
+    const CacheBytes a = bytes_of("k=gear-4;v=kivi-4:nb=128,sinks=4", 2), b = bytes_of("gear-2", 2);
+    CHECK(planned.keys.bytes == a.keys.bytes + b.keys.bytes);
+    CHECK(planned.values.bytes == a.values.bytes + b.values.bytes);
+    CHECK(planned.buffer == cache->stats().bytes.buffer);
+    CHECK(attention_error(cache.get(), gaussian(1, 2 * n_heads, dim, 3), true) < attention_tolerance(*cache));
+    // All layers are edges.
+    config = make_config("gear-2;edge-9=q8", n_heads, dim, dim, 2000, 3);
+    cache = make_cache(config);
+    KvSpec found;
+    REQUIRE(cache->layer_spec(1, &found).ok());
+    CHECK(found.key.bits == 8);
+    REQUIRE(bytes_required(config, 600, 0, &planned).ok());
+    CHECK(planned.keys.bytes == bytes_of("q8:nb=128,sinks=4", 3).keys.bytes);
+}

@@ -20,7 +20,7 @@ KvSpec parsed(const std::string& text) {
 }
 
 std::string formatted(const KvSpec& spec) {
-    char text[128];
+    char text[max_spec_chars];
     REQUIRE(format_spec(spec, text, sizeof(text)).ok());
     return text;
 }
@@ -166,6 +166,12 @@ TEST_CASE("a bad SPEC is refused with its place and what is known there", "[spec
         {"k=f16:sinks=1;v=f16:sinks=2", "character 27:", "the same sinks"},
         {"f16:recent=65537", "character 12:", "from 0 to 65536"},
         {"k=f16:recent=1;v=f16:recent=2", "character 29:", "the same recent"},
+        {"gear-2;edge-0=f16", "character 13:", "from 1 to 2048"},
+        {"gear-2;edge-2", "character 14:", "\"=\""},
+        {"gear-2;edge-2=gear-5", "character 20:", "2, 3, 4 or 8"},
+        {"gear-2;edge-2=gear-4:nb=256", "character 25:", "hold for all layers"},
+        {"gear-2;edge-2=gear-4;edge-2=f16", "character 21:", "the end"},
+        {"auto:3;edge-2=gear-4", "character 7:", "the end"},
         {"k=gear-2", "character 9:", "v=SPEC"},
         {"k=gear-2;gear-2", "character 10:", "v=SPEC"},
         {"k=gear-2;v=", "character 12:", "f32"},
@@ -231,6 +237,16 @@ TEST_CASE("a field out of its range is named", "[spec]") {
         {"gear-2", "buffer of 64 tokens, expected a multiple of 128",
          [](KvSpec& s) { s.buffer_tokens = 64; }},
         {"f16", "65 sink tokens", [](KvSpec& s) { s.sink_tokens = 65; }},
+        {"f16", "65537 recent tokens", [](KvSpec& s) { s.recent_tokens = 65537; }},
+        {"gear-2;edge-1=f16", "2049 edge layers", [](KvSpec& s) { s.edge_layers = 2049; }},
+        {"gear-2;edge-1=f16", "edge layers beside auto", [](KvSpec& s) { s.auto_bits = 3.0f; }},
+        {"gear-2;edge-1=f16", "f32 in some layers only",
+         [](KvSpec& s) {
+             s.edge_key = {Backbone::raw32, 32};
+         }},
+        {"gear-2;edge-1=kivi-4", "multiple of the edge keys' group of 96",
+         [](KvSpec& s) { s.edge_key.group = 96; }},
+        {"gear-2;edge-1=kivi-4", "edge values have 5 bits", [](KvSpec& s) { s.edge_value.bits = 5; }},
     };
     for (const auto& c : cases) {
         KvSpec spec = parsed(c.text);
@@ -240,7 +256,7 @@ TEST_CASE("a field out of its range is named", "[spec]") {
         INFO(c.named << " in: " << status.message());
         CHECK(status.code() == Code::bad_spec);
         CHECK(std::string(status.message()).find(c.named) != std::string::npos);
-        char text[128];
+        char text[max_spec_chars];
         CHECK(format_spec(spec, text, sizeof(text)).code() == Code::bad_spec);
     }
 }
@@ -273,7 +289,7 @@ TEST_CASE("a sparsity comes back to the last bit", "[spec]") {
         std::memcpy(&spec.value.sparsity, &bits, sizeof(bits));
         if (!(spec.value.sparsity < 1.0f)) continue;
         ++n_fractions;
-        char text[128];
+        char text[max_spec_chars];
         KvSpec back;
         if (!format_spec(spec, text, sizeof(text)).ok() || !parse_spec(text, &back).ok() || !(back == spec)) {
             FAIL("sparsity with bits " << bits << " became " << text);
@@ -281,15 +297,20 @@ TEST_CASE("a sparsity comes back to the last bit", "[spec]") {
     }
 }
 
-TEST_CASE("the longest SPEC fits in 128 characters", "[spec]") {
+TEST_CASE("the longest SPEC fits in max_spec_chars", "[spec]") {
     KvSpec spec;
     spec.key = {Backbone::token, 2, 4096, 64, 63, 1.17549435e-38f};
     spec.value = spec.key;
     spec.value.bits = 3;
     spec.buffer_tokens = 4095;
+    spec.sink_tokens = 63;
+    spec.recent_tokens = 65535;
+    spec.edge_layers = 2047;
+    spec.edge_key = spec.value;
+    spec.edge_value = spec.key;
     const std::string text = formatted(spec);
     INFO(text);
-    CHECK(text.size() > 90);
+    CHECK(text.size() > 200);
     CHECK(parsed(text) == spec);
 }
 
@@ -326,6 +347,11 @@ TEST_CASE("what is formatted parses back to the same", "[spec]") {
         KvSpec spec;
         spec.key = tensor();
         spec.value = random() % 2 == 0 ? spec.key : tensor();
+        if (random() % 3 == 0) {
+            spec.edge_layers = 1 + static_cast<std::uint32_t>(random() % 2048);
+            spec.edge_key = tensor();
+            spec.edge_value = tensor();
+        }
         spec.recent_tokens = random() % 3 == 0 ? static_cast<std::uint32_t>(random() % 65537) : 0;
         spec.sink_tokens = random() % 2 == 0 ? 4 : static_cast<std::uint32_t>(random() % 65);
         spec.buffer_tokens = random() % 2 == 0 ? static_cast<std::uint32_t>(random() % 2 == 0 ? 64 : 128)
@@ -349,7 +375,7 @@ TEST_CASE("a SPEC that does not fit its room is refused and still ended", "[spec
     }
     KvSpec bad = spec;
     bad.key.bits = 5;
-    char text[128];
+    char text[max_spec_chars];
     CHECK(format_spec(bad, text, sizeof(text)).code() == Code::bad_spec);
 }
 
