@@ -165,6 +165,13 @@ class Cache {
     // more, as if masked. Errors: invalid_argument, out_of_memory, over_budget.
     Status forget_before(std::uint32_t layer, std::uint64_t token) noexcept;
 
+    // Makes older blocks smaller until the cache holds at most target_bytes, or none is left that can be:
+    // their outliers go, in all blocks before any loses its low rank too. What stays is copied, and nothing
+    // is compressed again; a trellis has neither part. What is buffered, and the newest tokens, stay as they
+    // are as long as they can. *freed, when given, gets the bytes given back. Errors: out_of_memory and
+    // over_budget (of a fork), damaged; what shrank by then stays so.
+    Status shrink(std::uint64_t target_bytes, std::uint64_t* freed = nullptr) noexcept;
+
     // A second cache with the same tokens and configuration. Nothing is copied until one of the two changes a
     // layer: then that layer's buffer and table are, and its blocks never. Any number of forks, ended in any
     // order and used on any threads; the allocator outlives them all. Errors: invalid_argument,

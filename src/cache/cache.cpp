@@ -110,8 +110,9 @@ Status Cache::fork(std::unique_ptr<Cache>* out) const noexcept {
 Status Cache::Impl::own(std::uint32_t layer) noexcept {
     LayerStream* stream = layers[layer];
     if (stream != nullptr && !stream->is_shared()) return {};
-    LayerStream* own =
-        stream == nullptr ? LayerStream::make(&context, layer, first_spec(context.config, layer)) : stream->clone(&context);
+    LayerStream* own = stream == nullptr
+                           ? LayerStream::make(&context, layer, first_spec(context.config, layer))
+                           : stream->clone(&context);
     if (own == nullptr) return memory_error(context, "for the buffers and tables of layer %u", layer);
     if (stream != nullptr) stream->leave(&context);
     layers[layer] = own;
@@ -265,6 +266,35 @@ Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens) noexcept {
     for (std::uint32_t i = 0; i < n_layers; ++i)
         impl_->layers[i]->remove(&context, first, n_tokens, turn);
     if (impl_->rates.waits()) impl_->rates.reset(&context);
+    return {};
+}
+
+Status Cache::shrink(std::uint64_t target_bytes, std::uint64_t* freed) noexcept {
+    CacheContext& context = impl_->context;
+    const std::uint32_t n_layers = config().n_layers;
+    const std::uint64_t before = context.ledger.total();
+    if (freed != nullptr) *freed = 0;
+    if (before <= target_bytes) return {};
+    for (std::uint32_t i = 0; i < n_layers; ++i) {
+        if (impl_->layers[i] == nullptr) continue;
+        if (Status status = impl_->layers[i]->check_blocks(serial_executor()); !status.ok()) return status;
+    }
+    // Outliers of all blocks first, then low rank; the oldest blocks of all layers before younger ones.
+    for (const bool drop_low_rank : {false, true}) {
+        bool any = true;
+        for (std::uint64_t i = 0; any && context.ledger.total() > target_bytes; ++i) {
+            any = false;
+            for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
+                const LayerStream* shown = impl_->layers[layer];
+                if (shown == nullptr || i >= shown->blocks().size()) continue;
+                any = true;
+                if (Status status = impl_->own(layer); !status.ok()) return status;
+                LayerStream& stream = *impl_->layers[layer];
+                (void)stream.blocks()->reduce(stream.memory(&context), i, true, drop_low_rank);
+            }
+        }
+    }
+    if (freed != nullptr) *freed = before - std::min(before, context.ledger.total());
     return {};
 }
 

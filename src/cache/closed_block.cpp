@@ -201,6 +201,44 @@ void BlockTable::remove(const Memory& memory, std::uint64_t first, std::uint64_t
     }
 }
 
+bool BlockTable::reduce(const Memory& memory, std::uint64_t i, bool drop_outliers,
+                        bool drop_low_rank) noexcept {
+    const ClosedBlock old = blocks_[i];
+    BlockHeader key = header_of(old.key), value = header_of(old.value);
+    const bool key_shrinks = lay_out_reduced(key, drop_outliers, drop_low_rank, &key);
+    const bool value_shrinks = lay_out_reduced(value, drop_outliers, drop_low_rank, &value);
+    if (!key_shrinks && !value_shrinks) return false;
+    NewBlock smaller;
+    if (!take_block(memory, key.n_bytes, value.n_bytes, &smaller)) return false;
+    const auto write = [](bool shrinks, const void* from, const BlockHeader& header, void* to) {
+        if (shrinks) {
+            write_reduced(from, header, to);
+        } else {
+            std::memcpy(to, from, header.n_bytes);
+        }
+    };
+    write(key_shrinks, old.key, key, smaller.key);
+    write(value_shrinks, old.value, value, smaller.value);
+    const auto shows_old = [&](std::uint64_t j) { return j < size_ && blocks_[j].key == old.key; };
+    while (i > 0 && shows_old(i - 1))
+        --i;
+    count(old, ~std::uint64_t{0});
+    if (!old.is_mapped) discount_block(memory, old.n_bytes());
+    const std::uint64_t first = i;
+    for (; shows_old(i); ++i) {
+        ClosedBlock& block = blocks_[i];
+        if (i > first) smaller.owner->add_user();
+        block.owner = smaller.owner;
+        block.key = smaller.key;
+        block.value = smaller.value;
+        block.is_mapped = false;
+        block.check = nullptr;
+        old.owner->drop_user();
+    }
+    count(blocks_[first], 1);
+    return true;
+}
+
 const unsigned char* BlockTable::profiles(TensorKind kind) const noexcept {
     if (const unsigned char* own = profiles_[static_cast<int>(kind)]; own != nullptr) return own;
     if (size_ == 0) return nullptr;

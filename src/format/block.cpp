@@ -327,6 +327,40 @@ BlockSizes block_sizes(const BlockHeader& header) noexcept {
     return sizes;
 }
 
+bool lay_out_reduced(const BlockHeader& header, bool drop_outliers, bool drop_low_rank,
+                     BlockHeader* out) noexcept {
+    drop_outliers &= header.n_outliers > 0;
+    drop_low_rank &= header.rank > 0;
+    if (!drop_outliers && !drop_low_rank) return false;
+    TensorSpec spec = spec_of(header);
+    if (drop_outliers) spec.sparsity = 0.0f;
+    const BlockShape shape = {static_cast<TensorKind>(header.kind), header.n_tokens, header.n_heads,
+                              header.dim};
+    return lay_out_block(shape, spec, drop_low_rank ? 0 : header.rank, out).ok();
+}
+
+void write_reduced(const void* block, const BlockHeader& header, void* out) noexcept {
+    const auto* from = static_cast<const unsigned char*>(block);
+    auto* to = static_cast<unsigned char*>(out);
+    const auto& old = *static_cast<const BlockHeader*>(block);
+    const PartBytes bytes = part_bytes(header);
+    std::memset(to, 0, header.n_bytes);
+    std::memcpy(to, &header, sizeof(header));
+    const struct {
+        std::uint64_t from, to, n_bytes;
+    } parts[] = {{old.codes, header.codes, bytes.codes},
+                 {old.scales, header.scales, bytes.scales},
+                 {old.zeros, header.zeros, bytes.scales},
+                 {old.factor_a, header.factor_a, bytes.factor_a},
+                 {old.factor_p, header.factor_p, bytes.factor_p},
+                 {old.outlier_starts, header.outlier_starts, bytes.outlier_starts},
+                 {old.outlier_counts, header.outlier_counts, bytes.outlier_counts},
+                 {old.outlier_channels, header.outlier_channels, bytes.outlier_channels},
+                 {old.outlier_values, header.outlier_values, bytes.outlier_values}};
+    for (const auto& part : parts)
+        std::memcpy(to + part.to, from + part.from, part.n_bytes);
+}
+
 BlockBytes bytes_by_part(const BlockHeader& header) noexcept {
     const PartBytes parts = part_bytes(header);
     BlockBytes bytes;

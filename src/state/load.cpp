@@ -35,7 +35,7 @@ class Loader {
     // After check_file.
     Status load() noexcept {
         if (Status status = create_owner(); !status.ok()) return status;
-        StateReader reader(*file_, cache_->config());
+        StateReader reader(*file_, cache_->config(), true);
         for (std::uint32_t i = 0; i < file_->header().n_layers; ++i) {
             StateLayerSections sections;
             if (Status status = reader.read_layer(i, &sections); !status.ok()) return status;

@@ -191,9 +191,10 @@ StateBlock StateLayerSections::block(std::uint64_t i) const noexcept {
     return {key, key + 1, i > 0 && key[0].offset == key[-2].offset};
 }
 
-StateReader::StateReader(const StateFile& file, const CacheConfig& config) noexcept
+StateReader::StateReader(const StateFile& file, const CacheConfig& config, bool is_checked) noexcept
     : file_(file),
       config_(config),
+      is_checked_(is_checked),
       place_(sizeof(StateHeader) + file.header().n_sections * sizeof(StateSection)) {}
 
 const StateSection* StateReader::peek(StateKind kind, std::uint32_t layer) const noexcept {
@@ -239,7 +240,7 @@ Status StateReader::read(StateKind kind, std::uint32_t layer, std::uint64_t n_by
     }
     if (Status status = take(*section, false); !status.ok()) return status;
     *out = file_.bytes(*section);
-    return check_checksum(name_of(section->kind), *out, n_bytes, section->checksum);
+    return is_checked_ ? Status() : check_checksum(name_of(section->kind), *out, n_bytes, section->checksum);
 }
 
 Status StateReader::read_rows(StateKind kind, std::uint32_t layer, std::uint64_t n_tokens,
@@ -254,7 +255,7 @@ Status StateReader::read_rows(StateKind kind, std::uint32_t layer, std::uint64_t
                              static_cast<Ull>(n_tokens));
     }
     const TensorSpec& spec = tensor == TensorKind::key ? config_.spec.key : config_.spec.value;
-    if (*out != nullptr && !finite_rows(*out, n_bytes, spec.backbone == Backbone::raw32)) {
+    if (*out != nullptr && !is_checked_ && !finite_rows(*out, n_bytes, spec.backbone == Backbone::raw32)) {
         return Status::error(Code::corrupt_state, "NaN or Inf in the %s of layer %u, expected finite",
                              name_of(static_cast<std::uint32_t>(kind)), layer);
     }
@@ -364,11 +365,17 @@ Status StateReader::check_block_header(std::uint32_t layer, const StateLayerSect
     const auto& header = *reinterpret_cast<const BlockHeader*>(file_.bytes(section));
     const TensorSpec& spec = kind == TensorKind::key ? sections.spec.key : sections.spec.value;
     if (section.n_bytes >= header_bytes && header.n_tokens > 0 && header.n_tokens <= max_block_tokens) {
+        const auto is_like = [&](const BlockHeader& expected) {
+            return std::memcmp(&header, &expected, sizeof(expected)) == 0 &&
+                   header.n_bytes == section.n_bytes;
+        };
         for (const bool prompt : {false, true}) {
-            BlockHeader expected;
-            if (lay_out_unit(config_, spec, kind, {header.n_tokens, prompt, first}, &expected).ok() &&
-                std::memcmp(&header, &expected, sizeof(expected)) == 0 && header.n_bytes == section.n_bytes)
-                return {};
+            BlockHeader whole, reduced;
+            if (!lay_out_unit(config_, spec, kind, {header.n_tokens, prompt, first}, &whole).ok()) continue;
+            if (is_like(whole)) return {};
+            for (const bool low_rank : {false, true}) {
+                if (lay_out_reduced(whole, true, low_rank, &reduced) && is_like(reduced)) return {};
+            }
         }
     }
     return Status::error(Code::corrupt_state, "a %s of layer %u with a header of another shape or codec",

@@ -65,8 +65,9 @@ struct StateLayerSections {
 // only the headers are.
 class StateReader {
   public:
-    // `config` is checked, and that of the cache to be made.
-    StateReader(const StateFile& file, const CacheConfig& config) noexcept;
+    // `config` is checked, and that of the cache to be made. With is_checked the file went through
+    // check_file: checksums and rows are not looked at again.
+    StateReader(const StateFile& file, const CacheConfig& config, bool is_checked = false) noexcept;
     // Layers 0, 1, ... Errors: damaged, corrupt_state, bad_block, capacity_exceeded.
     Status read_layer(std::uint32_t layer, StateLayerSections* out) noexcept;
     // The contents of a layer's blocks. Errors: damaged, bad_block.
@@ -90,6 +91,7 @@ class StateReader {
 
     const StateFile& file_;
     const CacheConfig& config_;
+    bool is_checked_;
     std::uint64_t next_ = 0;   // section
     std::uint64_t place_ = 0;  // where it must start
 };
