@@ -194,7 +194,7 @@ void run_at_random(const std::string& spec, double codec_error, unsigned seed, i
 TEST_CASE("forks, removals, truncations, saving and loading keep to a plain list of tokens", "[life][once]") {
     run_at_random("gear-4", 0.12, 1, 150);
     run_at_random("gear-4:recent=50", 0.12, 2, 150);
-    run_at_random("paper:gear-4", 0.35, 3, 120);
+    run_at_random("paper:gear-4", 0.5, 3, 120);  // without outliers, once shrunk
     run_at_random("k=gear-4;v=f16:sinks=0", 0.12, 4, 120);
 }
 
@@ -202,7 +202,7 @@ TEST_CASE("so they do for long", "[life][slow]") {
     const struct {
         const char* spec;
         double error;
-    } specs[] = {{"gear-4", 0.12},      {"gear-2", 0.45}, {"paper:gear-4:nb=64", 0.35},
+    } specs[] = {{"gear-4", 0.12},      {"gear-2", 0.45}, {"paper:gear-4:nb=64", 0.5},
                  {"q8:recent=7", 0.02}, {"f16", 1e-3},    {"gear-3:recent=200", 0.22}};
     unsigned seed = 10;
     for (const auto& [spec, error] : specs) {
