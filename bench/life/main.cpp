@@ -30,15 +30,18 @@ namespace {
 struct CountedMemory {
     std::atomic<std::uint64_t> held{0}, peak{0};
 
+    Allocator from = default_allocator();
+
     static void* allocate(void* context, std::size_t n_bytes, std::size_t alignment) {
         auto* self = static_cast<CountedMemory*>(context);
         const std::uint64_t now = self->held += n_bytes;
         self->peak = std::max(self->peak.load(), now);
-        return std::aligned_alloc(std::max<std::size_t>(alignment, 64), (n_bytes + 63) / 64 * 64);
+        return self->from.allocate(self->from.context, n_bytes, alignment);
     }
     static void release(void* context, void* pointer, std::size_t n_bytes) {
-        static_cast<CountedMemory*>(context)->held -= n_bytes;
-        std::free(pointer);
+        auto* self = static_cast<CountedMemory*>(context);
+        self->held -= n_bytes;
+        self->from.release(self->from.context, pointer, n_bytes);
     }
     Allocator allocator() { return {allocate, release, this}; }
     void reset_peak() { peak = held.load(); }
@@ -70,8 +73,9 @@ struct Shape {
 
 class Subject {
   public:
-    Subject(const Shape& shape, const std::string& spec, Executor& executor)
+    Subject(const Shape& shape, const std::string& spec, bool pages, Executor& executor)
         : shape_(shape), executor_(executor) {
+        if (pages) memory_.from = page_allocator();
         frequencies_.resize(shape.dim / 2);
         for (std::size_t i = 0; i < frequencies_.size(); ++i)
             frequencies_[i] = std::pow(10000.0, -2.0 * static_cast<double>(i) / shape.dim);
@@ -242,6 +246,7 @@ int main(int argc, char** argv) {
     std::vector<std::string> specs = {"gear-2"};
     unsigned n_threads = 0;
     int n_rounds = 3;
+    bool pages = false;
     std::string json_path, state_path;
     app.add_option("--kv", specs, "SPECs of the cache")->capture_default_str();
     app.add_option("--threads", n_threads, "0: one per processor")->capture_default_str();
@@ -251,6 +256,7 @@ int main(int argc, char** argv) {
     app.add_option("--head-dim", shape.dim)->capture_default_str();
     app.add_option("--tokens", shape.n_tokens)->capture_default_str();
     app.add_option("--rounds", n_rounds, "of saving and loading")->capture_default_str();
+    app.add_flag("--pages", pages, "take memory from page_allocator, in large pages");
     app.add_option("--state", state_path, "also save to this file, map it and load it");
     app.add_option("--json", json_path, "also write the figures as JSON to this file");
     CLI11_PARSE(app, argc, argv);
@@ -266,7 +272,7 @@ int main(int argc, char** argv) {
         {"schema_version", 1}, {"level", level_name(level)}, {"rows", nlohmann::json::array()}};
     for (const std::string& spec : specs) {
         nlohmann::json row = {{"spec", spec}};
-        Subject subject(shape, spec, *executor);
+        Subject subject(shape, spec, pages, *executor);
         const std::uint64_t resident = resident_bytes();
         const double filled = seconds_of([&] { subject.fill(); });
         const double step = seconds_of([&] { subject.attend(*subject.cache); });

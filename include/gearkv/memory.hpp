@@ -17,4 +17,13 @@ struct Allocator {
 // The C++ runtime's aligned operator new, without exceptions.
 Allocator default_allocator() noexcept;
 
+struct PageOptions {
+    bool huge = true;       // ask for large pages where the system has them; never an error where it has not
+    bool prefault = false;  // take the pages at once, rather than when they are first touched
+};
+
+// Runs of 1 MiB and more as pages of their own straight from the system, the rest as default_allocator: for
+// caches of gigabytes, whose first touch costs one fault for every 4 KiB otherwise.
+Allocator page_allocator(const PageOptions& options = {}) noexcept;
+
 }  // namespace gearkv

@@ -46,3 +46,23 @@ TEST_CASE("the default allocator aligns and refuses without throwing", "[memory]
     CHECK(allocator.allocate(allocator.context, std::size_t{1} << 62, 64) == nullptr);
 #endif
 }
+
+TEST_CASE("the page allocator gives pages or memory like any other", "[memory]") {
+    for (const bool huge : {false, true}) {
+        for (const bool prefault : {false, true}) {
+            const Allocator allocator = page_allocator({huge, prefault});
+            for (const std::size_t n : {std::size_t{1}, std::size_t{1} << 20, (std::size_t{1} << 20) - 1,
+                                        (std::size_t{5} << 20) + 17}) {
+                CAPTURE(huge, prefault, n);
+                auto* p = static_cast<unsigned char*>(allocator.allocate(allocator.context, n, 64));
+                REQUIRE(p != nullptr);
+                CHECK(reinterpret_cast<std::uintptr_t>(p) % 64 == 0);
+                std::memset(p, 1, n);
+                CHECK(p[n - 1] == 1);
+                allocator.release(allocator.context, p, n);
+            }
+            CHECK(allocator.allocate(allocator.context, SIZE_MAX - 100, 64) == nullptr);
+            CHECK(allocator.allocate(allocator.context, std::size_t{1} << 62, 64) == nullptr);
+        }
+    }
+}
