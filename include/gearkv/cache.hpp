@@ -29,6 +29,26 @@ struct RopeConfig {
     bool interleaved = false;  // pair i is channels 2i and 2i + 1 (GGUF llama); else i and i + n_pairs (NeoX)
 };
 
+// Working memory that caches have in common, so that hundreds of sequences hold little beside their tokens.
+// It grows to what the largest of them needs, outlives them all, and forks of them use it too. Caches of one
+// workspace are used by one thread at a time.
+class Workspace {
+  public:
+    // Errors: invalid_argument, out_of_memory; *out is untouched then.
+    static Status create(const Allocator& allocator, std::unique_ptr<Workspace>* out) noexcept;
+    ~Workspace();
+    Workspace(const Workspace&) = delete;
+    Workspace& operator=(const Workspace&) = delete;
+    std::uint64_t n_bytes() const noexcept;
+
+  private:
+    struct Impl;
+    friend class Cache;
+    friend struct CacheAccess;
+    explicit Workspace(Impl* impl) noexcept : impl_(impl) {}
+    Impl* impl_;
+};
+
 struct CacheConfig {
     std::uint32_t n_layers = 0;    // [1, 4096]
     std::uint32_t n_kv_heads = 0;  // [1, 4096]
@@ -45,6 +65,7 @@ struct CacheConfig {
     // (stats().bytes less a few for the object itself). What would exceed it fails with over_budget.
     std::uint64_t max_bytes = 0;
     RopeConfig rope;
+    Workspace* workspace = nullptr;  // borrowed; null for working memory of the cache's own
     Level level = Level::automatic;
     Allocator allocator = default_allocator();
 };

@@ -16,16 +16,6 @@ std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) {
 
 }  // namespace
 
-bool Cache::Impl::reserve_runs(std::uint64_t n) noexcept {
-    if (n <= max_runs) return true;
-    auto* more = static_cast<KvRun*>(context.memory().take(2 * n * sizeof(KvRun), Use::table));
-    if (more == nullptr) return false;
-    context.memory().give_back(runs, max_runs * sizeof(KvRun), Use::table);
-    runs = more;
-    max_runs = 2 * n;
-    return true;
-}
-
 Status Cache::Impl::check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept {
     const CacheConfig& config = context.config;
     if (queries.data == nullptr) return Status::error(Code::invalid_argument, "queries are null");
@@ -129,8 +119,9 @@ void Cache::Impl::attend_heads(const Queries& queries, float* out, LayerStream& 
     const CacheConfig& config = context.config;
     const std::uint64_t n_tokens = layer.n_tokens();
     const std::size_t n_runs = layer.n_runs();
+    const KvRun* runs = working.runs;
     const std::uint64_t n_tiles = count_tiles(runs, n_runs);
-    auto* memory = static_cast<unsigned char*>(attend_scratch.data());
+    auto* memory = static_cast<unsigned char*>(working.attend.data());
     float* parts = reinterpret_cast<float*>(memory + work.n_slots * slot_bytes);
     const std::size_t stride = part_floats(config.value_dim);
     // Compression first: a piece takes longer than a head of a short context.
@@ -183,7 +174,7 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Ex
     const std::uint64_t part_bytes =
         most_parts > 1 ? n_units * most_parts * part_floats(config.value_dim) * sizeof(float) : 0;
     const std::uint64_t most_slots = slots_of(n_units * most_parts);
-    if (!impl_->attend_scratch.ensure(impl_->context.memory(), impl_->slot_bytes * most_slots + part_bytes)) {
+    if (!impl_->working.attend.ensure(impl_->work_memory(), impl_->slot_bytes * most_slots + part_bytes)) {
         return memory_error(impl_->context, "for the scratch of %llu attention tasks",
                             static_cast<unsigned long long>(most_slots));
     }
@@ -191,9 +182,9 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Ex
         Status status = impl_->rates.keep(&impl_->context, layer, queries, stream.n_tokens());
         if (!status.ok()) return status;
     }
-    if (!impl_->reserve_runs(stream.n_runs()))
+    if (!impl_->working.reserve_runs(impl_->work_memory(), stream.n_runs()))
         return memory_error(impl_->context, "to list the %zu runs of layer %u", stream.n_runs(), layer);
-    stream.list_runs(impl_->runs);
+    stream.list_runs(impl_->working.runs);
     if (Status status = impl_->set_turns(stream.n_runs()); !status.ok()) return status;
     impl_->attend_heads(queries, out, stream, work, executor);
     return {};
@@ -202,6 +193,7 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Ex
 Status Cache::Impl::set_turns(std::size_t n_runs) noexcept {
     const RopeConfig& rope = context.config.rope;
     if (rope.n_pairs == 0) return {};
+    KvRun* runs = working.runs;
     const auto differs = [&](std::size_t i) {
         return runs[i].shift != 0 && (i == 0 || runs[i].shift != runs[i - 1].shift);
     };
@@ -210,9 +202,9 @@ Status Cache::Impl::set_turns(std::size_t n_runs) noexcept {
         n += differs(i);
     if (n == 0) return {};
     const std::size_t turn_floats = 2 * std::size_t{rope.n_pairs};
-    if (!turn_scratch.ensure(context.memory(), n * turn_floats * sizeof(float)))
+    if (!working.turns.ensure(work_memory(), n * turn_floats * sizeof(float)))
         return memory_error(context, "for the rotations of %llu runs", static_cast<unsigned long long>(n));
-    auto* next = static_cast<float*>(turn_scratch.data());
+    auto* next = static_cast<float*>(working.turns.data());
     for (std::size_t i = 0; i < n_runs; ++i) {
         if (runs[i].shift == 0) continue;
         if (differs(i)) {

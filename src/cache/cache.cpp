@@ -15,6 +15,58 @@ std::uint64_t rope_bytes(const RopeConfig& rope) {
 
 }  // namespace
 
+bool WorkMemory::reserve_runs(const Memory& memory, std::uint64_t n) noexcept {
+    if (n <= max_runs) return true;
+    n = std::max(n, 2 * max_runs);
+    auto* more = static_cast<KvRun*>(memory.take(n * sizeof(KvRun), Use::table));
+    if (more == nullptr) return false;
+    memory.give_back(runs, max_runs * sizeof(KvRun), Use::table);
+    runs = more;
+    max_runs = n;
+    return true;
+}
+
+void WorkMemory::free(const Memory& memory) noexcept {
+    memory.give_back(runs, max_runs * sizeof(KvRun), Use::table);
+    runs = nullptr;
+    max_runs = 0;
+    for (Scratch* scratch : {&attend, &turns, &compress})
+        scratch->free(memory);
+}
+
+Status Workspace::create(const Allocator& allocator, std::unique_ptr<Workspace>* out) noexcept {
+    if (out == nullptr || allocator.allocate == nullptr || allocator.release == nullptr)
+        return Status::error(Code::invalid_argument, "%s",
+                             out == nullptr ? "out is null" : "allocator has a null function");
+    void* place = allocator.allocate(allocator.context, sizeof(Impl), alignof(Impl));
+    Impl* impl = place == nullptr ? nullptr : new (place) Impl(allocator);
+    Workspace* workspace = impl == nullptr ? nullptr : new (std::nothrow) Workspace(impl);
+    if (workspace == nullptr) {
+        if (place != nullptr) allocator.release(allocator.context, place, sizeof(Impl));
+        return Status::error(Code::out_of_memory, "no memory for a workspace");
+    }
+    out->reset(workspace);
+    return {};
+}
+
+Workspace::~Workspace() {
+    const Allocator allocator = impl_->ledger.allocator();
+    impl_->work.free(impl_->memory());
+    impl_->~Impl();
+    allocator.release(allocator.context, impl_, sizeof(Impl));
+}
+
+std::uint64_t Workspace::n_bytes() const noexcept {
+    return impl_->ledger.total() + sizeof(Impl);
+}
+
+Cache::Impl::Impl(const CacheConfig& config) noexcept
+    : context(config),
+      workspace(CacheAccess::of(config.workspace)),
+      working(workspace == nullptr ? own_work : workspace->work) {
+    context.compress_scratch = &working.compress;
+}
+
 bool Cache::Impl::create(const Impl* shared) noexcept {
     const CacheConfig& config = context.config;
     const Memory memory = context.memory();
@@ -36,11 +88,9 @@ bool Cache::Impl::create(const Impl* shared) noexcept {
             layers[i]->join(&context);
         }
     }
-    max_runs = max_blocks(config) + 3;
-    runs = static_cast<KvRun*>(memory.take(max_runs * sizeof(KvRun), Use::table));
-    if (runs == nullptr) return false;
+    if (!working.reserve_runs(work_memory(), max_blocks(config) + 3)) return false;
     slot_bytes = attend_scratch_bytes(config.key_dim, config.value_dim);
-    if (!attend_scratch.ensure(memory, slot_bytes * config.n_kv_heads)) return false;
+    if (!working.attend.ensure(work_memory(), slot_bytes * config.n_kv_heads)) return false;
     std::uint64_t compress_bytes = 0;
     // Layers at the edge, and one in the middle.
     for (const std::uint32_t layer : {0u, config.n_layers / 2}) {
@@ -55,7 +105,7 @@ bool Cache::Impl::create(const Impl* shared) noexcept {
             }
         }
     }
-    return context.compress_scratch.ensure(memory, compress_bytes);
+    return working.compress.ensure(work_memory(), compress_bytes);
 }
 
 void Cache::Impl::destroy() noexcept {
@@ -66,11 +116,8 @@ void Cache::Impl::destroy() noexcept {
     }
     memory.give_back(layers, n_layers * sizeof(LayerStream*), Use::table);
     memory.give_back(frequencies, rope_bytes(context.config.rope), Use::table);
-    memory.give_back(runs, max_runs * sizeof(KvRun), Use::table);
     rates.destroy(&context);
-    attend_scratch.free(memory);
-    turn_scratch.free(memory);
-    context.compress_scratch.free(memory);
+    own_work.free(memory);
 }
 
 Status Cache::Impl::make(const CacheConfig& config, const Kernels* kernels, const Impl* shared,

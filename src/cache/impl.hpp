@@ -12,18 +12,43 @@ struct Work {
     std::uint64_t n_groups, n_parts, n_tasks, n_slots;
 };
 
+// What calls need and forget.
+struct WorkMemory {
+    KvRun* runs = nullptr;  // of the layer being attended
+    std::uint64_t max_runs = 0;
+    Scratch attend;    // [slot] of attend_scratch_bytes
+    Scratch turns;     // rotations of the runs being attended
+    Scratch compress;  // of the pieces being compressed
+
+    // Room for n runs, of a table that may be cut into more blocks than its tokens would make. What it held
+    // is forgotten. False when memory is short.
+    bool reserve_runs(const Memory& memory, std::uint64_t n) noexcept;
+    void free(const Memory& memory) noexcept;
+};
+
+struct Workspace::Impl {
+    MemoryLedger ledger;
+    HeldBytes held;
+    WorkMemory work;
+
+    explicit Impl(const Allocator& allocator) noexcept : ledger(allocator, 0) {}
+    Memory memory() noexcept { return {&ledger, &held}; }
+};
+
 struct Cache::Impl {
-    explicit Impl(const CacheConfig& config) noexcept : context(config) {}
+    explicit Impl(const CacheConfig& config) noexcept;
 
     CacheContext context;
     double* frequencies = nullptr;   // of the rotary embedding, [rope.n_pairs]
     LayerStream** layers = nullptr;  // null: without tokens, and without memory yet
     RateChooser rates;
-    KvRun* runs = nullptr;  // of the layer being attended
-    std::uint64_t max_runs = 0;
-    Scratch attend_scratch;  // [slot] of attend_scratch_bytes
-    Scratch turn_scratch;    // rotations of the runs being attended
+    Workspace::Impl* workspace = nullptr;
+    WorkMemory own_work;  // without a workspace
+    WorkMemory& working;
     std::uint64_t slot_bytes = 0;
+
+    // Where `working` takes its memory from.
+    Memory work_memory() noexcept { return workspace == nullptr ? context.memory() : workspace->memory(); }
 
     // Layers are made too, or taken from `shared`.
     bool create(const Impl* shared) noexcept;
@@ -38,8 +63,6 @@ struct Cache::Impl {
     Status own_all() noexcept;
     // For the runs whose keys have moved. Errors: as above.
     Status set_turns(std::size_t n_runs) noexcept;
-    // Truncation leaves more blocks than tokens alone would make.
-    bool reserve_runs(std::uint64_t n) noexcept;
     Status check_layer(std::uint32_t layer) const noexcept;
     // Before this layer compresses, if it is about to for the first time.
     Status choose_rates(std::uint32_t layer, Executor& executor) noexcept;
@@ -57,8 +80,12 @@ struct Cache::Impl {
 // For what saves and loads a cache.
 struct CacheAccess {
     using Impl = Cache::Impl;
+    using WorkspaceImpl = Workspace::Impl;
     static const Impl& of(const Cache& cache) noexcept { return *cache.impl_; }
     static Impl& of(Cache& cache) noexcept { return *cache.impl_; }
+    static Workspace::Impl* of(Workspace* workspace) noexcept {
+        return workspace == nullptr ? nullptr : workspace->impl_;
+    }
 };
 
 }  // namespace gearkv

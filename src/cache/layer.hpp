@@ -19,8 +19,8 @@ struct CacheContext {
     CacheConfig config;
     const Kernels* kernels = nullptr;
     MemoryLedger ledger;
-    HeldBytes held;  // beside the layers
-    Scratch compress_scratch;
+    HeldBytes held;                       // beside the layers
+    Scratch* compress_scratch = nullptr;  // of the cache's working memory
 
     explicit CacheContext(const CacheConfig& c) noexcept : config(c), ledger(c.allocator, c.max_bytes) {}
     Memory memory() noexcept { return {&ledger, &held}; }

@@ -75,7 +75,7 @@ Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens, bo
         scratch_bytes = std::max(scratch_bytes, compress_scratch_bytes(*header));
     }
     // A trellis needs no more scratch for a long unit.
-    const bool large = scratch_bytes > context->compress_scratch.n_bytes();
+    const bool large = scratch_bytes > context->compress_scratch->n_bytes();
     if (!take_block(memory, headers[0].n_bytes, headers[1].n_bytes, &pending_.block) ||
         (large && !pending_.scratch.ensure(memory, scratch_bytes))) {
         Status status = memory_error(
@@ -146,8 +146,8 @@ PieceRun LayerStream::next_pieces(const CacheContext& context, std::uint32_t unt
     const std::uint64_t n_closed = n_forgotten_ + blocks_.n_tokens();
     run.task.seed = context.config.seed + 0x100000001b3u * (n_closed * 8192 + index_ * 2 + (keys ? 0 : 1));
     run.task.profiles = blocks_.profiles(run.kind);
-    const bool large = compress_scratch_bytes(run.task.header) > context.compress_scratch.n_bytes();
-    run.scratch = large ? pending_.scratch.data() : context.compress_scratch.data();
+    const bool large = compress_scratch_bytes(run.task.header) > context.compress_scratch->n_bytes();
+    run.scratch = large ? pending_.scratch.data() : context.compress_scratch->data();
     run.nanoseconds = &compress_ns_;
     run.n = std::min(
         {stage_left(run.task.header, run.first), piece_slots(run.task.header), until - pending_.n_done});

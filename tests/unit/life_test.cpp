@@ -514,3 +514,43 @@ TEST_CASE("shrinking takes outliers, then low rank, of the oldest blocks first",
     }
     CHECK(memory.held == 0);
 }
+
+TEST_CASE("hundreds of sequences share their working memory", "[life]") {
+    CountingMemory memory, work;
+    std::unique_ptr<Workspace> workspace;
+    REQUIRE(Workspace::create(work.allocator(), &workspace).ok());
+    CacheConfig config = make_config("gear-2", n_heads, dim, dim, 1000);
+    config.allocator = memory.allocator();
+    const CacheConfig alone = config;
+    config.workspace = workspace.get();
+    const Tensor q = gaussian(1, 2 * n_heads, dim, 3);
+    {
+        std::vector<std::unique_ptr<Cache>> caches;
+        for (std::size_t i = 0; i < 200; ++i) {
+            caches.push_back(make_cache(config));
+            REQUIRE(append(caches.back().get(), source().keys, source().values, i, 150 + i % 40).ok());
+        }
+        for (std::size_t i = 0; i < 200; i += 20) {
+            auto single = make_cache(alone);
+            REQUIRE(append(single.get(), source().keys, source().values, i, 150 + i % 40).ok());
+            for (Cache* cache : {caches[i].get(), single.get()})
+                REQUIRE(append(cache, source().keys, source().values, 300, 1).ok());
+            CHECK(attend(caches[i].get(), q, dim, true).data == attend(single.get(), q, dim, true).data);
+            CHECK(caches[i]->stats().bytes.scratch == 0);
+            CHECK(single->stats().bytes.scratch > 0);
+        }
+        std::unique_ptr<Cache> fork;
+        REQUIRE(caches[0]->fork(&fork).ok());
+        caches[0].reset();
+        (void)attend(fork.get(), q, dim, true);
+        CHECK(workspace->n_bytes() >= work.held);
+        CHECK(work.held < 4u << 20);
+    }
+    CHECK(memory.held == 0);
+    workspace.reset();
+    CHECK(work.held == 0);
+    CHECK(Workspace::create({}, &workspace).code() == Code::invalid_argument);
+    CHECK(Workspace::create(work.allocator(), nullptr).code() == Code::invalid_argument);
+    work.budget = 0;
+    CHECK(Workspace::create(work.allocator(), &workspace).code() == Code::out_of_memory);
+}
