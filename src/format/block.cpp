@@ -221,7 +221,8 @@ Status check_profile(const BlockView& view) noexcept {
     return {};
 }
 
-// Widths fit the planes.
+// Bases are of scales that fp16 keys and values can have, so that no sum of them overflows; widths fit the
+// planes.
 Status check_sections(const BlockView& view) noexcept {
     const BlockHeader& header = *view.header;
     const bool keys = view.kind() == TensorKind::key;
@@ -229,6 +230,13 @@ Status check_sections(const BlockView& view) noexcept {
     const auto n_granules = static_cast<std::uint32_t>(ceil_div(header.dim, granule_channels(view.kind())));
     for (std::uint32_t head = 0; head < header.n_heads; ++head) {
         for (std::uint32_t i = 0; i < view.sizes.n_sections; ++i) {
+            std::int16_t base;
+            std::memcpy(&base, view.section(head, i) + at.base, sizeof(base));
+            if (base < least_scale_base || base > most_scale_base) {
+                return Status::error(Code::bad_block,
+                                     "base %d of the scales of section %u, head %u, expected %d to %d", base,
+                                     i, head, least_scale_base, most_scale_base);
+            }
             std::uint32_t n_planes = 0;
             for (std::uint32_t g = 0; g < n_granules; ++g) {
                 const std::uint32_t width = read_nibble(view.section(head, i) + at.widths, g);

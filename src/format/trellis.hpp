@@ -110,6 +110,10 @@ constexpr std::uint32_t section_planes(TensorKind kind, std::uint32_t n_heads, s
     return static_cast<std::uint32_t>(static_cast<double>(rate) * granules + 1e-3);
 }
 
+// Range of the base of a section's scales: sixteenths of powers of two, of which the largest scale is 255
+// above.
+inline constexpr int least_scale_base = -2048, most_scale_base = 256;
+
 // Byte offsets within the side information of one section of one head: in this order, each part behind the
 // one before it.
 struct SectionLayout {

@@ -1,0 +1,39 @@
+// The golden files of version 1: their names, configurations and outputs.
+#pragma once
+
+#include "states.hpp"
+
+namespace gearkv::testing {
+
+inline std::string golden(const std::string& name) {
+    return std::string(GEARKV_DATA_DIR) + "/state/" + name;
+}
+
+struct Golden {
+    const char *name, *spec;
+};
+inline constexpr Golden accepted[] = {{"gear-2", "gear-2"},       {"paper-gear-4", "paper:gear-4:nb=64"},
+                                      {"auto", "auto:3"},         {"kcvt", "gear-kcvt-3:nb=64"},
+                                      {"q8", "q8:recent=20"},     {"f16", "f16"},
+                                      {"mixed", "k=gear-4;v=f32"}};
+
+inline CacheConfig golden_config(const char* spec) {
+    CacheConfig config = make_config(spec, 1, 8, 16, 400);
+    static const double frequencies[] = {1.0, 0.1, 0.01, 0.001};
+    config.rope = {frequencies, 4, false};
+    return config;
+}
+
+inline std::vector<float> golden_outputs(Cache* cache) {
+    const float query[8] = {1.0f, -0.5f, 0.25f, 2.0f, 0.0f, -1.0f, 0.75f, 0.1f};
+    std::vector<float> out(16);
+    const Queries queries = {query, 8, 8, 1, 1, 0.5f, true};
+    REQUIRE(cache->attend(0, queries, out.data(), serial_executor()).ok());
+    return out;
+}
+
+inline constexpr Code rejected[] = {Code::not_a_state, Code::other_byte_order, Code::bad_version,
+                                    Code::truncated,   Code::damaged,          Code::corrupt_state,
+                                    Code::other_codec, Code::other_model};
+
+}  // namespace gearkv::testing
