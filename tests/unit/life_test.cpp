@@ -470,7 +470,8 @@ TEST_CASE("shrinking takes outliers, then low rank, of the oldest blocks first",
         REQUIRE(cache->remove(100, 20).ok());
         std::unique_ptr<Cache> whole;
         REQUIRE(cache->fork(&whole).ok());
-        const auto [exact_keys, exact_values] = read_all(whole.get());
+        const auto exact = read_all(whole.get());
+        const Tensor &exact_keys = exact.first, &exact_values = exact.second;
         const auto error = [&](Cache* of, std::size_t first, std::size_t n) {
             std::vector<float> keys(n * n_heads * dim);
             REQUIRE(of->read(0, first, n, keys.data(), nullptr).ok());
