@@ -165,12 +165,14 @@ void score_outlier_chunk(const ScoreOutliers& args, const OutlierChunk& chunk, c
         for (std::uint32_t row = 0; row < n_lanes && row < args.n_rows; row += 4) {
             typename L::Float x[4];
             if constexpr (n_lanes == 4) {
-                unroll<4>([&](auto i) GEARKV_INLINE { x[i] = L::load(sums.rows[t] + i * L::width); });
+                const float* rows = sums.rows[t];
+                unroll<4>([&](auto i) GEARKV_INLINE { x[i] = L::load(rows + i * L::width); });
             } else {
                 alignas(64) float four[L::width][4];
                 for (std::size_t k = 0; k < L::width; ++k)
                     store_four(four[k], load_four(sums.rows[t + k] + row));
-                unroll<4>([&](auto i) GEARKV_INLINE { x[i] = L::load(four[0] + i * L::width); });
+                const float* rows = four[0];
+                unroll<4>([&](auto i) GEARKV_INLINE { x[i] = L::load(rows + i * L::width); });
             }
             unroll<token_steps<L>>([&](auto) GEARKV_INLINE { zip_halves<L>(x); });
             const std::uint32_t n_rows = args.n_rows - row;
@@ -213,10 +215,12 @@ void turn_weights(TokenRows<n_lanes>* to, const MixOutliers& args) {
             });
             unroll<2>([&](auto) GEARKV_INLINE { zip_halves<L>(x); });
             if constexpr (n_lanes == 4) {
-                unroll<4>([&](auto i) GEARKV_INLINE { L::store(to->rows[t] + i * L::width, x[i]); });
+                float* rows = to->rows[t];
+                unroll<4>([&](auto i) GEARKV_INLINE { L::store(rows + i * L::width, x[i]); });
             } else {
                 alignas(64) float four[L::width][4];
-                unroll<4>([&](auto i) GEARKV_INLINE { L::store(four[0] + i * L::width, x[i]); });
+                float* rows = four[0];
+                unroll<4>([&](auto i) GEARKV_INLINE { L::store(rows + i * L::width, x[i]); });
                 for (std::size_t k = 0; k < L::width; ++k)
                     store_four(to->rows[t + k] + row, load_four(four[k]));
             }
