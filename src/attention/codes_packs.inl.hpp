@@ -89,6 +89,18 @@ template <class L, std::uint32_t bits>
     }
 }
 
+// What the products are added to, two vectors of lanes a row.
+template <class L, std::size_t n_rows>
+[[gnu::always_inline]] inline void start_rows(float* to, const CodeRows& rows, std::size_t row) {
+    unroll<n_rows>([&](auto r) GEARKV_INLINE {
+        const typename L::Float bias = L::broadcast(rows.bias[row + r]);
+        unroll<2>([&](auto v) GEARKV_INLINE {
+            float* at = to + r * rows.out_stride + v * L::width;
+            put_sum<L>(at, bias, rows.is_added);
+        });
+    });
+}
+
 template <class L, std::uint32_t bits, std::size_t n>
 void add_strips_packs(CodeStrip strip, const CodeRows& rows, std::size_t n_rows) {
     PackedFactors<L, n> factors;
@@ -108,6 +120,7 @@ void add_strips_packs(CodeStrip strip, const CodeRows& rows, std::size_t n_rows)
         for_rows<4>(n_rows, [&](std::size_t row, auto n_now) {
             for (std::size_t lane = 0; lane < lane_tile; lane += 2 * L::width) {
                 float* at = out + row * rows.out_stride + lane;
+                start_rows<L, n_now.value>(at, rows, row);
                 if constexpr (lays_down) {
                     multiply_words<L, n_now.value, lane_tile, code_bias<L, bits>, true>(
                         levels[0] + lane, (n_words + pack_round - 1) / pack_round, factors.at(row),
