@@ -19,7 +19,6 @@ namespace {
 enum class LevelForm {
     biased,     // level + 128, unsigned
     two_sided,  // level, signed
-    joined,     // the word is sum_i level_i 2^(8 i) (mod 2^32)
 };
 
 // The low bytes of levels, or of levels + 128, which do not borrow from each other; 8 levels are there twice.
@@ -80,12 +79,10 @@ template <class L, TensorKind kind, std::uint32_t width, LevelForm form, std::ui
             bytes = L::template put_bits<k, 5 + i.value, 1>(bytes, planes.bits[4 + i.value]);
         });
         constexpr std::uint32_t end = (2u << width) - 1;
-        if constexpr (form == LevelForm::joined) return bytes - L::broadcast_word(end * 0x01010101u);
         bytes = bytes + L::broadcast_word((128 - end) * 0x01010101u);
         if constexpr (form == LevelForm::two_sided) bytes = bytes ^ L::broadcast_word(0x80808080u);
         return bytes;
     }
-    if constexpr (form == LevelForm::joined) bytes = bytes - L::broadcast_word(0x80808080u);
     return bytes;
 }
 

@@ -12,11 +12,8 @@
 namespace gearkv {
 namespace {
 
-// Levels as the bytes of dot products, and what these have too much.
-template <class L>
-inline constexpr LevelForm dot_form = L::signed_bytes ? LevelForm::two_sided : LevelForm::biased;
-template <class L>
-inline constexpr std::int32_t dot_bias = L::signed_bytes ? 0 : 128;
+// What the biased bytes of levels have too much.
+inline constexpr std::int32_t dot_bias = 128;
 
 // ---- scores ----
 
@@ -32,7 +29,7 @@ void score_dot_lanes(DotScoreWork& work, const KeyLevels* key_levels, std::size_
     LocalAhead ahead(&lines);
     constexpr std::size_t stride = decltype(work.factors)::n_words;
     DotSums<L, n_rows, n_tokens> sums;
-    sums.start(work.factors.scale + row, dot_bias<L>);
+    sums.start(work.factors.scale + row, dot_bias);
     for (std::size_t g = 0; g < n_granules; ++g) {
         ahead.step();
         typename L::Words levels[n_tokens];
@@ -52,7 +49,7 @@ void score_dot_lanes(DotScoreWork& work, const KeyLevels* key_levels, std::size_
 template <class L>
 void score_dot_granules(DotScoreWork& work, const ScoreTrellis& args) {
     const WidthOrder order(args.widths, args.n_granules);
-    join_key_levels<L, dot_form<L>>(work.levels, args.words, order);
+    join_key_levels<L, LevelForm::biased>(work.levels, args.words, order);
     const std::size_t first = order.first[2], n = args.n_granules - first;
     float query[max_rows][most_granules * key_granule];
     for (std::size_t i = 0; i < n; ++i) {
@@ -95,8 +92,8 @@ void mix_dot_lanes(const std::uint32_t* words, const DotWeights& weights, std::s
                    std::size_t out_stride, AheadLines& lines) {
     LocalAhead ahead(&lines);
     DotSums<L, n_rows, 1> sums;
-    sums.start(weights.scale + row, dot_bias<L>);
-    visit_value_levels<L, width, dot_form<L>>(
+    sums.start(weights.scale + row, dot_bias);
+    visit_value_levels<L, width, LevelForm::biased>(
         words, [&](auto k, auto levels, std::size_t token) GEARKV_INLINE {
             if constexpr (k == 0) ahead.step();
             const typename L::Words bytes[1] = {levels};

@@ -335,9 +335,10 @@ Status Cache::shrink(std::uint64_t target_bytes, std::uint64_t* freed) noexcept 
                 const LayerStream* shown = impl_->layers[layer];
                 if (shown == nullptr || i >= shown->blocks().size()) continue;
                 any = true;
+                if (!shown->blocks().can_reduce(i, drop_low_rank)) continue;
                 if (Status status = impl_->own(layer); !status.ok()) return status;
                 LayerStream& stream = *impl_->layers[layer];
-                (void)stream.blocks()->reduce(stream.memory(&context), i, true, drop_low_rank);
+                (void)stream.blocks()->reduce(stream.memory(&context), i, drop_low_rank);
             }
         }
     }

@@ -201,13 +201,17 @@ void BlockTable::remove(const Memory& memory, std::uint64_t first, std::uint64_t
     }
 }
 
-bool BlockTable::reduce(const Memory& memory, std::uint64_t i, bool drop_outliers,
-                        bool drop_low_rank) noexcept {
+bool BlockTable::can_reduce(std::uint64_t i, bool drop_low_rank) const noexcept {
+    BlockHeader reduced;
+    return lay_out_reduced(header_of(blocks_[i].key), drop_low_rank, &reduced) ||
+           lay_out_reduced(header_of(blocks_[i].value), drop_low_rank, &reduced);
+}
+
+bool BlockTable::reduce(const Memory& memory, std::uint64_t i, bool drop_low_rank) noexcept {
     const ClosedBlock old = blocks_[i];
     BlockHeader key = header_of(old.key), value = header_of(old.value);
-    const bool key_shrinks = lay_out_reduced(key, drop_outliers, drop_low_rank, &key);
-    const bool value_shrinks = lay_out_reduced(value, drop_outliers, drop_low_rank, &value);
-    if (!key_shrinks && !value_shrinks) return false;
+    const bool key_shrinks = lay_out_reduced(key, drop_low_rank, &key);
+    const bool value_shrinks = lay_out_reduced(value, drop_low_rank, &value);
     NewBlock smaller;
     if (!take_block(memory, key.n_bytes, value.n_bytes, &smaller)) return false;
     const auto write = [](bool shrinks, const void* from, const BlockHeader& header, void* to) {

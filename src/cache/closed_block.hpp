@@ -72,9 +72,11 @@ class BlockTable {
     // Drops tokens [first, first + n) and moves the positions of those behind them down by n_moved. There is
     // room for one more entry, and profiles are kept.
     void remove(const Memory& memory, std::uint64_t first, std::uint64_t n, std::uint64_t n_moved) noexcept;
-    // Puts in place of block i, and of all entries that show it, one without outliers or low rank. False when
-    // it has neither of what is to go, or memory is short.
-    bool reduce(const Memory& memory, std::uint64_t i, bool drop_outliers, bool drop_low_rank) noexcept;
+    // Whether block i has outliers, or low rank where that may go too.
+    bool can_reduce(std::uint64_t i, bool drop_low_rank) const noexcept;
+    // Puts one without these in its place, and in that of all entries that show it. False when memory is
+    // short.
+    bool reduce(const Memory& memory, std::uint64_t i, bool drop_low_rank) noexcept;
     // Before the first block goes and others stay: what it carries for all of them gets a place of its own.
     bool keep_profiles(const Memory& memory) noexcept;
     // Profiles of `kind` from elsewhere, n_bytes of them.

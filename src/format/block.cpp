@@ -335,13 +335,11 @@ BlockSizes block_sizes(const BlockHeader& header) noexcept {
     return sizes;
 }
 
-bool lay_out_reduced(const BlockHeader& header, bool drop_outliers, bool drop_low_rank,
-                     BlockHeader* out) noexcept {
-    drop_outliers &= header.n_outliers > 0;
+bool lay_out_reduced(const BlockHeader& header, bool drop_low_rank, BlockHeader* out) noexcept {
     drop_low_rank &= header.rank > 0;
-    if (!drop_outliers && !drop_low_rank) return false;
+    if (header.n_outliers == 0 && !drop_low_rank) return false;
     TensorSpec spec = spec_of(header);
-    if (drop_outliers) spec.sparsity = 0.0f;
+    spec.sparsity = 0.0f;
     const BlockShape shape = {static_cast<TensorKind>(header.kind), header.n_tokens, header.n_heads,
                               header.dim};
     return lay_out_block(shape, spec, drop_low_rank ? 0 : header.rank, out).ok();

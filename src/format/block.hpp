@@ -155,9 +155,8 @@ constexpr std::uint64_t scale_index(const BlockHeader& header, const BlockSizes&
 Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint32_t rank, BlockHeader* out,
                      bool with_profile = true) noexcept;
 BlockSizes block_sizes(const BlockHeader& header) noexcept;
-// The same block without its outliers, and without low rank. False when it has neither of what is to go.
-bool lay_out_reduced(const BlockHeader& header, bool drop_outliers, bool drop_low_rank,
-                     BlockHeader* out) noexcept;
+// The same block without its outliers, and without low rank if that goes too. False when it has neither.
+bool lay_out_reduced(const BlockHeader& header, bool drop_low_rank, BlockHeader* out) noexcept;
 // Writes it; what stays is copied.
 void write_reduced(const void* block, const BlockHeader& header, void* out) noexcept;
 // The codec a header states; both ranks are the block's own.

@@ -40,6 +40,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "gearkv/codec.hpp"
+
 namespace gearkv {
 
 inline constexpr unsigned char state_magic[8] = {'G', 'V', 'K', 'S', 'T', 'A', 'T', 'E'};
@@ -91,6 +93,11 @@ enum class StateKind : std::uint32_t {
     queries = 12,
     extra = 13,
 };
+
+// Of keys and values, which follow each other: the one of `kind`.
+constexpr StateKind state_kind(StateKind of_keys, TensorKind kind) {
+    return static_cast<StateKind>(static_cast<std::uint32_t>(of_keys) + (kind == TensorKind::value));
+}
 
 struct StateSection {
     std::uint32_t kind;    // StateKind

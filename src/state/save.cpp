@@ -45,10 +45,6 @@ class Sections {
         section.n_bytes = n_bytes;
         return section;
     }
-    static StateKind of(StateKind key_kind, TensorKind kind) noexcept {
-        return static_cast<StateKind>(static_cast<std::uint32_t>(key_kind) + (kind == TensorKind::value));
-    }
-
     std::uint64_t query_bytes(std::uint32_t layer) const noexcept {
         const QuerySample* sample = impl_.rates.sample(layer);
         if (sample == nullptr || sample->n_queries == 0) return 0;
@@ -67,20 +63,21 @@ class Sections {
         for (const TensorKind kind : kinds) {
             const std::uint64_t n_bytes = (config.n_kv_heads + std::uint64_t{1}) * sizeof(std::uint32_t);
             if (stream.planes(kind) != nullptr)
-                visit(section(of(StateKind::key_planes, kind), layer, n_bytes), stream.planes(kind));
+                visit(section(state_kind(StateKind::key_planes, kind), layer, n_bytes), stream.planes(kind));
         }
         for (const TensorKind kind : kinds) {
             const TokenBuffer& sinks = stream.sinks(kind);
             if (shape.n_sinks > 0)
-                visit(section(of(StateKind::key_sinks, kind), layer, sinks.n_bytes(shape.n_sinks)),
+                visit(section(state_kind(StateKind::key_sinks, kind), layer, sinks.n_bytes(shape.n_sinks)),
                       sinks.data());
         }
         list_blocks(layer, stream.blocks(), visit);
         for (const TensorKind kind : kinds) {
             const TokenBuffer& buffer = stream.buffer(kind);
             if (shape.n_buffered > 0)
-                visit(section(of(StateKind::key_buffer, kind), layer, buffer.n_bytes(shape.n_buffered)),
-                      buffer.data());
+                visit(
+                    section(state_kind(StateKind::key_buffer, kind), layer, buffer.n_bytes(shape.n_buffered)),
+                    buffer.data());
         }
         if (const std::uint64_t n_bytes = query_bytes(layer); n_bytes > 0) {
             compose_queries(*impl_.rates.sample(layer), n_bytes, *composed);
@@ -93,13 +90,13 @@ class Sections {
     void list_blocks(std::uint32_t layer, const BlockTable& blocks, const Visit& visit) const noexcept {
         for (const TensorKind kind : kinds) {
             if (blocks.own_profiles(kind) != nullptr)
-                visit(section(of(StateKind::key_profiles, kind), layer, blocks.profile_bytes(kind)),
+                visit(section(state_kind(StateKind::key_profiles, kind), layer, blocks.profile_bytes(kind)),
                       blocks.own_profiles(kind));
         }
         for (std::uint64_t i = 0; i < blocks.size(); ++i) {
             for (const TensorKind kind : kinds) {
                 const void* block = kind == TensorKind::key ? blocks[i].key : blocks[i].value;
-                StateSection found = section(of(StateKind::key_block, kind), layer,
+                StateSection found = section(state_kind(StateKind::key_block, kind), layer,
                                              static_cast<const BlockHeader*>(block)->n_bytes);
                 found.first = blocks[i].first;
                 found.n_tokens = blocks[i].n_tokens;

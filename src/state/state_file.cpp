@@ -52,10 +52,6 @@ const char* name_of(std::uint32_t kind) noexcept {
     return kind < std::size(names) ? names[kind] : "unknown section";
 }
 
-StateKind of(StateKind key_kind, TensorKind kind) {
-    return static_cast<StateKind>(static_cast<std::uint32_t>(key_kind) + (kind == TensorKind::value));
-}
-
 }  // namespace
 
 // ---- header and table ----
@@ -325,7 +321,7 @@ Status StateReader::read_layer(std::uint32_t layer, StateLayerSections* out) noe
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         const void** planes = &found.planes[static_cast<int>(kind)];
         const std::uint64_t n_bytes = (config_.n_kv_heads + std::uint64_t{1}) * sizeof(std::uint32_t);
-        status = read(of(StateKind::key_planes, kind), layer, n_bytes, planes);
+        status = read(state_kind(StateKind::key_planes, kind), layer, n_bytes, planes);
         if (!status.ok()) return status;
         if (*planes == nullptr) continue;
         const TensorSpec& spec = kind == TensorKind::key ? found.spec.key : found.spec.value;
@@ -344,13 +340,13 @@ Status StateReader::read_layer(std::uint32_t layer, StateLayerSections* out) noe
         return Status::error(Code::corrupt_state, "rates of layer %u without their planes", layer);
     }
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
-        status = read_rows(of(StateKind::key_sinks, kind), layer, found.layer.n_sinks,
+        status = read_rows(state_kind(StateKind::key_sinks, kind), layer, found.layer.n_sinks,
                            &found.sinks[static_cast<int>(kind)]);
         if (!status.ok()) return status;
     }
     if (status = read_blocks(layer, &found); !status.ok()) return status;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
-        status = read_rows(of(StateKind::key_buffer, kind), layer, found.layer.n_buffered,
+        status = read_rows(state_kind(StateKind::key_buffer, kind), layer, found.layer.n_buffered,
                            &found.buffer[static_cast<int>(kind)]);
         if (!status.ok()) return status;
     }
@@ -374,7 +370,7 @@ Status StateReader::check_block_header(std::uint32_t layer, const StateLayerSect
             if (!lay_out_unit(config_, spec, kind, {header.n_tokens, prompt, first}, &whole).ok()) continue;
             if (is_like(whole)) return {};
             for (const bool low_rank : {false, true}) {
-                if (lay_out_reduced(whole, true, low_rank, &reduced) && is_like(reduced)) return {};
+                if (lay_out_reduced(whole, low_rank, &reduced) && is_like(reduced)) return {};
             }
         }
     }
@@ -389,7 +385,7 @@ Status StateReader::read_blocks(std::uint32_t layer, StateLayerSections* out) no
         const std::uint32_t dim = kind == TensorKind::key ? config_.key_dim : config_.value_dim;
         out->profile_bytes[i] = profile_part_bytes(kind, config_.n_kv_heads, dim);
         Status status =
-            read(of(StateKind::key_profiles, kind), layer, out->profile_bytes[i], &out->profiles[i]);
+            read(state_kind(StateKind::key_profiles, kind), layer, out->profile_bytes[i], &out->profiles[i]);
         if (!status.ok()) return status;
         if (out->profiles[i] == nullptr) continue;
         BlockHeader header;

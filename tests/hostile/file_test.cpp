@@ -1,7 +1,6 @@
 // Paths that are no sound file.
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 
 #include <sys/stat.h>
@@ -9,28 +8,13 @@
 
 #include "gearkv/decoder.hpp"
 #include "hostile/hostile.hpp"
+#include "support/temporary_file.hpp"
 
 using namespace gearkv;
 using namespace gearkv::test;
-namespace fs = std::filesystem;
+using gearkv::testing::TemporaryDirectory;
 
 namespace {
-
-class Folder {
-  public:
-    Folder() {
-        std::string name = (fs::temp_directory_path() / "gearkv-hostile-XXXXXX").string();
-        REQUIRE(mkdtemp(name.data()) != nullptr);
-        path_ = name;
-    }
-    ~Folder() { fs::remove_all(path_); }
-    Folder(const Folder&) = delete;
-    Folder& operator=(const Folder&) = delete;
-    std::string file(const char* name) const { return (path_ / name).string(); }
-
-  private:
-    fs::path path_;
-};
 
 Status load(const std::string& path) {
     std::shared_ptr<const Model> model;
@@ -51,7 +35,7 @@ bool mentions(const Status& status, const char* text) {
 }  // namespace
 
 TEST_CASE("only regular files are opened") {
-    const Folder folder;
+    const TemporaryDirectory folder;
     const Status directory = load(folder.file("."));
     CHECK(directory.code() == Code::io_error);
     CHECK(mentions(directory, "directory"));
@@ -71,7 +55,7 @@ TEST_CASE("only regular files are opened") {
 }
 
 TEST_CASE("a file without permission is an error of the system") {
-    const Folder folder;
+    const TemporaryDirectory folder;
     write(folder.file("secret"), sound().write());
     REQUIRE(chmod(folder.file("secret").c_str(), 0) == 0);
     if (geteuid() == 0) {
@@ -82,7 +66,7 @@ TEST_CASE("a file without permission is an error of the system") {
 }
 
 TEST_CASE("an empty file is no model and a sound one is") {
-    const Folder folder;
+    const TemporaryDirectory folder;
     write(folder.file("empty"), {});
     CHECK(load(folder.file("empty")).code() == Code::not_a_model);
     write(folder.file("sound"), sound().write());
@@ -90,7 +74,7 @@ TEST_CASE("an empty file is no model and a sound one is") {
 }
 
 TEST_CASE("a sparse file far larger than memory is judged by its header alone") {
-    const Folder folder;
+    const TemporaryDirectory folder;
     GgufWriter file = sound();
     Bytes bytes = file.write();
     write(folder.file("sparse"), bytes);

@@ -78,26 +78,6 @@ using namespace gearkv::testing;
 
 namespace {
 
-// An empty directory that goes with the object, and all in it.
-class TemporaryDirectory {
-  public:
-    TemporaryDirectory() {
-        std::string name = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
-        name += "/gearkv-test-XXXXXX";
-        if (mkdtemp(name.data()) == nullptr) std::abort();
-        path_ = name;
-    }
-    ~TemporaryDirectory() { std::filesystem::remove_all(path_); }
-    std::string file(const char* name) const { return path_ + "/" + name; }
-    std::size_t n_files() const {
-        const std::filesystem::directory_iterator files(path_);
-        return static_cast<std::size_t>(std::distance(begin(files), end(files)));
-    }
-
-  private:
-    std::string path_;
-};
-
 // Saves in a process of its own that meets the trouble at call n. Its exit code: 0 saved, 1 refused with
 // io_error, 9 ended.
 int save_in_child(const Cache& cache, const std::string& path, Trouble kind, long n) {

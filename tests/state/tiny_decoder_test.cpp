@@ -10,6 +10,7 @@
 
 #include "gearkv/state.hpp"
 #include "state/tiny_decoder.hpp"
+#include "support/temporary_file.hpp"
 #include "unit/caches.hpp"
 
 using namespace gearkv;
@@ -21,21 +22,14 @@ constexpr std::uint32_t n_heads = 2;
 constexpr std::size_t n_source = 740;
 
 std::vector<unsigned char> saved(const Cache& cache, const std::string& extra = {}) {
-    std::string path = (std::filesystem::temp_directory_path() / "gearkv-state-XXXXXX").string();
-    const int file = mkstemp(path.data());
-    REQUIRE(file >= 0);
-    close(file);
+    const TemporaryFile file;
     SaveOptions options;
     options.extra = extra.data();
     options.n_extra = extra.size();
-    const Status status = save_state(cache, path.c_str(), options, serial_executor());
-    std::ifstream in(path, std::ios::binary);
-    std::vector<unsigned char> bytes(std::filesystem::file_size(path));
-    in.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-    std::filesystem::remove(path);
+    const Status status = save_state(cache, file.path(), options, serial_executor());
     INFO(status.message());
     REQUIRE(status.ok());
-    return bytes;
+    return file.read();
 }
 
 std::vector<float> slice(const std::vector<float>& x, std::size_t first, std::size_t last) {

@@ -1,4 +1,4 @@
-// A path for a file that goes with the object.
+// Files and directories that go with the object.
 #pragma once
 
 #include <cstdio>
@@ -15,13 +15,17 @@ namespace gearkv::testing {
 
 using FileBytes = std::vector<unsigned char>;
 
+// A pattern for mkstemp and mkdtemp, in memory where that is possible: tests write many.
+inline std::string temporary_name() {
+    const bool in_memory = access("/dev/shm", W_OK) == 0;
+    return (in_memory ? std::string("/dev/shm") : std::filesystem::temp_directory_path().string()) +
+           "/gearkv-test-XXXXXX";
+}
+
 class TemporaryFile {
   public:
     TemporaryFile() {
-        // In memory where that is possible: tests write many.
-        std::string name =
-            access("/dev/shm", W_OK) == 0 ? "/dev/shm" : std::filesystem::temp_directory_path();
-        name += "/gearkv-test-XXXXXX";
+        std::string name = temporary_name();
         const int descriptor = mkstemp(name.data());
         if (descriptor < 0) std::abort();
         close(descriptor);
@@ -41,6 +45,27 @@ class TemporaryFile {
     static FileBytes read_file(const std::string& path) {
         std::ifstream file(path, std::ios::binary);
         return FileBytes(std::istreambuf_iterator<char>(file), {});
+    }
+
+  private:
+    std::string path_;
+};
+
+// An empty directory that goes with the object, and all in it.
+class TemporaryDirectory {
+  public:
+    TemporaryDirectory() {
+        std::string name = temporary_name();
+        if (mkdtemp(name.data()) == nullptr) std::abort();
+        path_ = name;
+    }
+    ~TemporaryDirectory() { std::filesystem::remove_all(path_); }
+    TemporaryDirectory(const TemporaryDirectory&) = delete;
+    TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+    std::string file(const char* name) const { return path_ + "/" + name; }
+    std::size_t n_files() const {
+        const std::filesystem::directory_iterator files(path_);
+        return static_cast<std::size_t>(std::distance(begin(files), end(files)));
     }
 
   private:
