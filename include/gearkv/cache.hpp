@@ -60,6 +60,10 @@ struct CacheConfig {
     // buffer at the next append. Costs room for as many more tokens in fp16. Blocks are the same whatever it
     // is.
     std::uint32_t spread_tokens = 16;
+    // A rollback of so many tokens is lossless also where a block was closed among them (Cache::truncate):
+    // the tokens of that block stay in fp16 beside it meanwhile, in room for so many more. At most
+    // buffer_tokens.
+    std::uint32_t rollback_tokens = 0;
     std::uint64_t seed = 0;  // start of the subspace iterations; equal inputs and seeds give equal bytes
     // Above 0: the most bytes the cache may hold of the allocator's memory, shared ones included
     // (stats().bytes less a few for the object itself). What would exceed it fails with over_budget.
@@ -170,8 +174,10 @@ class Cache {
     // Drops the tokens from n_tokens on in every layer, for speculative decoding and edits. What stays is not
     // touched: a compressed block keeps its bytes and shows fewer tokens, and later tokens start a new one.
     // *lossless, when given, tells whether the cache is as if the dropped tokens had never come: all of them
-    // were in the buffer, and no block was closed on their account, in any layer. Errors: wrong_size (a layer
-    // holds fewer tokens), out_of_memory and over_budget (of a fork only); nothing is dropped then.
+    // were in the buffer, and no block was closed on their account, in any layer, or the block was opened
+    // again. It is for rollbacks of up to rollback_tokens that came in appends shorter than a buffer, when
+    // compress, remove and shrink were not called since, nor the cache saved and loaded. Errors: wrong_size
+    // (a layer holds fewer tokens), out_of_memory and over_budget (of a fork only); nothing is dropped then.
     Status truncate(std::uint64_t n_tokens, bool* lossless = nullptr) noexcept;
 
     // Drops n_tokens tokens from `first` on in every layer, none of them a sink; those behind move up, as in

@@ -26,7 +26,6 @@ bool TokenBuffer::create(const CacheConfig& config, const Memory& memory, Tensor
     if (n_tokens == 0) return true;
     base_ = static_cast<unsigned char*>(memory.take(n_bytes(capacity_), Use::buffer));
     if (base_ == nullptr) return false;
-    std::memset(base_, 0, n_bytes(capacity_));
     data_ = base_;
     return true;
 }
@@ -39,29 +38,31 @@ void TokenBuffer::destroy(const Memory& memory) noexcept {
 }
 
 bool TokenBuffer::grow(const Memory& memory, std::uint64_t n_tokens, std::uint64_t n_kept) noexcept {
-    if (n_tokens <= capacity_) return true;
-    auto* larger = static_cast<unsigned char*>(memory.take(n_bytes(n_tokens), Use::buffer));
+    const std::uint64_t n_needed = n_aside_ + n_tokens;
+    if (n_needed <= capacity_) return true;
+    auto* larger = static_cast<unsigned char*>(memory.take(n_bytes(n_needed), Use::buffer));
     if (larger == nullptr) return false;
-    std::memcpy(larger, data_, n_bytes(n_kept));
-    std::memset(larger + n_bytes(n_kept), 0, n_bytes(n_tokens - n_kept));
+    if (n_aside_ + n_kept > 0) std::memcpy(larger, data_, n_bytes(n_aside_ + n_kept));
     if (data_ != base_) memory.give_back(data_, n_bytes(capacity_), Use::buffer);
     data_ = larger;
-    capacity_ = n_tokens;
+    capacity_ = n_needed;
     return true;
 }
 
 bool TokenBuffer::copy(const Memory& memory, const TokenBuffer& other, std::uint64_t n_tokens) noexcept {
-    if (!grow(memory, n_tokens, 0)) return false;
-    if (n_tokens > 0) std::memcpy(data_, other.data_, n_bytes(n_tokens));
+    if (!grow(memory, other.n_aside_ + n_tokens, 0)) return false;
+    n_aside_ = other.n_aside_;
+    if (n_aside_ + n_tokens > 0) std::memcpy(data_, other.data_, n_bytes(n_aside_ + n_tokens));
     return true;
 }
 
 void TokenBuffer::drop_front(const Memory& memory, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept {
-    keep(memory, n_dropped, n_tokens - n_dropped);
+    keep(memory, n_aside_ + n_dropped, n_tokens - n_dropped);
+    n_aside_ = 0;
 }
 
 void TokenBuffer::drop_back(const Memory& memory, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept {
-    keep(memory, 0, n_tokens - n_dropped);
+    keep(memory, 0, n_aside_ + n_tokens - n_dropped);
 }
 
 void TokenBuffer::keep(const Memory& memory, std::uint64_t first, std::uint64_t n_left) noexcept {
@@ -78,7 +79,7 @@ void TokenBuffer::keep(const Memory& memory, std::uint64_t first, std::uint64_t 
 void TokenBuffer::remove(const Memory& memory, std::uint64_t first, std::uint64_t n,
                          std::uint64_t n_tokens) noexcept {
     if (n == 0) return;
-    std::memmove(data_ + n_bytes(first), data_ + n_bytes(first + n), n_bytes(n_tokens - first - n));
+    std::memmove(data() + n_bytes(first), data() + n_bytes(first + n), n_bytes(n_tokens - first - n));
     drop_back(memory, n, n_tokens);
 }
 
@@ -87,12 +88,13 @@ void TokenBuffer::write(const Kernels& kernels, std::uint64_t first, const Rows&
     for (std::size_t t = 0; t < n_tokens; ++t) {
         for (std::size_t head = 0; head < n_heads_; ++head) {
             const float* row = rows.data + t * rows.token_stride + head * rows.head_stride;
-            unsigned char* to = data_ + ((first + t) * token_stride_ + head * row_stride_) * element_bytes_;
+            unsigned char* to = data() + ((first + t) * token_stride_ + head * row_stride_) * element_bytes_;
             if (element_bytes_ == sizeof(float)) {
                 std::memcpy(to, row, dim_ * sizeof(float));
             } else {
                 kernels.codec.to_half(reinterpret_cast<std::uint16_t*>(to), row, dim_);
             }
+            std::memset(to + dim_ * element_bytes_, 0, (row_stride_ - dim_) * element_bytes_);
         }
     }
 }
@@ -102,7 +104,7 @@ void TokenBuffer::rotate(const Kernels& kernels, const Rotation& turn, std::uint
     constexpr float most = 65504.0f;  // a component can outgrow fp16 where the whole does not
     float row[max_dim];
     for (std::uint64_t i = first * n_heads_; i < end * n_heads_; ++i) {
-        unsigned char* at = data_ + i * row_stride_ * element_bytes_;
+        unsigned char* at = data() + i * row_stride_ * element_bytes_;
         if (element_bytes_ == sizeof(float)) {
             gearkv::rotate(turn, reinterpret_cast<float*>(at));
             continue;
@@ -117,7 +119,7 @@ void TokenBuffer::rotate(const Kernels& kernels, const Rotation& turn, std::uint
 }
 
 RowSource TokenBuffer::source(std::uint64_t first) const noexcept {
-    const unsigned char* at = data_ + first * token_stride_ * element_bytes_;
+    const unsigned char* at = data() + first * token_stride_ * element_bytes_;
     RowSource rows;
     rows.token_stride = token_stride_;
     rows.head_stride = row_stride_;
@@ -131,7 +133,7 @@ RowSource TokenBuffer::source(std::uint64_t first) const noexcept {
 
 TensorRun TokenBuffer::run() const noexcept {
     TensorRun run;
-    run.rows = data_;
+    run.rows = data();
     run.row_stride = token_stride_;
     run.head_stride = row_stride_;
     run.is_float = element_bytes_ == sizeof(float);

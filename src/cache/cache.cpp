@@ -337,8 +337,7 @@ Status Cache::shrink(std::uint64_t target_bytes, std::uint64_t* freed) noexcept 
                 any = true;
                 if (!shown->blocks().can_reduce(i, drop_low_rank)) continue;
                 if (Status status = impl_->own(layer); !status.ok()) return status;
-                LayerStream& stream = *impl_->layers[layer];
-                (void)stream.blocks()->reduce(stream.memory(&context), i, drop_low_rank);
+                (void)impl_->layers[layer]->reduce(&context, i, drop_low_rank);
             }
         }
     }

@@ -104,6 +104,7 @@ bool BlockTable::copy(const Memory& memory, const BlockTable& other) noexcept {
 
 void BlockTable::destroy(const Memory& memory) noexcept {
     truncate(memory, 0);
+    forget_profiles(memory);
     memory.give_back(blocks_, capacity_ * sizeof(ClosedBlock), Use::table);
     blocks_ = nullptr;
     capacity_ = 0;
@@ -152,9 +153,12 @@ void BlockTable::truncate(const Memory& memory, std::uint64_t n_tokens) noexcept
         blocks_[size_ - 1].n_tokens -= static_cast<std::uint32_t>(n_tokens_ - n_tokens);
         n_tokens_ = n_tokens;
     }
-    if (size_ > 0) return;
-    forget_profiles(memory, TensorKind::key);
-    forget_profiles(memory, TensorKind::value);
+}
+
+void BlockTable::pop() noexcept {
+    const ClosedBlock& block = blocks_[--size_];
+    count(block, ~std::uint64_t{0});
+    n_tokens_ -= block.n_tokens;
 }
 
 void BlockTable::remove(const Memory& memory, std::uint64_t first, std::uint64_t n,
@@ -197,7 +201,7 @@ void BlockTable::remove(const Memory& memory, std::uint64_t first, std::uint64_t
         const void* block = size_ == 0                ? nullptr
                             : kind == TensorKind::key ? blocks_[0].key
                                                       : blocks_[0].value;
-        if (block != nullptr && header_of(block).profile != 0) forget_profiles(memory, kind);
+        if (block != nullptr && header_of(block).profile != 0) forget_profiles_of(memory, kind);
     }
 }
 
@@ -269,7 +273,12 @@ bool BlockTable::keep_profiles(const Memory& memory) noexcept {
     return true;
 }
 
-void BlockTable::forget_profiles(const Memory& memory, TensorKind kind) noexcept {
+void BlockTable::forget_profiles(const Memory& memory) noexcept {
+    forget_profiles_of(memory, TensorKind::key);
+    forget_profiles_of(memory, TensorKind::value);
+}
+
+void BlockTable::forget_profiles_of(const Memory& memory, TensorKind kind) noexcept {
     const int i = static_cast<int>(kind);
     memory.give_back(profiles_[i], profile_bytes_[i], Use::table);
     profiles_[i] = nullptr;

@@ -67,8 +67,11 @@ class BlockTable {
     bool reserve(const Memory& memory, std::uint64_t n) noexcept;
     // Takes over the caller's use of the owner and what it counts.
     void push(const ClosedBlock& block) noexcept;
-    // Drops all behind the first n_tokens.
+    // Drops all behind the first n_tokens. Profiles stay, also without a block.
     void truncate(const Memory& memory, std::uint64_t n_tokens) noexcept;
+    // Takes the last block out. Its user and what it counts in memory go to the caller.
+    void pop() noexcept;
+    void forget_profiles(const Memory& memory) noexcept;
     // Drops tokens [first, first + n) and moves the positions of those behind them down by n_moved. There is
     // room for one more entry, and profiles are kept.
     void remove(const Memory& memory, std::uint64_t first, std::uint64_t n, std::uint64_t n_moved) noexcept;
@@ -111,7 +114,7 @@ class BlockTable {
     void count(const ClosedBlock& block, std::uint64_t sign) noexcept;
     // Before entry i is overwritten; `is_last` when no other entry of its block stays.
     void forget(const Memory& memory, std::uint64_t i, bool is_last) noexcept;
-    void forget_profiles(const Memory& memory, TensorKind kind) noexcept;
+    void forget_profiles_of(const Memory& memory, TensorKind kind) noexcept;
 
     ClosedBlock* blocks_ = nullptr;
     std::uint64_t size_ = 0;

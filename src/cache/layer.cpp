@@ -46,7 +46,8 @@ std::uint32_t spread_tokens(const CacheConfig& config) noexcept {
 }
 
 std::uint32_t base_tokens(const CacheConfig& config) noexcept {
-    return config.spec.buffer_tokens + config.spec.recent_tokens + spread_tokens(config);
+    return config.spec.buffer_tokens + config.spec.recent_tokens + spread_tokens(config) +
+           config.rollback_tokens;
 }
 
 std::uint64_t max_blocks(const CacheConfig& config) noexcept {
@@ -138,6 +139,7 @@ bool LayerStream::copy(CacheContext* context, const LayerStream& other) noexcept
     n_sinks_ = other.n_sinks_;
     n_forgotten_ = other.n_forgotten_;
     n_buffered_ = other.n_buffered_;
+    reopenable_ = other.reopenable_;
     return take_progress(context, other.progress());
 }
 
@@ -227,7 +229,9 @@ void LayerStream::append(const CacheContext& context, const Rows& keys, const Ro
 bool LayerStream::truncate(CacheContext* context, std::uint64_t n_tokens) noexcept {
     const Memory memory = this->memory(context);
     const std::uint64_t n_kept = std::min(n_tokens, this->n_tokens());
-    const bool exact = n_kept == this->n_tokens() || n_kept >= std::max(exact_from_, buffer_start());
+    if (reopenable_.n_tokens > 0 && n_kept <= reopenable_.closed_at) reopen_unit(context);
+    const bool in_blocks = n_kept < buffer_start() && n_forgotten_ + blocks_.n_tokens() > 0;
+    const bool exact = n_kept == this->n_tokens() || (n_kept >= exact_from_ && !in_blocks);
     exact_from_ = std::min(exact_from_, n_kept);
     const std::uint64_t n_buffered = n_kept > buffer_start() ? n_kept - buffer_start() : 0;
     // The pending unit's tokens are the first of the buffer, and recent ones were behind them.
@@ -243,6 +247,7 @@ bool LayerStream::truncate(CacheContext* context, std::uint64_t n_tokens) noexce
     n_buffered_ = n_buffered;
     const std::uint64_t before_blocks = n_sinks_ + n_forgotten_;
     blocks_.truncate(memory, n_kept > before_blocks ? n_kept - before_blocks : 0);
+    if (blocks_.size() == 0 && pending_.n_tokens == 0) blocks_.forget_profiles(memory);
     n_sinks_ = static_cast<std::uint32_t>(std::min<std::uint64_t>(n_sinks_, n_kept));
     n_forgotten_ = std::min(n_forgotten_, n_kept - n_sinks_);
     return exact;
@@ -260,6 +265,7 @@ bool LayerStream::reserve_cut(CacheContext* context) noexcept {
 void LayerStream::remove(CacheContext* context, std::uint64_t first, std::uint64_t n,
                          const Rotation& turn) noexcept {
     const Memory memory = this->memory(context);
+    forget_reopenable(context);
     const std::uint64_t end = first + n;
     // The part of the range in [start, start + count), from start.
     const auto part = [&](std::uint64_t start, std::uint64_t count) {
@@ -292,8 +298,14 @@ std::uint64_t LayerStream::n_forgettable(std::uint64_t token) const noexcept {
 
 void LayerStream::forget_before(CacheContext* context, std::uint64_t token) noexcept {
     const std::uint64_t n = n_forgettable(token);
+    if (n == blocks_.n_tokens()) forget_reopenable(context);
     blocks_.remove(memory(context), 0, n, 0);
     n_forgotten_ += n;
+}
+
+bool LayerStream::reduce(CacheContext* context, std::uint64_t i, bool drop_low_rank) noexcept {
+    if (i + 1 == blocks_.size()) forget_reopenable(context);
+    return blocks_.reduce(memory(context), i, drop_low_rank);
 }
 
 void LayerStream::list_runs(KvRun* runs) const noexcept {

@@ -81,7 +81,19 @@ struct PieceRun {
 };
 void run_piece(const PieceRun& run, std::uint32_t i, Executor& executor) noexcept;
 
-// Rows [token][head][dim padded to 16] in half, or in float for a raw32 tensor.
+// A unit that was closed lately, with what it takes to have it pending again. Its tokens are set aside in the
+// buffers meanwhile.
+struct ReopenableUnit {
+    NewBlock block;              // as the last block of the table shows it
+    std::uint32_t n_tokens = 0;  // 0: there is none
+    bool prompt = false;
+    std::uint32_t n_appended = 0;  // while it was pending
+    std::uint64_t closed_at = 0;   // tokens of the stream then; with one more it would have been closed too
+    std::uint64_t exact_from = 0;  // of the stream before
+};
+
+// Rows [token][head][dim padded to 16] in half, or in float for a raw32 tensor. Tokens may be set aside in
+// front: they keep their room and are none of the buffer's.
 class TokenBuffer {
   public:
     // Room for n_tokens that is never given back before destroy.
@@ -92,12 +104,16 @@ class TokenBuffer {
     bool grow(const Memory& memory, std::uint64_t n_tokens, std::uint64_t n_kept) noexcept;
     // The first n_tokens of a buffer of the same shape.
     bool copy(const Memory& memory, const TokenBuffer& other, std::uint64_t n_tokens) noexcept;
-    // Drops the first n_dropped of n_tokens and returns to the base room when the rest fits.
+    // Drops the first n_dropped of n_tokens, and what was set aside, and returns to the base room when the
+    // rest fits.
     void drop_front(const Memory& memory, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept;
     // Drops the last n_dropped of n_tokens, likewise.
     void drop_back(const Memory& memory, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept;
     // Drops n of n_tokens from `first` on, likewise.
     void remove(const Memory& memory, std::uint64_t first, std::uint64_t n, std::uint64_t n_tokens) noexcept;
+    // Sets the first n aside, beside none, until bring_back or drop_front.
+    void set_aside(std::uint64_t n) noexcept { n_aside_ = n; }
+    void bring_back() noexcept { n_aside_ = 0; }
     void write(const Kernels& kernels, std::uint64_t first, const Rows& rows,
                std::uint32_t n_tokens) noexcept;
     // Turns tokens [first, end) on by the angles of `turn` (attention/rope.hpp).
@@ -111,17 +127,18 @@ class TokenBuffer {
         return n_tokens * token_stride_ * element_bytes_;
     }
     // The rows, for a state file.
-    unsigned char* data() noexcept { return data_; }
-    const unsigned char* data() const noexcept { return data_; }
+    unsigned char* data() noexcept { return data_ + n_bytes(n_aside_); }
+    const unsigned char* data() const noexcept { return data_ + n_bytes(n_aside_); }
 
   private:
-    // Keeps n_left tokens from `first` on, in the base room when they fit.
+    // Keeps n_left tokens from `first` on, counted with those aside, in the base room when they fit.
     void keep(const Memory& memory, std::uint64_t first, std::uint64_t n_left) noexcept;
 
     unsigned char* data_ = nullptr;  // base_ or a larger run while a prompt is fed
     unsigned char* base_ = nullptr;  // always there
     std::uint64_t base_tokens_ = 0;
     std::uint64_t capacity_ = 0;  // tokens
+    std::uint64_t n_aside_ = 0;
     std::size_t dim_ = 0, row_stride_ = 0, token_stride_ = 0, element_bytes_ = 0;
     std::uint32_t n_heads_ = 0;
 };
@@ -220,6 +237,8 @@ class LayerStream {
     LayerProgress progress() const noexcept;
     const BlockTable& blocks() const noexcept { return blocks_; }
     BlockTable* blocks() noexcept { return &blocks_; }
+    // Puts a smaller block in the place of block i, as BlockTable::reduce.
+    bool reduce(CacheContext* context, std::uint64_t i, bool drop_low_rank) noexcept;
     const TokenBuffer& sinks(TensorKind kind) const noexcept {
         return kind == TensorKind::key ? key_sinks_ : value_sinks_;
     }
@@ -255,9 +274,12 @@ class LayerStream {
     bool take_progress(CacheContext* context, const LayerProgress& progress) noexcept;
 
     Status begin_unit(CacheContext* context, std::uint32_t n_tokens, bool prompt) noexcept;
-    void finish_unit(CacheContext* context, Executor& executor) noexcept;
+    // `reopenable`: as long as rollback_tokens say.
+    void finish_unit(CacheContext* context, bool reopenable, Executor& executor) noexcept;
     void drop_unit(CacheContext* context) noexcept;  // without closing it
-    std::uint32_t n_pieces() const noexcept;         // of the pending unit
+    void reopen_unit(CacheContext* context) noexcept;
+    void forget_reopenable(CacheContext* context) noexcept;
+    std::uint32_t n_pieces() const noexcept;  // of the pending unit
     // All pieces of the pending unit below `until`, from the first that is not done.
     void run_pieces(const CacheContext& context, std::uint32_t until, Executor& executor) noexcept;
     PieceRun next_pieces(const CacheContext& context, std::uint32_t until) const noexcept;
@@ -272,6 +294,7 @@ class LayerStream {
     bool has_planes_ = false;
     BlockTable blocks_;
     PendingUnit pending_;
+    ReopenableUnit reopenable_;
     std::uint64_t n_forgotten_ = 0;
     std::uint64_t n_buffered_ = 0;
     std::uint64_t exact_from_ = 0;

@@ -17,10 +17,10 @@ void run_piece(const PieceRun& run, std::uint32_t i, Executor& executor) noexcep
 
 Status LayerStream::compress(CacheContext* context, Executor& executor) noexcept {
     if (unit_tokens(context->config, n_buffered_) > 0) exact_from_ = n_tokens();
-    finish_unit(context, executor);
+    finish_unit(context, false, executor);
     while (const std::uint32_t n = unit_tokens(context->config, n_buffered_)) {
         if (Status status = begin_unit(context, n, prompt_); !status.ok()) return status;
-        finish_unit(context, executor);
+        finish_unit(context, false, executor);
     }
     return {};
 }
@@ -32,11 +32,13 @@ Status LayerStream::advance(CacheContext* context, std::uint32_t n_tokens, Execu
     // What is finished here a stream would not have finished without the next token, or without all of a long
     // append.
     const std::uint64_t exact_from = this->n_tokens() + (is_long ? n_tokens : 1);
+    if (this->n_tokens() + n_tokens > reopenable_.closed_at + config.rollback_tokens)
+        forget_reopenable(context);
     if (pending_.n_tokens > 0) {
         // The next unit begins when it would have begun without spreading.
         const bool next_is_full = unit_tokens(config, n_buffered_ - pending_.n_tokens) > 0;
         if (at_once || next_is_full || pending_.n_appended >= spread_tokens(config)) {
-            finish_unit(context, executor);
+            finish_unit(context, !is_long, executor);
             exact_from_ = exact_from;
         } else {
             run_pieces(*context, n_due(*context), executor);
@@ -46,7 +48,7 @@ Status LayerStream::advance(CacheContext* context, std::uint32_t n_tokens, Execu
     while (const std::uint32_t n = unit_tokens(config, n_buffered_)) {
         if (Status status = begin_unit(context, n, prompt_); !status.ok()) return status;
         if (!at_once && unit_tokens(config, n_buffered_ - n) == 0) return {};
-        finish_unit(context, executor);
+        finish_unit(context, !is_long, executor);
         exact_from_ = exact_from;
     }
     return {};
@@ -97,17 +99,50 @@ Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens, bo
     return {};
 }
 
-void LayerStream::finish_unit(CacheContext* context, Executor& executor) noexcept {
+void LayerStream::finish_unit(CacheContext* context, bool reopenable, Executor& executor) noexcept {
     if (pending_.n_tokens == 0) return;
     run_pieces(*context, n_pieces(), executor);
+    forget_reopenable(context);
     const Memory memory = this->memory(context);
     const NewBlock& block = pending_.block;
+    const bool is_kept = reopenable && context->config.rollback_tokens > 0;
+    for (TokenBuffer* buffer : {&key_buffer_, &value_buffer_}) {
+        if (is_kept) {
+            buffer->set_aside(pending_.n_tokens);
+        } else {
+            buffer->drop_front(memory, pending_.n_tokens, n_buffered_);
+        }
+    }
+    if (is_kept)
+        reopenable_ = {block,      pending_.n_tokens, pending_.prompt, pending_.n_appended,
+                       n_tokens(), exact_from_};
     blocks_.push({block.owner, block.key, block.value, 0, pending_.n_tokens});
-    key_buffer_.drop_front(memory, pending_.n_tokens, n_buffered_);
-    value_buffer_.drop_front(memory, pending_.n_tokens, n_buffered_);
     n_buffered_ -= pending_.n_tokens;
     pending_.block = {};
     drop_unit(context);
+}
+
+void LayerStream::reopen_unit(CacheContext* context) noexcept {
+    drop_unit(context);  // one that was begun later
+    blocks_.pop();
+    for (TokenBuffer* buffer : {&key_buffer_, &value_buffer_})
+        buffer->bring_back();
+    n_buffered_ += reopenable_.n_tokens;
+    pending_.block = reopenable_.block;
+    pending_.n_tokens = reopenable_.n_tokens;
+    pending_.prompt = reopenable_.prompt;
+    pending_.n_appended =
+        reopenable_.n_appended + static_cast<std::uint32_t>(n_tokens() - reopenable_.closed_at);
+    pending_.n_done = n_pieces();
+    exact_from_ = reopenable_.exact_from;
+    reopenable_ = {};
+}
+
+void LayerStream::forget_reopenable(CacheContext* context) noexcept {
+    if (reopenable_.n_tokens == 0) return;
+    for (TokenBuffer* buffer : {&key_buffer_, &value_buffer_})
+        buffer->drop_front(memory(context), 0, n_buffered_);
+    reopenable_ = {};
 }
 
 void LayerStream::drop_unit(CacheContext* context) noexcept {
@@ -126,7 +161,7 @@ std::uint32_t LayerStream::n_pieces() const noexcept {
 }
 
 std::uint32_t LayerStream::n_due(const CacheContext& context) const noexcept {
-    if (pending_.n_tokens == 0) return 0;
+    if (pending_.n_tokens == 0 || spread_tokens(context.config) == 0) return 0;
     const std::uint64_t n = std::min(pending_.n_appended, spread_tokens(context.config));
     return static_cast<std::uint32_t>(ceil_div(n_pieces() * n, spread_tokens(context.config)));
 }
