@@ -555,3 +555,25 @@ TEST_CASE("hundreds of sequences share their working memory", "[life]") {
     work.budget = 0;
     CHECK(Workspace::create(work.allocator(), &workspace).code() == Code::out_of_memory);
 }
+
+TEST_CASE("a unit being compressed keeps the profiles it counts on when all blocks go", "[life]") {
+    Subject subject{make_cache(rope_config("gear-3", true)), {}};
+    Cache* cache = subject.cache.get();
+    const auto grow_to = [&](std::size_t end) {
+        for (std::size_t i = cache->n_tokens(0); i < end; ++i) {
+            REQUIRE(append(cache, source().keys, source().values, i, 1).ok());
+            subject.tokens.push_back({i});
+        }
+    };
+    grow_to(4 + 128 + 128 + 5);
+    REQUIRE(cache->stats().compressed_tokens == 128);
+    REQUIRE(cache->remove(4, 128).ok());
+    subject.tokens.erase(subject.tokens.begin() + 4, subject.tokens.begin() + 132);
+    for (std::size_t t = 4; t < subject.tokens.size(); ++t)
+        subject.tokens[t].shift = -128;
+    REQUIRE(cache->truncate(cache->n_tokens(0) - 1).ok());
+    subject.tokens.pop_back();
+    grow_to(4 + 128 + 30);
+    CHECK(cache->stats().compressed_tokens == 128);
+    check(&subject, 0.2);
+}
