@@ -60,14 +60,29 @@ struct CacheConfig {
     // buffer at the next append. Costs room for as many more tokens in fp16. Blocks are the same whatever it
     // is.
     std::uint32_t spread_tokens = 16;
+    // The most tokens of a block, rounded down to a multiple of buffer_tokens; 0 for 4,096. Long blocks of a
+    // prompt take fewer bytes, by .4 % with a trellis and a tenth with low rank; short ones go sooner when a
+    // window leaves them, and all have one size.
+    std::uint32_t block_tokens = 0;
     // A rollback of so many tokens is lossless also where a block was closed among them (Cache::truncate):
     // the tokens of that block stay in fp16 beside it meanwhile, in room for so many more. At most
     // buffer_tokens.
     std::uint32_t rollback_tokens = 0;
     std::uint64_t seed = 0;  // start of the subspace iterations; equal inputs and seeds give equal bytes
+    // Sliding windows [n_layers], null for none; copied. Above 0: queries of that layer see no more than so
+    // many last tokens, and blocks without any of these, nor of rollback_tokens before them, are given back;
+    // tokens that a prompt leaves behind are not even compressed. Sinks are kept, and seen inside the window
+    // only.
+    const std::uint32_t* windows = nullptr;
     // Above 0: the most bytes the cache may hold of the allocator's memory, shared ones included
     // (stats().bytes less a few for the object itself). What would exceed it fails with over_budget.
     std::uint64_t max_bytes = 0;
+    // Above 0: when the cache holds more after an append or compress, older blocks shrink, as in
+    // shrink(soft_bytes).
+    std::uint64_t soft_bytes = 0;
+    // Above 0: every so many blocks of a layer, what attention of its last query loses on one is measured
+    // (Cache::layer_stats), at the cost of attending the tokens of that block twice more.
+    std::uint32_t error_every = 0;
     RopeConfig rope;
     Workspace* workspace = nullptr;  // borrowed; null for working memory of the cache's own
     Level level = Level::automatic;
@@ -127,8 +142,23 @@ struct CacheStats {
     std::uint64_t n_tokens = 0;           // of layer 0
     std::uint64_t n_blocks = 0;           // closed, all layers, keys and values
     std::uint64_t compressed_tokens = 0;  // of layer 0, in closed blocks
+    std::uint64_t n_shrunk = 0;           // blocks that lost a part to shrink or soft_bytes, and are there
     double bits_per_element = 0.0;        // blocks and buffered tokens, per stored key and value element
     double compress_seconds = 0.0;        // spent compressing, all threads together
+};
+
+struct LayerStats {
+    std::uint64_t n_tokens = 0;
+    std::uint64_t n_forgotten = 0;  // of them, given back behind a window
+    std::uint64_t n_closed = 0;     // of them, in blocks
+    std::uint64_t n_blocks = 0;     // keys and values
+    std::uint64_t n_shrunk = 0;     // of them, without a part they had
+    double compress_seconds = 0.0;
+    // Relative error of the attention output: its L2 norm over query heads and channels, when a query attends
+    // the tokens of one closed block, compressed instead of fp16; root mean square over the sampled blocks.
+    // 0 without a sample. A fork begins without.
+    double output_error = 0.0;
+    std::uint64_t n_sampled = 0;  // blocks
 };
 
 // Exact bytes a cache of this configuration holds in blocks and buffers with n_tokens in every layer, when
@@ -150,7 +180,8 @@ class Cache {
     // Appends n_tokens >= 1 keys and values [n_tokens, n_kv_heads, dim] to a layer. First it does what is due
     // of the compression of earlier tokens; of a long prompt that is all but the last block, and all of it
     // when n_tokens fill a block themselves. The tokens are attended in fp16 until then. After an error the
-    // cache is as it was, but that earlier tokens may have been compressed. Errors: invalid_argument,
+    // cache is as it was, but that earlier tokens may have been compressed, or given back where they are
+    // behind a window. Errors: invalid_argument,
     // wrong_size, capacity_exceeded, non_finite, not_representable, out_of_memory, over_budget.
     Status append(std::uint32_t layer, const Rows& keys, const Rows& values, std::uint32_t n_tokens,
                   Executor& executor) noexcept;
@@ -162,8 +193,9 @@ class Cache {
     Status attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept;
 
     // Compresses now all that fills blocks. Calling it after attend frees the room of a long prompt. With
-    // auto:BITS it does nothing until every layer was attended. Errors: invalid_argument, out_of_memory; the
-    // tokens stay in the buffer then.
+    // auto:BITS it does nothing until every layer was attended. What is behind the window of the last token
+    // is given back, which queries of tokens before it may still want: attend first. Errors:
+    // invalid_argument, out_of_memory; the tokens stay in the buffer then.
     Status compress(std::uint32_t layer, Executor& executor) noexcept;
 
     // Writes tokens [first, first + n_tokens) as they are attended, [n_tokens, n_kv_heads, dim] float each;
@@ -175,7 +207,7 @@ class Cache {
     // touched: a compressed block keeps its bytes and shows fewer tokens, and later tokens start a new one.
     // *lossless, when given, tells whether the cache is as if the dropped tokens had never come: all of them
     // were in the buffer, and no block was closed on their account, in any layer, or the block was opened
-    // again. It is for rollbacks of up to rollback_tokens that came in appends shorter than a buffer, when
+    // again. It is so for rollbacks of up to rollback_tokens that came in appends shorter than a buffer, when
     // compress, remove and shrink were not called since, nor the cache saved and loaded. Errors: wrong_size
     // (a layer holds fewer tokens), out_of_memory and over_budget (of a fork only); nothing is dropped then.
     Status truncate(std::uint64_t n_tokens, bool* lossless = nullptr) noexcept;
@@ -194,9 +226,9 @@ class Cache {
 
     // Makes older blocks smaller until the cache holds at most target_bytes, or none is left that can be:
     // their outliers go, in all blocks before any loses its low rank too. What stays is copied, and nothing
-    // is compressed again; a trellis has neither part. What is buffered, and the newest tokens, stay as they
-    // are as long as they can. *freed, when given, gets the bytes given back. Errors: out_of_memory and
-    // over_budget (of a fork), damaged; what shrank by then stays so.
+    // is compressed again; a trellis has neither part, and blocks of a mapped file stay there. What is
+    // buffered, and the newest tokens, stay as they are as long as they can. *freed, when given, gets the
+    // bytes given back. Errors: out_of_memory and over_budget (of a fork); what shrank by then stays so.
     Status shrink(std::uint64_t target_bytes, std::uint64_t* freed = nullptr) noexcept;
 
     // A second cache with the same tokens and configuration. Nothing is copied until one of the two changes a
@@ -211,6 +243,8 @@ class Cache {
     // 0 for a layer that does not exist.
     std::uint64_t n_tokens(std::uint32_t layer) const noexcept;
     CacheStats stats() const noexcept;
+    // Errors: invalid_argument; *out is untouched then.
+    Status layer_stats(std::uint32_t layer, LayerStats* out) const noexcept;
     // The spec with the rates of this layer, which differ from config().spec with auto:BITS: an even share
     // until they are chosen, then averages over the heads. Errors: invalid_argument; *out is untouched then.
     Status layer_spec(std::uint32_t layer, KvSpec* out) const noexcept;

@@ -16,6 +16,13 @@ std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) {
 
 }  // namespace
 
+Queries Cache::Impl::within_window(std::uint32_t layer, const Queries& asked) const noexcept {
+    Queries queries = asked;
+    const std::uint64_t window = windows == nullptr ? 0 : windows[layer];
+    if (window > 0) queries.window = asked.window == 0 ? window : std::min(asked.window, window);
+    return queries;
+}
+
 Status Cache::Impl::check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept {
     const CacheConfig& config = context.config;
     if (queries.data == nullptr) return Status::error(Code::invalid_argument, "queries are null");
@@ -151,8 +158,9 @@ void Cache::Impl::attend_heads(const Queries& queries, float* out, LayerStream& 
     }
 }
 
-Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept {
+Status Cache::attend(std::uint32_t layer, const Queries& asked, float* out, Executor& executor) noexcept {
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
+    const Queries queries = impl_->within_window(layer, asked);
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     if (Status status = impl_->check_queries(queries, n_tokens(layer)); !status.ok()) return status;
     LayerStream& stream = *impl_->layers[layer];
@@ -182,6 +190,8 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Ex
         Status status = impl_->rates.keep(&impl_->context, layer, queries, stream.n_tokens());
         if (!status.ok()) return status;
     }
+    if (!impl_->context.errors.keep(impl_->context.memory(), layer, queries))
+        return memory_error(impl_->context, "to keep a query of layer %u", layer);
     if (!impl_->working.reserve_runs(impl_->work_memory(), stream.n_runs()))
         return memory_error(impl_->context, "to list the %zu runs of layer %u", stream.n_runs(), layer);
     stream.list_runs(impl_->working.runs);

@@ -37,21 +37,35 @@ Status check_rope(const RopeConfig& rope, std::uint32_t key_dim) {
     return {};
 }
 
-// Blocks and buffers of n_layers layers of the same spec.
-Status add_layers(const CacheConfig& config, const KvSpec& spec, std::uint32_t n_layers,
+// Blocks and buffers of n_layers layers like this one.
+Status add_layers(const CacheConfig& config, std::uint32_t layer, std::uint32_t n_layers,
                   std::uint64_t n_tokens, std::uint64_t prompt_tokens, CacheBytes* out) noexcept {
     CacheBytes& bytes = *out;
+    const KvSpec spec = first_spec(config, layer);
+    const std::uint64_t n_sinks = std::min<std::uint64_t>(n_tokens, config.spec.sink_tokens);
+    const std::uint64_t first_seen = first_visible(config, layer, n_tokens);
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         BlockBytes* total = kind == TensorKind::key ? &bytes.keys : &bytes.values;
+        std::uint64_t at = n_sinks;
         const auto add_units = [&](const Unit& unit, std::uint64_t times) {
             BlockHeader header;
             Status status =
                 lay_out_unit(config, kind == TensorKind::key ? spec.key : spec.value, kind, unit, &header);
-            if (status.ok()) *total += bytes_by_part(header) * (times * n_layers);
+            const std::uint64_t n_gone =
+                first_seen > at ? std::min((first_seen - at) / unit.n_tokens, times) : 0;
+            if (status.ok()) *total += bytes_by_part(header) * ((times - n_gone) * n_layers);
+            at += times * unit.n_tokens;
             return status;
         };
-        std::uint64_t left = prompt_tokens - std::min<std::uint64_t>(prompt_tokens, config.spec.sink_tokens);
-        std::uint64_t n_decode = n_tokens - std::min<std::uint64_t>(n_tokens, config.spec.sink_tokens) - left;
+        std::uint64_t left = prompt_tokens - std::min(prompt_tokens, n_sinks);
+        const std::uint64_t n_decode = n_tokens - n_sinks - left;
+        // What is behind the window when the prompt is compressed.
+        if (const std::uint64_t seen = first_visible(config, layer, prompt_tokens); seen > at) {
+            const std::uint64_t n_skipped =
+                (seen - at) / config.spec.buffer_tokens * config.spec.buffer_tokens;
+            at += n_skipped;
+            left -= n_skipped;
+        }
         bool first = true;
         while (const std::uint32_t unit = unit_tokens(config, left)) {
             if (Status status = add_units({unit, true, first}, 1); !status.ok()) return status;
@@ -103,17 +117,18 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
             static_cast<unsigned long long>(config.max_tokens));
     }
     CacheBytes bytes;
-    const auto n_edges = static_cast<std::uint32_t>(
-        std::min<std::uint64_t>(2 * std::uint64_t{config.spec.edge_layers}, config.n_layers));
-    // Layers at the edges, and those between, of which the one in the middle is the last to be none.
-    Status status;
-    if (n_edges > 0)
-        status = add_layers(config, first_spec(config, 0), n_edges, n_tokens, prompt_tokens, &bytes);
-    if (status.ok() && n_edges < config.n_layers) {
-        status = add_layers(config, first_spec(config, config.n_layers / 2), config.n_layers - n_edges,
-                            n_tokens, prompt_tokens, &bytes);
+    const auto window_of = [&](std::uint32_t layer) {
+        return config.windows == nullptr ? 0 : config.windows[layer];
+    };
+    // Runs of layers of the same spec and window.
+    for (std::uint32_t layer = 0, end; layer < config.n_layers; layer = end) {
+        end = layer + 1;
+        while (end < config.n_layers && is_edge(config, end) == is_edge(config, layer) &&
+               window_of(end) == window_of(layer))
+            ++end;
+        Status status = add_layers(config, layer, end - layer, n_tokens, prompt_tokens, &bytes);
+        if (!status.ok()) return status;
     }
-    if (!status.ok()) return status;
     bytes.bytes = bytes.keys.bytes + bytes.values.bytes + bytes.buffer;
     *out = bytes;
     return {};

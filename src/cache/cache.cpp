@@ -1,6 +1,7 @@
 #include "gearkv/cache.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <new>
 
 #include "cache/check.hpp"
@@ -11,6 +12,10 @@ namespace {
 
 std::uint64_t rope_bytes(const RopeConfig& rope) {
     return std::max(rope.n_pairs, 1u) * sizeof(double);
+}
+
+std::uint64_t irreducible_bytes(const CacheConfig& config) {
+    return 2 * config.n_layers * sizeof(std::uint64_t);
 }
 
 }  // namespace
@@ -65,6 +70,7 @@ Cache::Impl::Impl(const CacheConfig& config) noexcept
       workspace(CacheAccess::of(config.workspace)),
       working(workspace == nullptr ? own_work : workspace->work) {
     context.compress_scratch = &working.compress;
+    context.attend_scratch = &working.attend;
 }
 
 bool Cache::Impl::create(const Impl* shared) noexcept {
@@ -78,6 +84,17 @@ bool Cache::Impl::create(const Impl* shared) noexcept {
     std::fill_n(layers, config.n_layers, nullptr);
     std::copy_n(rope.frequencies, rope.n_pairs, frequencies);
     context.config.rope.frequencies = frequencies;
+    if (config.windows != nullptr) {
+        windows =
+            static_cast<std::uint32_t*>(memory.take(config.n_layers * sizeof(std::uint32_t), Use::table));
+        if (windows == nullptr) return false;
+        std::copy_n(config.windows, config.n_layers, windows);
+        context.config.windows = windows;
+    }
+    irreducible = static_cast<std::uint64_t*>(memory.take(irreducible_bytes(config), Use::table));
+    if (irreducible == nullptr) return false;
+    look_again();
+    if (!context.errors.create(config, memory)) return false;
     if (shared == nullptr ? !rates.create(&context) : !rates.copy(&context, shared->rates)) return false;
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         if (shared == nullptr) {
@@ -116,7 +133,10 @@ void Cache::Impl::destroy() noexcept {
     }
     memory.give_back(layers, n_layers * sizeof(LayerStream*), Use::table);
     memory.give_back(frequencies, rope_bytes(context.config.rope), Use::table);
+    memory.give_back(windows, n_layers * sizeof(std::uint32_t), Use::table);
+    memory.give_back(irreducible, irreducible_bytes(context.config), Use::table);
     rates.destroy(&context);
+    context.errors.destroy(memory);
     own_work.free(memory);
 }
 
@@ -219,6 +239,7 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     LayerStream& stream = *impl_->layers[layer];
     if (status = stream.check_first_block(); !status.ok()) return status;
     if (status = stream.advance(&context, n_tokens, executor); !status.ok()) return status;
+    if (status = impl_->keep_within(layer); !status.ok()) return status;
     if (!stream.reserve_append(&context, n_tokens))
         return memory_error(context, "to buffer %u tokens of layer %u", n_tokens, layer);
     stream.append(context, keys, values, n_tokens);
@@ -234,7 +255,9 @@ Status Cache::compress(std::uint32_t layer, Executor& executor) noexcept {
     if (Status status = impl_->own(layer); !status.ok()) return status;
     if (Status status = impl_->choose_rates(layer, executor); !status.ok()) return status;
     if (Status status = impl_->layers[layer]->check_first_block(); !status.ok()) return status;
-    return impl_->layers[layer]->compress(&impl_->context, executor);
+    if (Status status = impl_->layers[layer]->compress(&impl_->context, executor); !status.ok())
+        return status;
+    return impl_->keep_within(layer);
 }
 
 Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
@@ -278,6 +301,7 @@ Status Cache::truncate(std::uint64_t n_tokens, bool* lossless) noexcept {
         if (n_tokens < this->n_tokens(i))
             all_buffered &= impl_->layers[i]->truncate(&impl_->context, n_tokens);
     }
+    impl_->look_again();
     // What was kept to choose rates from may have been of dropped tokens.
     if (impl_->rates.waits()) impl_->rates.reset(&impl_->context);
     if (lossless != nullptr) *lossless = all_buffered;
@@ -312,53 +336,86 @@ Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens) noexcept {
                                         -static_cast<std::int64_t>(n_tokens), angles);
     for (std::uint32_t i = 0; i < n_layers; ++i)
         impl_->layers[i]->remove(&context, first, n_tokens, turn);
+    impl_->look_again();
     if (impl_->rates.waits()) impl_->rates.reset(&context);
     return {};
 }
 
 Status Cache::shrink(std::uint64_t target_bytes, std::uint64_t* freed) noexcept {
-    CacheContext& context = impl_->context;
-    const std::uint32_t n_layers = config().n_layers;
-    const std::uint64_t before = context.ledger.total();
-    if (freed != nullptr) *freed = 0;
-    if (before <= target_bytes) return {};
-    for (std::uint32_t i = 0; i < n_layers; ++i) {
-        if (impl_->layers[i] == nullptr) continue;
-        if (Status status = impl_->layers[i]->check_blocks(serial_executor()); !status.ok()) return status;
-    }
+    const MemoryLedger& ledger = impl_->context.ledger;
+    const std::uint64_t before = ledger.total();
+    const Status status = impl_->shrink(target_bytes);
+    if (freed != nullptr) *freed = before - std::min(before, ledger.total());
+    return status;
+}
+
+Status Cache::Impl::shrink(std::uint64_t target_bytes) noexcept {
+    const std::uint32_t n_layers = context.config.n_layers;
     // Outliers of all blocks first, then low rank; the oldest blocks of all layers before younger ones.
     for (const bool drop_low_rank : {false, true}) {
-        bool any = true;
-        for (std::uint64_t i = 0; any && context.ledger.total() > target_bytes; ++i) {
-            any = false;
+        for (std::uint64_t i = 0; context.ledger.total() > target_bytes; ++i) {
+            std::uint64_t next = UINT64_MAX;
             for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
-                const LayerStream* shown = impl_->layers[layer];
-                if (shown == nullptr || i >= shown->blocks().size()) continue;
-                any = true;
-                if (!shown->blocks().can_reduce(i, drop_low_rank)) continue;
-                if (Status status = impl_->own(layer); !status.ok()) return status;
-                (void)impl_->layers[layer]->reduce(&context, i, drop_low_rank);
+                if (layers[layer] == nullptr) continue;
+                const std::uint64_t at = next_reducible(layer, i, drop_low_rank);
+                if (at < layers[layer]->blocks().size()) next = std::min(next, at);
+            }
+            if (next == UINT64_MAX) break;
+            i = next;
+            for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
+                if (layers[layer] == nullptr || i >= layers[layer]->blocks().size()) continue;
+                if (next_reducible(layer, i, drop_low_rank) != i) continue;
+                if (Status status = own(layer); !status.ok()) return status;
+                (void)layers[layer]->reduce(&context, i, drop_low_rank);
             }
         }
     }
-    if (freed != nullptr) *freed = before - std::min(before, context.ledger.total());
     return {};
+}
+
+std::uint64_t Cache::Impl::next_reducible(std::uint32_t layer, std::uint64_t i, bool drop_low_rank) noexcept {
+    const BlockTable& blocks = layers[layer]->blocks();
+    std::uint64_t& n_known = irreducible[(drop_low_rank ? context.config.n_layers : 0) + layer];
+    const bool from_known = i <= n_known;
+    i = std::max(i, n_known);
+    while (i < blocks.size() && !blocks.can_reduce(i, drop_low_rank))
+        ++i;
+    if (from_known) n_known = i;
+    return i;
+}
+
+void Cache::Impl::look_again() noexcept {
+    std::fill_n(irreducible, 2 * std::uint64_t{context.config.n_layers}, 0);
 }
 
 Status Cache::forget_before(std::uint32_t layer, std::uint64_t token) noexcept {
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
-    const LayerStream* stream = impl_->layers[layer];
-    if (stream == nullptr || stream->n_forgettable(token) == 0) return {};
-    if (Status status = impl_->own(layer); !status.ok()) return status;
-    if (Status status = impl_->layers[layer]->check_first_block(); !status.ok()) return status;
-    if (!impl_->layers[layer]->reserve_cut(&impl_->context))
-        return memory_error(impl_->context, "to cut the blocks of layer %u", layer);
-    impl_->layers[layer]->forget_before(&impl_->context, token);
+    return impl_->forget_before(layer, token);
+}
+
+Status Cache::Impl::forget_before(std::uint32_t layer, std::uint64_t token) noexcept {
+    if (layers[layer] == nullptr || layers[layer]->n_forgettable(token) == 0) return {};
+    if (Status status = own(layer); !status.ok()) return status;
+    if (Status status = layers[layer]->check_first_block(); !status.ok()) return status;
+    if (!layers[layer]->reserve_cut(&context))
+        return memory_error(context, "to cut the blocks of layer %u", layer);
+    layers[layer]->forget_before(&context, token);
+    irreducible[layer] = irreducible[context.config.n_layers + layer] = 0;
+    return {};
+}
+
+Status Cache::Impl::keep_within(std::uint32_t layer) noexcept {
+    const std::uint64_t token = first_visible(context.config, layer, n_tokens(layer));
+    if (Status status = forget_before(layer, token); !status.ok()) return status;
+    const std::uint64_t soft_bytes = context.config.soft_bytes;
+    if (soft_bytes > 0 && context.ledger.total() > soft_bytes) (void)shrink(soft_bytes);  // as far as it can
     return {};
 }
 
 void Cache::reset() noexcept {
     impl_->rates.reset(&impl_->context);
+    impl_->context.errors.reset();
+    impl_->look_again();
     for (std::uint32_t i = 0; i < config().n_layers; ++i) {
         LayerStream*& stream = impl_->layers[i];
         if (stream == nullptr) continue;
@@ -370,6 +427,28 @@ void Cache::reset() noexcept {
             stream->share_evenly(first_spec(config(), i));
         }
     }
+}
+
+Status Cache::layer_stats(std::uint32_t layer, LayerStats* out) const noexcept {
+    if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
+    if (Status status = impl_->check_layer(layer); !status.ok()) return status;
+    LayerStats stats;
+    if (const LayerStream* stream = impl_->layers[layer]; stream != nullptr) {
+        const LayerShape shape = stream->shape();
+        stats.n_tokens = shape.n_tokens();
+        stats.n_forgotten = shape.n_forgotten;
+        stats.n_closed = shape.n_closed;
+        stats.n_blocks = 2 * stream->blocks().size();
+        stats.n_shrunk = stream->blocks().n_reduced();
+        stats.compress_seconds = stream->compress_seconds();
+    }
+    const ErrorSample* sample = impl_->context.errors.sample(layer);
+    if (sample != nullptr && sample->n_blocks > 0) {
+        stats.output_error = sample->output > 0.0 ? std::sqrt(sample->error / sample->output) : 0.0;
+        stats.n_sampled = sample->n_blocks;
+    }
+    *out = stats;
+    return {};
 }
 
 Status Cache::layer_spec(std::uint32_t layer, KvSpec* out) const noexcept {
@@ -406,6 +485,7 @@ CacheStats Cache::stats() const noexcept {
         bytes.mapped += stream->blocks().mapped_bytes();
         bytes.shared += stream->is_shared() ? stream->held().total() : stream->blocks().shared_bytes();
         stats.n_blocks += 2 * stream->blocks().size();
+        stats.n_shrunk += stream->blocks().n_reduced();
         stats.compress_seconds += stream->compress_seconds();
         const LayerShape shape = stream->shape();
         if (i == 0) stats.n_tokens = shape.n_tokens();

@@ -126,6 +126,7 @@ void BlockTable::count(const ClosedBlock& block, std::uint64_t sign) noexcept {
     bytes_[static_cast<int>(TensorKind::key)] += bytes_by_part(header_of(block.key)) * sign;
     bytes_[static_cast<int>(TensorKind::value)] += bytes_by_part(header_of(block.value)) * sign;
     if (block.is_mapped) mapped_bytes_ += block.n_bytes() * sign;
+    if (block.is_reduced) n_reduced_ += 2 * sign;
 }
 
 void BlockTable::push(const ClosedBlock& block) noexcept {
@@ -207,6 +208,7 @@ void BlockTable::remove(const Memory& memory, std::uint64_t first, std::uint64_t
 
 bool BlockTable::can_reduce(std::uint64_t i, bool drop_low_rank) const noexcept {
     BlockHeader reduced;
+    if (blocks_[i].is_mapped) return false;
     return lay_out_reduced(header_of(blocks_[i].key), drop_low_rank, &reduced) ||
            lay_out_reduced(header_of(blocks_[i].value), drop_low_rank, &reduced);
 }
@@ -231,7 +233,7 @@ bool BlockTable::reduce(const Memory& memory, std::uint64_t i, bool drop_low_ran
     while (i > 0 && shows_old(i - 1))
         --i;
     count(old, ~std::uint64_t{0});
-    if (!old.is_mapped) discount_block(memory, old.n_bytes());
+    discount_block(memory, old.n_bytes());
     const std::uint64_t first = i;
     for (; shows_old(i); ++i) {
         ClosedBlock& block = blocks_[i];
@@ -239,7 +241,7 @@ bool BlockTable::reduce(const Memory& memory, std::uint64_t i, bool drop_low_ran
         block.owner = smaller.owner;
         block.key = smaller.key;
         block.value = smaller.value;
-        block.is_mapped = false;
+        block.is_reduced = true;
         block.check = nullptr;
         old.owner->drop_user();
     }

@@ -36,6 +36,7 @@ struct ClosedBlock {
     std::uint32_t n_tokens = 0;
     std::int64_t shift = 0;       // of the tokens' positions since their keys were rotated
     bool is_mapped = false;       // in a file, not in the caller's memory
+    bool is_reduced = false;      // without parts it once had
     BlockCheck* check = nullptr;  // of bytes from a file, in the owner's memory
 
     std::uint64_t n_bytes() const noexcept;  // of both
@@ -75,7 +76,7 @@ class BlockTable {
     // Drops tokens [first, first + n) and moves the positions of those behind them down by n_moved. There is
     // room for one more entry, and profiles are kept.
     void remove(const Memory& memory, std::uint64_t first, std::uint64_t n, std::uint64_t n_moved) noexcept;
-    // Whether block i has outliers, or low rank where that may go too.
+    // Whether block i is in memory and has outliers, or low rank where that may go too.
     bool can_reduce(std::uint64_t i, bool drop_low_rank) const noexcept;
     // Puts one without these in its place, and in that of all entries that show it. False when memory is
     // short.
@@ -105,6 +106,7 @@ class BlockTable {
     // Of all blocks, mapped ones included.
     const BlockBytes& bytes(TensorKind kind) const noexcept { return bytes_[static_cast<int>(kind)]; }
     std::uint64_t mapped_bytes() const noexcept { return mapped_bytes_; }
+    std::uint64_t n_reduced() const noexcept { return n_reduced_; }
     // Of blocks that another table shows too.
     std::uint64_t shared_bytes() const noexcept;
 
@@ -122,6 +124,7 @@ class BlockTable {
     std::uint64_t n_tokens_ = 0;
     BlockBytes bytes_[2];  // by kind
     std::uint64_t mapped_bytes_ = 0;
+    std::uint64_t n_reduced_ = 0;                      // blocks, keys and values
     unsigned char* profiles_[2] = {nullptr, nullptr};  // by kind, when the first block is gone
     std::uint64_t profile_bytes_[2] = {0, 0};
 };

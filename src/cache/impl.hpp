@@ -39,7 +39,10 @@ struct Cache::Impl {
     explicit Impl(const CacheConfig& config) noexcept;
 
     CacheContext context;
-    double* frequencies = nullptr;   // of the rotary embedding, [rope.n_pairs]
+    double* frequencies = nullptr;     // of the rotary embedding, [rope.n_pairs]
+    std::uint32_t* windows = nullptr;  // [n_layers], null without
+    // [drop_low_rank][n_layers] So many first blocks are known not to shrink any more.
+    std::uint64_t* irreducible = nullptr;
     LayerStream** layers = nullptr;  // null: without tokens, and without memory yet
     RateChooser rates;
     Workspace::Impl* workspace = nullptr;
@@ -61,11 +64,22 @@ struct Cache::Impl {
     // Before a layer changes: it is there, and no other cache's. Errors: out_of_memory, over_budget.
     Status own(std::uint32_t layer) noexcept;
     Status own_all() noexcept;
+    // Gives back the blocks of a layer without a token from `token` on. Errors: as above, and damaged.
+    Status forget_before(std::uint32_t layer, std::uint64_t token) noexcept;
+    // After a layer has grown: what its window leaves behind goes, and older blocks shrink to soft_bytes.
+    Status keep_within(std::uint32_t layer) noexcept;
+    Status shrink(std::uint64_t target_bytes) noexcept;
+    // The first block of a layer from i on that can shrink; its number of blocks when there is none.
+    std::uint64_t next_reducible(std::uint32_t layer, std::uint64_t i, bool drop_low_rank) noexcept;
+    // After blocks of any layer have gone.
+    void look_again() noexcept;
     // For the runs whose keys have moved. Errors: as above.
     Status set_turns(std::size_t n_runs) noexcept;
     Status check_layer(std::uint32_t layer) const noexcept;
     // Before this layer compresses, if it is about to for the first time.
     Status choose_rates(std::uint32_t layer, Executor& executor) noexcept;
+    // With the window of the layer, or a smaller one that was asked for.
+    Queries within_window(std::uint32_t layer, const Queries& asked) const noexcept;
     Status check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept;
     Status check_rules(const Queries& queries, std::uint64_t n_tokens) const noexcept;
     void add_row(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t row,

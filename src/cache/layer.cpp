@@ -36,7 +36,8 @@ Status lay_out_unit(const CacheConfig& config, const TensorSpec& spec, TensorKin
 
 std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) noexcept {
     const std::uint32_t step = config.spec.buffer_tokens;
-    const std::uint64_t most = std::max(max_unit_tokens / step, 1u) * std::uint64_t{step};
+    const std::uint32_t wanted = config.block_tokens == 0 ? max_unit_tokens : config.block_tokens;
+    const std::uint64_t most = std::max(std::min(wanted, max_unit_tokens) / step, 1u) * std::uint64_t{step};
     const std::uint64_t n = n_buffered - std::min<std::uint64_t>(n_buffered, config.spec.recent_tokens);
     return static_cast<std::uint32_t>(std::min(n / step * step, most));
 }
@@ -48,6 +49,12 @@ std::uint32_t spread_tokens(const CacheConfig& config) noexcept {
 std::uint32_t base_tokens(const CacheConfig& config) noexcept {
     return config.spec.buffer_tokens + config.spec.recent_tokens + spread_tokens(config) +
            config.rollback_tokens;
+}
+
+std::uint64_t first_visible(const CacheConfig& config, std::uint32_t layer, std::uint64_t n_tokens) noexcept {
+    if (config.windows == nullptr || config.windows[layer] == 0) return 0;
+    const std::uint64_t n_visible = std::uint64_t{config.windows[layer]} + config.rollback_tokens;
+    return n_tokens > n_visible ? n_tokens - n_visible : 0;
 }
 
 std::uint64_t max_blocks(const CacheConfig& config) noexcept {
@@ -231,7 +238,12 @@ bool LayerStream::truncate(CacheContext* context, std::uint64_t n_tokens) noexce
     const std::uint64_t n_kept = std::min(n_tokens, this->n_tokens());
     if (reopenable_.n_tokens > 0 && n_kept <= reopenable_.closed_at) reopen_unit(context);
     const bool in_blocks = n_kept < buffer_start() && n_forgotten_ + blocks_.n_tokens() > 0;
-    const bool exact = n_kept == this->n_tokens() || (n_kept >= exact_from_ && !in_blocks);
+    // What the dropped tokens pushed out of the window cannot be seen again.
+    const std::uint64_t gap_end = n_forgotten_ > 0 ? n_sinks_ + n_forgotten_ : 0;
+    const bool in_window = context->config.windows == nullptr || context->config.windows[index_] == 0 ||
+                           n_kept >= gap_end + context->config.windows[index_];
+    const bool exact =
+        n_kept == this->n_tokens() || (n_kept >= exact_from_ && !in_blocks && (gap_end == 0 || in_window));
     exact_from_ = std::min(exact_from_, n_kept);
     const std::uint64_t n_buffered = n_kept > buffer_start() ? n_kept - buffer_start() : 0;
     // The pending unit's tokens are the first of the buffer, and recent ones were behind them.
@@ -301,6 +313,21 @@ void LayerStream::forget_before(CacheContext* context, std::uint64_t token) noex
     if (n == blocks_.n_tokens()) forget_reopenable(context);
     blocks_.remove(memory(context), 0, n, 0);
     n_forgotten_ += n;
+}
+
+void LayerStream::skip_invisible(CacheContext* context) noexcept {
+    const CacheConfig& config = context->config;
+    const std::uint64_t first = first_visible(config, index_, n_tokens());
+    if (first < buffer_start() + config.spec.buffer_tokens || pending_.n_tokens > 0) return;
+    const Memory memory = this->memory(context);
+    const std::uint64_t n = (first - buffer_start()) / config.spec.buffer_tokens * config.spec.buffer_tokens;
+    forget_reopenable(context);
+    n_forgotten_ += blocks_.n_tokens() + n;
+    blocks_.truncate(memory, 0);
+    blocks_.forget_profiles(memory);
+    key_buffer_.drop_front(memory, n, n_buffered_);
+    value_buffer_.drop_front(memory, n, n_buffered_);
+    n_buffered_ -= n;
 }
 
 bool LayerStream::reduce(CacheContext* context, std::uint64_t i, bool drop_low_rank) noexcept {

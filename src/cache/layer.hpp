@@ -6,6 +6,7 @@
 #include "attention/attend.hpp"
 #include "attention/rope.hpp"
 #include "cache/closed_block.hpp"
+#include "cache/error_estimate.hpp"
 #include "codec/compress.hpp"
 #include "gearkv/cache.hpp"
 
@@ -21,6 +22,8 @@ struct CacheContext {
     MemoryLedger ledger;
     HeldBytes held;                       // beside the layers
     Scratch* compress_scratch = nullptr;  // of the cache's working memory
+    Scratch* attend_scratch = nullptr;    // likewise, at least a slot for every KV head
+    ErrorEstimate errors;
 
     explicit CacheContext(const CacheConfig& c) noexcept : config(c), ledger(c.allocator, c.max_bytes) {}
     Memory memory() noexcept { return {&ledger, &held}; }
@@ -38,6 +41,9 @@ inline bool is_edge(const CacheConfig& config, std::uint32_t layer) noexcept {
     return layer < config.spec.edge_layers ||
            layer + std::uint64_t{config.spec.edge_layers} >= config.n_layers;
 }
+
+// The first token of a layer of n_tokens that its window, if it has one, and rollbacks leave visible.
+std::uint64_t first_visible(const CacheConfig& config, std::uint32_t layer, std::uint64_t n_tokens) noexcept;
 
 // A run of tokens that is closed as one block.
 struct Unit {
@@ -236,7 +242,7 @@ class LayerStream {
     // For a state file.
     LayerProgress progress() const noexcept;
     const BlockTable& blocks() const noexcept { return blocks_; }
-    BlockTable* blocks() noexcept { return &blocks_; }
+    BlockTable* mutable_blocks() noexcept { return &blocks_; }
     // Puts a smaller block in the place of block i, as BlockTable::reduce.
     bool reduce(CacheContext* context, std::uint64_t i, bool drop_low_rank) noexcept;
     const TokenBuffer& sinks(TensorKind kind) const noexcept {
@@ -277,6 +283,8 @@ class LayerStream {
     // `reopenable`: as long as rollback_tokens say.
     void finish_unit(CacheContext* context, bool reopenable, Executor& executor) noexcept;
     void drop_unit(CacheContext* context) noexcept;  // without closing it
+    // Of the buffer, as many tokens of whole units as are behind the window, and all blocks before them.
+    void skip_invisible(CacheContext* context) noexcept;
     void reopen_unit(CacheContext* context) noexcept;
     void forget_reopenable(CacheContext* context) noexcept;
     std::uint32_t n_pieces() const noexcept;  // of the pending unit

@@ -18,6 +18,7 @@ void run_piece(const PieceRun& run, std::uint32_t i, Executor& executor) noexcep
 Status LayerStream::compress(CacheContext* context, Executor& executor) noexcept {
     if (unit_tokens(context->config, n_buffered_) > 0) exact_from_ = n_tokens();
     finish_unit(context, false, executor);
+    skip_invisible(context);
     while (const std::uint32_t n = unit_tokens(context->config, n_buffered_)) {
         if (Status status = begin_unit(context, n, prompt_); !status.ok()) return status;
         finish_unit(context, false, executor);
@@ -45,6 +46,7 @@ Status LayerStream::advance(CacheContext* context, std::uint32_t n_tokens, Execu
             return {};
         }
     }
+    skip_invisible(context);
     while (const std::uint32_t n = unit_tokens(config, n_buffered_)) {
         if (Status status = begin_unit(context, n, prompt_); !status.ok()) return status;
         if (!at_once && unit_tokens(config, n_buffered_ - n) == 0) return {};
@@ -106,6 +108,18 @@ void LayerStream::finish_unit(CacheContext* context, bool reopenable, Executor& 
     const Memory memory = this->memory(context);
     const NewBlock& block = pending_.block;
     const bool is_kept = reopenable && context->config.rollback_tokens > 0;
+    const std::uint64_t n_tokens = this->n_tokens();
+    blocks_.push({block.owner, block.key, block.value, 0, pending_.n_tokens});
+    const std::uint64_t last = blocks_.size() - 1;
+    const KvRun closed = {run_of_block(blocks_.view(last, TensorKind::key)),
+                          run_of_block(blocks_.view(last, TensorKind::value)),
+                          pending_.n_tokens,
+                          0,
+                          0,
+                          {}};
+    const KvRun tokens = {key_buffer_.run(), value_buffer_.run(), pending_.n_tokens, 0, 0, {}};
+    context->errors.measure(*context->kernels, index_, closed, tokens, context->attend_scratch->data(),
+                            executor);
     for (TokenBuffer* buffer : {&key_buffer_, &value_buffer_}) {
         if (is_kept) {
             buffer->set_aside(pending_.n_tokens);
@@ -114,9 +128,7 @@ void LayerStream::finish_unit(CacheContext* context, bool reopenable, Executor& 
         }
     }
     if (is_kept)
-        reopenable_ = {block,      pending_.n_tokens, pending_.prompt, pending_.n_appended,
-                       n_tokens(), exact_from_};
-    blocks_.push({block.owner, block.key, block.value, 0, pending_.n_tokens});
+        reopenable_ = {block, pending_.n_tokens, pending_.prompt, pending_.n_appended, n_tokens, exact_from_};
     n_buffered_ -= pending_.n_tokens;
     pending_.block = {};
     drop_unit(context);

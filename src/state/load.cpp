@@ -83,10 +83,11 @@ class Loader {
                 stream.set_planes(impl_.context, kind, static_cast<const std::uint32_t*>(sections.planes[i]),
                                   rate);
             if (sections.profiles[i] != nullptr &&
-                !stream.blocks()->set_profiles(memory, kind, sections.profiles[i], sections.profile_bytes[i]))
+                !stream.mutable_blocks()->set_profiles(memory, kind, sections.profiles[i],
+                                                       sections.profile_bytes[i]))
                 return no_memory(layer);
         }
-        if (!stream.blocks()->reserve(memory, sections.n_blocks)) return no_memory(layer);
+        if (!stream.mutable_blocks()->reserve(memory, sections.n_blocks)) return no_memory(layer);
         for (std::uint64_t i = 0; i < sections.n_blocks; ++i) {
             if (!push_block(&stream, memory, sections.block(i))) return no_memory(layer);
         }
@@ -109,7 +110,7 @@ class Loader {
 
     bool push_block(LayerStream* stream, const Memory& memory, const StateBlock& found) noexcept {
         ClosedBlock block;
-        const BlockTable& table = *stream->blocks();
+        const BlockTable& table = stream->blocks();
         if (found.repeats) {
             block = table[table.size() - 1];
             block.owner->add_user();
@@ -136,7 +137,7 @@ class Loader {
         block.first = found.key->first;
         block.n_tokens = found.key->n_tokens;
         block.shift = found.key->shift;
-        stream->blocks()->push(block);
+        stream->mutable_blocks()->push(block);
         return true;
     }
 

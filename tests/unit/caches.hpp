@@ -77,6 +77,34 @@ inline Tensor attend(Cache* cache, const Tensor& q, std::size_t value_dim, bool 
     return to_tensor(out.data(), q.n_tokens, q.n_heads, value_dim);
 }
 
+// Tokens for tests that need many and compare them with what comes out.
+inline constexpr std::size_t source_heads = 2, source_dim = 64, source_tokens = 4000;
+struct Source {
+    Tensor keys = gaussian(source_tokens, source_heads, source_dim, 1);
+    Tensor values = gaussian(source_tokens, source_heads, source_dim, 2);
+};
+inline const Source& source() {
+    static const Source tokens;
+    return tokens;
+}
+
+// Of a rotary embedding.
+inline const std::vector<double>& frequencies() {
+    static const std::vector<double> all = [] {
+        std::vector<double> x(source_dim / 2);
+        for (std::size_t i = 0; i < x.size(); ++i)
+            x[i] = std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(source_dim));
+        return x;
+    }();
+    return all;
+}
+
+inline CacheConfig rope_config(const std::string& spec, bool interleaved, std::uint64_t max_tokens = 900) {
+    CacheConfig config = make_config(spec, source_heads, source_dim, source_dim, max_tokens);
+    config.rope = {frequencies().data(), source_dim / 2, interleaved};
+    return config;
+}
+
 // What the cache holds, as tensors.
 inline std::pair<Tensor, Tensor> read_all(Cache* cache) {
     const CacheConfig& config = cache->config();

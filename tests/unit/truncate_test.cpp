@@ -7,16 +7,7 @@ using namespace gearkv::testing;
 
 namespace {
 
-constexpr std::size_t n_heads = 2, dim = 64, n_source = 4000;
-
-// Tokens of both tensors that are never used twice.
-struct Source {
-    Tensor keys = gaussian(n_source, n_heads, dim, 1), values = gaussian(n_source, n_heads, dim, 2);
-};
-const Source& source() {
-    static const Source tokens;
-    return tokens;
-}
+constexpr std::size_t n_heads = source_heads, dim = source_dim, n_source = source_tokens;
 
 // What a cache went through: appends of source tokens, and calls of compress (n = 0).
 struct Step {
