@@ -22,6 +22,8 @@
 
 namespace gearkv {
 
+class Cache;
+
 // The rotary position embedding the keys come with. Needed by Cache::remove alone, which changes positions.
 struct RopeConfig {
     const double* frequencies = nullptr;  // [n_pairs] radians a token, finite; copied
@@ -124,6 +126,13 @@ struct Queries {
     float negligible = 0.0f;
 };
 
+// What one sequence of a batch asks.
+struct AttendRequest {
+    Cache* cache = nullptr;
+    Queries queries;
+    float* out = nullptr;  // [n_queries, n_heads, value_dim], contiguous
+};
+
 // Bytes of a cache by part, as allocated. `bytes` is the sum.
 struct CacheBytes {
     std::uint64_t bytes = 0;
@@ -191,6 +200,13 @@ class Cache {
     // needs more scratch than all before it. Errors: invalid_argument, wrong_size (more queries than tokens
     // when causal, head counts), non_finite, out_of_memory; out is untouched then.
     Status attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept;
+
+    // attend for many sequences at once: their heads share one round of the executor instead of one each, and
+    // what is due of their compressions runs beside. Every output has the bits that attend gives. The caches
+    // are different ones and have one workspace, unless there is one request only. Errors: of attend;
+    // invalid_argument. No output is touched then.
+    static Status attend_batch(std::uint32_t layer, const AttendRequest* requests, std::size_t n_requests,
+                               Executor& executor) noexcept;
 
     // Compresses now all that fills blocks. Calling it after attend frees the room of a long prompt. With
     // auto:BITS it does nothing until every layer was attended. What is behind the window of the last token

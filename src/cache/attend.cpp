@@ -1,12 +1,33 @@
-// Attention over one layer of a cache: what is asked for is checked, cut into tasks, and put together.
+// Attention over one layer of one cache or of many: what is asked for is checked, cut into tasks, and put
+// together.
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <new>
 
 #include "cache/impl.hpp"
 
 namespace gearkv {
 namespace {
+
+// What one cache of a call does. It is cut into tasks (head, row group, part of the tokens); groups and parts
+// follow from the shapes alone, so that results depend neither on the executor nor on the other caches.
+struct Job {
+    CacheAccess::Impl* cache;
+    LayerStream* layer;
+    Queries queries;  // within the window of the layer
+    float* out;
+    KvRun* runs;
+    std::uint64_t n_runs, n_tokens, n_tiles;
+    std::uint64_t n_groups, n_parts;
+    std::uint64_t most_parts;  // of the longest sequence, so that later calls need no more room
+    std::uint64_t first_task;  // of the call's
+    float* parts;              // [task] of part_floats, with more than one part
+    PieceRun pieces;           // of the layer's compression
+
+    std::uint64_t n_units() const noexcept { return cache->context.config.n_kv_heads * n_groups; }
+    std::uint64_t n_tasks() const noexcept { return n_units() * n_parts; }
+};
 
 // Few heads and rows are split over the tokens, into parts of at least 1,024.
 std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) {
@@ -14,46 +35,17 @@ std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) {
     return std::clamp<std::uint64_t>(n_tokens / least_tokens, 1, ceil_div(wanted_tasks, n_units));
 }
 
-}  // namespace
+// ---- checking ----
 
-Queries Cache::Impl::within_window(std::uint32_t layer, const Queries& asked) const noexcept {
+// With the window of the layer, or a smaller one that was asked for.
+Queries within_window(const CacheConfig& config, std::uint32_t layer, const Queries& asked) {
     Queries queries = asked;
-    const std::uint64_t window = windows == nullptr ? 0 : windows[layer];
+    const std::uint64_t window = config.windows == nullptr ? 0 : config.windows[layer];
     if (window > 0) queries.window = asked.window == 0 ? window : std::min(asked.window, window);
     return queries;
 }
 
-Status Cache::Impl::check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept {
-    const CacheConfig& config = context.config;
-    if (queries.data == nullptr) return Status::error(Code::invalid_argument, "queries are null");
-    if (queries.n_heads == 0 || queries.n_heads % config.n_kv_heads != 0) {
-        return Status::error(Code::wrong_size, "%u query heads, expected a multiple of the %u KV heads",
-                             queries.n_heads, config.n_kv_heads);
-    }
-    if (queries.n_queries == 0) return Status::error(Code::wrong_size, "0 queries, expected at least 1");
-    if (n_tokens == 0) return Status::error(Code::wrong_size, "the layer holds no tokens to attend");
-    if (queries.causal && queries.n_queries > n_tokens) {
-        return Status::error(Code::wrong_size,
-                             "%u causal queries over %llu tokens, expected no more queries than tokens",
-                             queries.n_queries, static_cast<unsigned long long>(n_tokens));
-    }
-    if (!std::isfinite(queries.scale) || queries.scale == 0.0f) {
-        return Status::error(Code::invalid_argument, "scale %g, expected finite and not 0",
-                             static_cast<double>(queries.scale));
-    }
-    for (std::size_t i = 0; i < queries.n_queries; ++i) {
-        for (std::size_t head = 0; head < queries.n_heads; ++head) {
-            const float* row = queries.data + i * queries.query_stride + head * queries.head_stride;
-            if (!std::isfinite(context.kernels->codec.max_abs(row, config.key_dim))) {
-                return Status::error(Code::non_finite,
-                                     "query %zu, head %zu holds NaN or Inf, expected finite", i, head);
-            }
-        }
-    }
-    return check_rules(queries, n_tokens);
-}
-
-Status Cache::Impl::check_rules(const Queries& queries, std::uint64_t n_tokens) const noexcept {
+Status check_rules(const Queries& queries, std::uint64_t n_tokens) {
     if (!std::isfinite(queries.soft_cap) || queries.soft_cap < 0.0f) {
         return Status::error(Code::invalid_argument, "soft_cap %g, expected finite and not negative",
                              static_cast<double>(queries.soft_cap));
@@ -91,15 +83,48 @@ Status Cache::Impl::check_rules(const Queries& queries, std::uint64_t n_tokens) 
     return {};
 }
 
+Status check_queries(const CacheContext& context, const Queries& queries, std::uint64_t n_tokens) {
+    const CacheConfig& config = context.config;
+    if (queries.data == nullptr) return Status::error(Code::invalid_argument, "queries are null");
+    if (queries.n_heads == 0 || queries.n_heads % config.n_kv_heads != 0) {
+        return Status::error(Code::wrong_size, "%u query heads, expected a multiple of the %u KV heads",
+                             queries.n_heads, config.n_kv_heads);
+    }
+    if (queries.n_queries == 0) return Status::error(Code::wrong_size, "0 queries, expected at least 1");
+    if (n_tokens == 0) return Status::error(Code::wrong_size, "the layer holds no tokens to attend");
+    if (queries.causal && queries.n_queries > n_tokens) {
+        return Status::error(Code::wrong_size,
+                             "%u causal queries over %llu tokens, expected no more queries than tokens",
+                             queries.n_queries, static_cast<unsigned long long>(n_tokens));
+    }
+    if (!std::isfinite(queries.scale) || queries.scale == 0.0f) {
+        return Status::error(Code::invalid_argument, "scale %g, expected finite and not 0",
+                             static_cast<double>(queries.scale));
+    }
+    for (std::size_t i = 0; i < queries.n_queries; ++i) {
+        for (std::size_t head = 0; head < queries.n_heads; ++head) {
+            const float* row = queries.data + i * queries.query_stride + head * queries.head_stride;
+            if (!std::isfinite(context.kernels->codec.max_abs(row, config.key_dim))) {
+                return Status::error(Code::non_finite,
+                                     "query %zu, head %zu holds NaN or Inf, expected finite", i, head);
+            }
+        }
+    }
+    return check_rules(queries, n_tokens);
+}
+
+// ---- rows ----
+
 // Row `row` of the rows that share a KV head.
-void Cache::Impl::add_row(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t row,
-                          std::uint64_t n_tokens, RowGroup* rows) const noexcept {
-    const std::uint32_t n_shared = queries.n_heads / context.config.n_kv_heads;
+void add_row(const Job& job, std::uint32_t kv_head, std::uint64_t row, RowGroup* rows) {
+    const Queries& queries = job.queries;
+    const CacheConfig& config = job.cache->context.config;
+    const std::uint32_t n_shared = queries.n_heads / config.n_kv_heads;
     const std::uint64_t query = row / n_shared, head = kv_head * n_shared + row % n_shared;
     const std::uint32_t i = rows->n_rows++;
     rows->query[i] = queries.data + query * queries.query_stride + head * queries.head_stride;
-    rows->out[i] = out + (query * queries.n_heads + head) * context.config.value_dim;
-    rows->visible[i] = queries.causal ? n_tokens - (queries.n_queries - 1 - query) : n_tokens;
+    rows->out[i] = job.out + (query * queries.n_heads + head) * config.value_dim;
+    rows->visible[i] = queries.causal ? job.n_tokens - (queries.n_queries - 1 - query) : job.n_tokens;
     if (queries.window > 0 && rows->visible[i] > queries.window)
         rows->first[i] = rows->visible[i] - queries.window;
     if (queries.slopes != nullptr) rows->slope[i] = queries.slopes[head];
@@ -111,120 +136,318 @@ void Cache::Impl::add_row(const Queries& queries, float* out, std::uint32_t kv_h
     rows->has_sinks = queries.sinks != nullptr;
 }
 
-RowGroup Cache::Impl::group_of(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t group,
-                               std::uint64_t n_tokens) const noexcept {
+// Unit `unit`: a KV head, and a group of its rows.
+std::uint32_t head_of(const Job& job, std::uint64_t unit) {
+    return static_cast<std::uint32_t>(unit / job.n_groups);
+}
+RowGroup rows_of(const Job& job, std::uint64_t unit) {
+    const Queries& queries = job.queries;
     const std::uint64_t n_rows =
-        std::uint64_t{queries.n_queries} * (queries.n_heads / context.config.n_kv_heads);
+        std::uint64_t{queries.n_queries} * (queries.n_heads / job.cache->context.config.n_kv_heads);
     RowGroup rows = {};
-    for (std::uint64_t row = group * max_rows; row < n_rows && rows.n_rows < max_rows; ++row)
-        add_row(queries, out, kv_head, row, n_tokens, &rows);
+    for (std::uint64_t row = unit % job.n_groups * max_rows; row < n_rows && rows.n_rows < max_rows; ++row)
+        add_row(job, head_of(job, unit), row, &rows);
     return rows;
 }
 
-void Cache::Impl::attend_heads(const Queries& queries, float* out, LayerStream& layer, const Work& work,
-                               Executor& executor) noexcept {
-    const CacheConfig& config = context.config;
-    const std::uint64_t n_tokens = layer.n_tokens();
-    const std::size_t n_runs = layer.n_runs();
-    const KvRun* runs = working.runs;
-    const std::uint64_t n_tiles = count_tiles(runs, n_runs);
-    auto* memory = static_cast<unsigned char*>(working.attend.data());
-    float* parts = reinterpret_cast<float*>(memory + work.n_slots * slot_bytes);
-    const std::size_t stride = part_floats(config.value_dim);
-    // Compression first: a piece takes longer than a head of a short context.
-    const PieceRun pieces = layer.due_pieces(context);
-    parallel_for(executor, pieces.n + work.n_slots, [&](std::size_t index) {
-        if (index < pieces.n) {
-            run_piece(pieces, static_cast<std::uint32_t>(index), serial_executor());
-            return;
-        }
-        const std::uint64_t slot = index - pieces.n;
-        const AttendScratch scratch =
-            place_attend_scratch(memory + slot * slot_bytes, config.key_dim, config.value_dim);
-        for (std::uint64_t task = slot; task < work.n_tasks; task += work.n_slots) {
-            const std::uint64_t unit = task / work.n_parts, part = task % work.n_parts;
-            const auto head = static_cast<std::uint32_t>(unit / work.n_groups);
-            const RowGroup rows = group_of(queries, out, head, unit % work.n_groups, n_tokens);
-            const TileRange range = {n_tiles * part / work.n_parts, n_tiles * (part + 1) / work.n_parts};
-            attend_rows(*context.kernels, scratch, rows, runs, n_runs, head, config.key_dim, config.value_dim,
-                        queries.scale, range, work.n_parts > 1 ? parts + task * stride : nullptr);
-        }
-    });
-    layer.note_done(pieces);
-    for (std::uint64_t unit = 0; work.n_parts > 1 && unit < work.n_tasks / work.n_parts; ++unit) {
-        const auto head = static_cast<std::uint32_t>(unit / work.n_groups);
-        merge_parts(group_of(queries, out, head, unit % work.n_groups, n_tokens),
-                    parts + unit * work.n_parts * stride, stride, work.n_parts, config.value_dim);
-    }
-}
-
-Status Cache::attend(std::uint32_t layer, const Queries& asked, float* out, Executor& executor) noexcept {
-    if (Status status = impl_->check_layer(layer); !status.ok()) return status;
-    const Queries queries = impl_->within_window(layer, asked);
-    if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
-    if (Status status = impl_->check_queries(queries, n_tokens(layer)); !status.ok()) return status;
-    LayerStream& stream = *impl_->layers[layer];
-    if (Status status = stream.check_blocks(executor); !status.ok()) return status;
-    const CacheConfig& config = impl_->context.config;
-    Work work;
-    work.n_groups =
+// Checks one request, and lays out what it will do as far as it needs no memory. Errors: of attend.
+Status begin_job(std::uint32_t layer, const AttendRequest& request, Executor& executor, Job* job) {
+    CacheAccess::Impl& cache = CacheAccess::of(*request.cache);
+    if (Status status = cache.check_layer(layer); !status.ok()) return status;
+    if (request.out == nullptr) return Status::error(Code::invalid_argument, "out is null");
+    const CacheConfig& config = cache.context.config;
+    const Queries queries = within_window(config, layer, request.queries);
+    const std::uint64_t n_tokens = cache.n_tokens(layer);
+    if (Status status = check_queries(cache.context, queries, n_tokens); !status.ok()) return status;
+    LayerStream* stream = cache.layers[layer];
+    if (Status status = stream->check_blocks(executor); !status.ok()) return status;
+    new (job) Job;
+    job->cache = &cache;
+    job->layer = stream;
+    job->queries = queries;
+    job->out = request.out;
+    job->n_runs = stream->n_runs();
+    job->n_tokens = n_tokens;
+    job->n_groups =
         ceil_div(std::uint64_t{queries.n_queries} * (queries.n_heads / config.n_kv_heads), max_rows);
-    const std::uint64_t n_units = config.n_kv_heads * work.n_groups;
-    work.n_parts = parts_of(stream.n_tokens(), n_units);
-    work.n_tasks = n_units * work.n_parts;
-    const auto slots_of = [&](std::uint64_t n_tasks) {
-        return std::min(n_tasks,
-                        std::max<std::uint64_t>(config.n_kv_heads, 4 * std::uint64_t{executor.n_threads()}));
-    };
-    work.n_slots = slots_of(work.n_tasks);
-    // Room for the parts of the longest sequence, so that later calls need no more.
-    const std::uint64_t most_parts = parts_of(config.max_tokens, n_units);
-    const std::uint64_t part_bytes =
-        most_parts > 1 ? n_units * most_parts * part_floats(config.value_dim) * sizeof(float) : 0;
-    const std::uint64_t most_slots = slots_of(n_units * most_parts);
-    if (!impl_->working.attend.ensure(impl_->work_memory(), impl_->slot_bytes * most_slots + part_bytes)) {
-        return memory_error(impl_->context, "for the scratch of %llu attention tasks",
-                            static_cast<unsigned long long>(most_slots));
-    }
-    if (impl_->rates.waits()) {
-        Status status = impl_->rates.keep(&impl_->context, layer, queries, stream.n_tokens());
-        if (!status.ok()) return status;
-    }
-    if (!impl_->context.errors.keep(impl_->context.memory(), layer, queries))
-        return memory_error(impl_->context, "to keep a query of layer %u", layer);
-    if (!impl_->working.reserve_runs(impl_->work_memory(), stream.n_runs()))
-        return memory_error(impl_->context, "to list the %zu runs of layer %u", stream.n_runs(), layer);
-    stream.list_runs(impl_->working.runs);
-    if (Status status = impl_->set_turns(stream.n_runs()); !status.ok()) return status;
-    impl_->attend_heads(queries, out, stream, work, executor);
+    job->n_parts = parts_of(n_tokens, job->n_units());
+    job->most_parts = parts_of(config.max_tokens, job->n_units());
     return {};
 }
 
-Status Cache::Impl::set_turns(std::size_t n_runs) noexcept {
-    const RopeConfig& rope = context.config.rope;
-    if (rope.n_pairs == 0) return {};
-    KvRun* runs = working.runs;
-    const auto differs = [&](std::size_t i) {
-        return runs[i].shift != 0 && (i == 0 || runs[i].shift != runs[i - 1].shift);
-    };
-    std::uint64_t n = 0;
-    for (std::size_t i = 0; i < n_runs; ++i)
-        n += differs(i);
-    if (n == 0) return {};
-    const std::size_t turn_floats = 2 * std::size_t{rope.n_pairs};
-    if (!working.turns.ensure(work_memory(), n * turn_floats * sizeof(float)))
-        return memory_error(context, "for the rotations of %llu runs", static_cast<unsigned long long>(n));
-    auto* next = static_cast<float*>(working.turns.data());
-    for (std::size_t i = 0; i < n_runs; ++i) {
-        if (runs[i].shift == 0) continue;
-        if (differs(i)) {
-            runs[i].turn = make_rotation(frequencies, rope.n_pairs, rope.interleaved, -runs[i].shift, next);
-            next += turn_floats;
-        } else {
-            runs[i].turn = runs[i - 1].turn;
+// ---- one call ----
+
+// The jobs of a call, and the working memory they share.
+class Call {
+  public:
+    Call(std::uint32_t layer, Job* jobs, std::size_t n_jobs, Executor& executor)
+        : layer_(layer),
+          jobs_(jobs),
+          n_jobs_(n_jobs),
+          executor_(executor),
+          cache_(*jobs[0].cache),
+          work_(cache_.working),
+          memory_(cache_.work_memory()) {}
+
+    // Takes what memory it needs. Errors: out_of_memory, over_budget.
+    Status prepare() noexcept {
+        if (Status status = place_tasks(); !status.ok()) return status;
+        if (Status status = list_runs(); !status.ok()) return status;
+        if (Status status = set_turns(); !status.ok()) return status;
+        for (std::size_t i = 0; i < n_jobs_; ++i) {
+            const Job& job = jobs_[i];
+            CacheContext& context = job.cache->context;
+            if (job.cache->rates.waits()) {
+                Status status = job.cache->rates.keep(&context, layer_, job.queries, job.n_tokens);
+                if (!status.ok()) return status;
+            }
+            if (!context.errors.keep(context.memory(), layer_, job.queries))
+                return memory_error(context, "to keep a query of layer %u", layer_);
+        }
+        place_pieces();
+        return {};
+    }
+
+    void run() noexcept {
+        // Compression first: a piece takes longer than a head of a short context.
+        std::size_t next = 0;
+        run_round(&next, n_slots_);
+        while (next < n_jobs_)
+            run_round(&next, 0);
+        for (std::size_t i = 0; i < n_jobs_; ++i)
+            merge(jobs_[i]);
+    }
+
+  private:
+    std::uint64_t slots_of(std::uint64_t n_tasks) const noexcept {
+        const std::uint64_t n_threads = executor_.n_threads();
+        return std::min(n_tasks, std::max<std::uint64_t>(cache_.context.config.n_kv_heads, 4 * n_threads));
+    }
+
+    Status place_tasks() noexcept {
+        std::uint64_t n_most = 0, n_part_floats = 0;
+        for (std::size_t i = 0; i < n_jobs_; ++i) {
+            Job& job = jobs_[i];
+            job.first_task = n_tasks_;
+            n_tasks_ += job.n_tasks();
+            n_most += job.n_units() * job.most_parts;
+            if (job.most_parts > 1) n_part_floats += job.n_units() * job.most_parts * part_stride(job);
+            slot_bytes_ = std::max(slot_bytes_, job.cache->slot_bytes);
+        }
+        n_slots_ = slots_of(n_tasks_);
+        const std::uint64_t slots_bytes = slot_bytes_ * slots_of(n_most);
+        if (!work_.attend.ensure(memory_, slots_bytes + n_part_floats * sizeof(float))) {
+            return memory_error(cache_.context, "for the scratch of %llu attention tasks",
+                                static_cast<unsigned long long>(n_tasks_));
+        }
+        auto* parts =
+            reinterpret_cast<float*>(static_cast<unsigned char*>(work_.attend.data()) + slots_bytes);
+        for (std::size_t i = 0; i < n_jobs_; ++i) {
+            Job& job = jobs_[i];
+            job.parts = parts;
+            if (job.n_parts > 1) parts += job.n_tasks() * part_stride(job);
+        }
+        return {};
+    }
+
+    Status list_runs() noexcept {
+        std::uint64_t n_runs = 0;
+        for (std::size_t i = 0; i < n_jobs_; ++i)
+            n_runs += jobs_[i].n_runs;
+        if (!work_.reserve_runs(memory_, n_runs)) {
+            return memory_error(cache_.context, "to list the %llu runs of layer %u",
+                                static_cast<unsigned long long>(n_runs), layer_);
+        }
+        KvRun* runs = work_.runs;
+        for (std::size_t i = 0; i < n_jobs_; ++i) {
+            Job& job = jobs_[i];
+            job.runs = runs;
+            job.layer->list_runs(runs);
+            job.n_tiles = count_tiles(runs, job.n_runs);
+            runs += job.n_runs;
+        }
+        return {};
+    }
+
+    // For the runs whose keys have moved.
+    Status set_turns() noexcept {
+        const auto differs = [](const Job& job, std::size_t i) {
+            return job.runs[i].shift != 0 && (i == 0 || job.runs[i].shift != job.runs[i - 1].shift);
+        };
+        std::uint64_t n_floats = 0;
+        for (std::size_t at = 0; at < n_jobs_; ++at) {
+            for (std::size_t i = 0; i < jobs_[at].n_runs; ++i)
+                n_floats += differs(jobs_[at], i) ? turn_floats(jobs_[at]) : 0;
+        }
+        if (n_floats == 0) return {};
+        if (!work_.turns.ensure(memory_, n_floats * sizeof(float)))
+            return memory_error(cache_.context, "for the rotations of layer %u", layer_);
+        auto* next = static_cast<float*>(work_.turns.data());
+        for (std::size_t at = 0; at < n_jobs_; ++at) {
+            const Job& job = jobs_[at];
+            const RopeConfig& rope = job.cache->context.config.rope;
+            for (std::size_t i = 0; i < job.n_runs && rope.n_pairs > 0; ++i) {
+                KvRun& run = job.runs[i];
+                if (run.shift == 0) continue;
+                if (differs(job, i)) {
+                    run.turn =
+                        make_rotation(rope.frequencies, rope.n_pairs, rope.interleaved, -run.shift, next);
+                    next += turn_floats(job);
+                } else {
+                    run.turn = job.runs[i - 1].turn;
+                }
+            }
+        }
+        return {};
+    }
+    static std::uint64_t turn_floats(const Job& job) noexcept {
+        return 2 * std::uint64_t{job.cache->context.config.rope.n_pairs};
+    }
+    static std::size_t part_stride(const Job& job) noexcept {
+        return part_floats(job.cache->context.config.value_dim);
+    }
+
+    // Pieces that are due. Caches of a workspace compress in the same scratch, so that only one of them can
+    // at a time; for as many more as there are threads there is more of it, if there is memory.
+    void place_pieces() noexcept {
+        std::size_t n_due = 0;
+        std::uint64_t most_bytes = 0;
+        for (std::size_t i = 0; i < n_jobs_; ++i) {
+            Job& job = jobs_[i];
+            job.pieces = job.layer->due_pieces(job.cache->context);
+            if (job.pieces.n == 0) continue;
+            ++n_due;
+            most_bytes = std::max(most_bytes, compress_scratch_bytes(job.pieces.task.header));
+        }
+        n_at_once_ = std::min<std::size_t>(n_due, executor_.n_threads());
+        if (n_at_once_ < 2) return;
+        piece_bytes_ = round_up(most_bytes, block_alignment);
+        if (!work_.batch.ensure(memory_, (n_at_once_ - 1) * piece_bytes_)) n_at_once_ = 1;
+    }
+
+    // The due pieces of some caches from *next on, beside n_slots slots of heads.
+    void run_round(std::size_t* next, std::size_t n_slots) noexcept {
+        const std::size_t first = *next;
+        std::size_t n_caches = 0, n_pieces = 0, end = first;
+        for (; end < n_jobs_; ++end) {
+            PieceRun& pieces = jobs_[end].pieces;
+            if (pieces.n == 0) continue;
+            if (n_caches == std::max<std::size_t>(n_at_once_, 1)) break;
+            if (n_caches > 0 && pieces.scratch == work_.compress.data()) {
+                pieces.scratch =
+                    static_cast<unsigned char*>(work_.batch.data()) + (n_caches - 1) * piece_bytes_;
+            }
+            ++n_caches;
+            n_pieces += pieces.n;
+        }
+        parallel_for(executor_, n_pieces + n_slots, [&](std::size_t index) {
+            if (index >= n_pieces) {
+                attend_slot(index - n_pieces);
+                return;
+            }
+            std::size_t i = first;
+            for (; index >= jobs_[i].pieces.n; ++i)
+                index -= jobs_[i].pieces.n;
+            run_piece(jobs_[i].pieces, static_cast<std::uint32_t>(index), serial_executor());
+        });
+        for (std::size_t i = first; i < end; ++i)
+            jobs_[i].layer->note_done(jobs_[i].pieces);
+        *next = end;
+    }
+
+    // Tasks take turns in slots of scratch.
+    void attend_slot(std::uint64_t slot) noexcept {
+        auto* slot_memory = static_cast<unsigned char*>(work_.attend.data()) + slot * slot_bytes_;
+        const Job* job = jobs_;
+        for (std::uint64_t at = slot; at < n_tasks_; at += n_slots_) {
+            while (at - job->first_task >= job->n_tasks())
+                ++job;
+            const CacheContext& context = job->cache->context;
+            const CacheConfig& config = context.config;
+            const AttendScratch scratch = place_attend_scratch(slot_memory, config.key_dim, config.value_dim);
+            const std::uint64_t task = at - job->first_task;
+            const std::uint64_t unit = task / job->n_parts, part = task % job->n_parts;
+            const TileRange range = {job->n_tiles * part / job->n_parts,
+                                     job->n_tiles * (part + 1) / job->n_parts};
+            attend_rows(*context.kernels, scratch, rows_of(*job, unit), job->runs, job->n_runs,
+                        head_of(*job, unit), config.key_dim, config.value_dim, job->queries.scale, range,
+                        job->n_parts > 1 ? job->parts + task * part_stride(*job) : nullptr);
         }
     }
-    return {};
+
+    void merge(const Job& job) noexcept {
+        const std::size_t stride = part_stride(job);
+        for (std::uint64_t unit = 0; job.n_parts > 1 && unit < job.n_units(); ++unit) {
+            merge_parts(rows_of(job, unit), job.parts + unit * job.n_parts * stride, stride, job.n_parts,
+                        job.cache->context.config.value_dim);
+        }
+    }
+
+    std::uint32_t layer_;
+    Job* jobs_;
+    std::size_t n_jobs_;
+    Executor& executor_;
+    CacheAccess::Impl& cache_;  // the first
+    WorkMemory& work_;
+    const Memory memory_;
+    std::uint64_t n_tasks_ = 0, n_slots_ = 0, slot_bytes_ = 0;
+    std::size_t n_at_once_ = 0;  // caches whose pieces may run at the same time
+    std::uint64_t piece_bytes_ = 0;
+};
+
+}  // namespace
+
+Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept {
+    Job job;
+    const AttendRequest request = {this, queries, out};
+    if (Status status = begin_job(layer, request, executor, &job); !status.ok()) return status;
+    Call call(layer, &job, 1, executor);
+    Status status = call.prepare();
+    if (status.ok()) call.run();
+    return status;
+}
+
+Status Cache::attend_batch(std::uint32_t layer, const AttendRequest* requests, std::size_t n_requests,
+                           Executor& executor) noexcept {
+    if (requests == nullptr || n_requests == 0) {
+        return Status::error(Code::invalid_argument, "%s",
+                             requests == nullptr ? "requests are null" : "0 requests, expected at least 1");
+    }
+    for (std::size_t i = 0; i < n_requests; ++i) {
+        if (requests[i].cache == nullptr)
+            return Status::error(Code::invalid_argument, "cache of request %zu is null", i);
+        const Cache::Impl& cache = *requests[i].cache->impl_;
+        if (n_requests > 1 &&
+            (cache.workspace == nullptr || cache.workspace != requests[0].cache->impl_->workspace)) {
+            return Status::error(Code::invalid_argument,
+                                 "request %zu has %s workspace, expected one for all caches of a batch", i,
+                                 cache.workspace == nullptr ? "no" : "another");
+        }
+    }
+    Cache::Impl& first = *requests[0].cache->impl_;
+    if (!first.working.jobs.ensure(first.work_memory(), n_requests * sizeof(Job)))
+        return memory_error(first.context, "for a batch of %zu requests", n_requests);
+    auto* jobs = static_cast<Job*>(first.working.jobs.data());
+    // Marked, so that a cache is not taken twice.
+    Status status;
+    std::size_t n_marked = 0;
+    for (; status.ok() && n_marked < n_requests; ++n_marked) {
+        Cache::Impl& cache = *requests[n_marked].cache->impl_;
+        if (cache.is_taken) {
+            status = Status::error(Code::invalid_argument,
+                                   "request %zu is of a cache that is in the batch before", n_marked);
+            break;
+        }
+        cache.is_taken = true;
+        status = begin_job(layer, requests[n_marked], executor, &jobs[n_marked]);
+    }
+    for (std::size_t i = 0; i < n_marked; ++i)
+        requests[i].cache->impl_->is_taken = false;
+    if (!status.ok()) return status;
+    Call call(layer, jobs, n_requests, executor);
+    status = call.prepare();
+    if (status.ok()) call.run();
+    return status;
 }
 
 }  // namespace gearkv

@@ -35,7 +35,7 @@ void WorkMemory::free(const Memory& memory) noexcept {
     memory.give_back(runs, max_runs * sizeof(KvRun), Use::table);
     runs = nullptr;
     max_runs = 0;
-    for (Scratch* scratch : {&attend, &turns, &compress})
+    for (Scratch* scratch : {&jobs, &attend, &turns, &compress, &batch})
         scratch->free(memory);
 }
 

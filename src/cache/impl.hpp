@@ -6,19 +6,15 @@
 
 namespace gearkv {
 
-// How one call of attend is cut into tasks: (head, row group, part of the tokens). Groups and parts follow
-// from the shapes alone, so that results do not depend on the executor. Tasks take turns in slots of scratch.
-struct Work {
-    std::uint64_t n_groups, n_parts, n_tasks, n_slots;
-};
-
 // What calls need and forget.
 struct WorkMemory {
-    KvRun* runs = nullptr;  // of the layer being attended
+    KvRun* runs = nullptr;  // of the layers being attended
     std::uint64_t max_runs = 0;
-    Scratch attend;    // [slot] of attend_scratch_bytes
+    Scratch jobs;      // of a batch
+    Scratch attend;    // [slot] of attend_scratch_bytes, and parts of outputs
     Scratch turns;     // rotations of the runs being attended
     Scratch compress;  // of the pieces being compressed
+    Scratch batch;     // of pieces of other caches at the same time
 
     // Room for n runs, of a table that may be cut into more blocks than its tokens would make. What it held
     // is forgotten. False when memory is short.
@@ -49,6 +45,7 @@ struct Cache::Impl {
     WorkMemory own_work;  // without a workspace
     WorkMemory& working;
     std::uint64_t slot_bytes = 0;
+    bool is_taken = false;  // by the batch that is being put together
 
     // Where `working` takes its memory from.
     Memory work_memory() noexcept { return workspace == nullptr ? context.memory() : workspace->memory(); }
@@ -73,22 +70,9 @@ struct Cache::Impl {
     std::uint64_t next_reducible(std::uint32_t layer, std::uint64_t i, bool drop_low_rank) noexcept;
     // After blocks of any layer have gone.
     void look_again() noexcept;
-    // For the runs whose keys have moved. Errors: as above.
-    Status set_turns(std::size_t n_runs) noexcept;
     Status check_layer(std::uint32_t layer) const noexcept;
     // Before this layer compresses, if it is about to for the first time.
     Status choose_rates(std::uint32_t layer, Executor& executor) noexcept;
-    // With the window of the layer, or a smaller one that was asked for.
-    Queries within_window(std::uint32_t layer, const Queries& asked) const noexcept;
-    Status check_queries(const Queries& queries, std::uint64_t n_tokens) const noexcept;
-    Status check_rules(const Queries& queries, std::uint64_t n_tokens) const noexcept;
-    void add_row(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t row,
-                 std::uint64_t n_tokens, RowGroup* rows) const noexcept;
-    RowGroup group_of(const Queries& queries, float* out, std::uint32_t kv_head, std::uint64_t group,
-                      std::uint64_t n_tokens) const noexcept;
-    // Runs the due pieces of the layer's compression beside the heads.
-    void attend_heads(const Queries& queries, float* out, LayerStream& layer, const Work& work,
-                      Executor& executor) noexcept;
 };
 
 // For what saves and loads a cache.
