@@ -294,7 +294,7 @@ TEST_CASE("swiglu is x / (1 + exp(-x)) * y over the whole range of x") {
     CHECK(std::isnan(nan));
 }
 
-TEST_CASE("an engine gives every product of a batch, alike on one thread and on three") {
+TEST_CASE("an engine gives every product of a batch, alike on one thread and on three", "[thread]") {
     std::unique_ptr<Executor> threads;
     REQUIRE(create_executor(3, &threads).ok());
     for (const std::size_t n_tokens : {1, 7, 8, 31, 32, 100}) {

@@ -172,7 +172,7 @@ TEST_CASE("any way of cutting a prompt gives nearly the same logits") {
     }
 }
 
-TEST_CASE("logits do not depend on the number of threads") {
+TEST_CASE("logits do not depend on the number of threads", "[thread]") {
     ModelShape shape;
     shape.n_ctx = 128;
     shape.n_layers = 2;

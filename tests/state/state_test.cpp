@@ -89,7 +89,8 @@ TEST_CASE("so does a cache that had not chosen its rates, and an empty one", "[s
     }
 }
 
-TEST_CASE("a file is the same whatever the number of threads, and is saved again as it was", "[state]") {
+TEST_CASE("a file is the same whatever the number of threads, and is saved again as it was",
+          "[state][thread]") {
     std::unique_ptr<Executor> threads;
     REQUIRE(create_executor(3, &threads).ok());
     const CacheConfig config = state_config("gear-3");
@@ -134,7 +135,7 @@ TEST_CASE("forks of a mapped cache keep the file, appended to and cut in any ord
     CHECK(memory.held == 0);
 }
 
-TEST_CASE("forks on several threads look at a mapped file at once", "[state]") {
+TEST_CASE("forks on several threads look at a mapped file at once", "[state][thread]") {
     const CacheConfig config = state_config("gear-2");
     const TemporaryFile file;
     REQUIRE(save_state(*lived_cache(config), file.path(), {}, serial_executor()).ok());

@@ -52,7 +52,7 @@ struct Pair {
 
 }  // namespace
 
-TEST_CASE("a batch attends as its caches do alone, and compresses beside as they do", "[batch][threads]") {
+TEST_CASE("a batch attends as its caches do alone, and compresses beside as they do", "[batch][thread]") {
     const auto workspace = make_workspace();
     std::mt19937 random(1);
     const char* const specs[] = {"gear-2", "kivi-2:nb=64", "paper:gear-4:nb=64", "gear-3"};

@@ -143,7 +143,7 @@ TEST_CASE("a prompt in any chunks holds the same tokens", "[cache]") {
     }
 }
 
-TEST_CASE("results do not depend on the executor", "[cache]") {
+TEST_CASE("results do not depend on the executor", "[cache][thread]") {
     const Tensor k = structured(500, 3, 64, 1), v = structured(500, 3, 64, 2);
     const Tensor q = gaussian(33, 6, 64, 3);
     const auto spec = GENERATE(as<std::string>{}, "gear-3", "paper:gear-3");
@@ -162,7 +162,7 @@ TEST_CASE("results do not depend on the executor", "[cache]") {
 }
 
 TEST_CASE("compression in pieces gives the blocks of compression at once, in any order of calls",
-          "[cache][shapes][once]") {
+          "[cache][shapes][once][thread]") {
     const auto spec = GENERATE(as<std::string>{}, "gear-2", "k=trellis-3;v=kivi-2:s=0.05,nb=128",
                                "paper:gear-kcvt-4:nb=32", "f32");
     const Tensor k = structured(600, 3, 64, 1), v = structured(600, 3, 64, 2), q = gaussian(1, 6, 64, 3);
@@ -202,7 +202,7 @@ TEST_CASE("compression in pieces gives the blocks of compression at once, in any
     }
 }
 
-TEST_CASE("attention while a block is compressed does not depend on the executor", "[cache]") {
+TEST_CASE("attention while a block is compressed does not depend on the executor", "[cache][thread]") {
     const Tensor k = structured(400, 3, 64, 1), v = structured(400, 3, 64, 2), q = gaussian(1, 6, 64, 3);
     const auto spec = GENERATE(as<std::string>{}, "gear-3", "paper:gear-3");
     std::vector<Tensor> expected;

@@ -165,7 +165,7 @@ TEST_CASE("sizes that do not fit are refused", "[codec]") {
     CHECK(block_bytes({TensorKind::key, 64, 1, 64}, bad, &bytes).code() == Code::bad_spec);
 }
 
-TEST_CASE("equal inputs give equal bytes for any number of threads", "[codec]") {
+TEST_CASE("equal inputs give equal bytes for any number of threads", "[codec][thread]") {
     const Tensor x = structured(200, 5, 64, 9);
     for (const TensorKind kind : kinds) {
         for (const Backbone backbone : backbones) {

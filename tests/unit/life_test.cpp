@@ -243,7 +243,7 @@ TEST_CASE("a fork goes on exactly as its source does, in the middle of a compres
     }
 }
 
-TEST_CASE("forks live on threads of their own", "[life][threads]") {
+TEST_CASE("forks live on threads of their own", "[life][thread]") {
     CacheConfig config = rope_config("gear-2", false);
     config.spread_tokens = 16;
     auto cache = make_cache(config);

@@ -159,7 +159,7 @@ TEST_CASE("what is asked for is never exceeded, and bytes are known beforehand",
     }
 }
 
-TEST_CASE("the choice of rates and what comes of it do not depend on the executor", "[rates]") {
+TEST_CASE("the choice of rates and what comes of it do not depend on the executor", "[rates][thread]") {
     std::vector<std::vector<float>> expected;
     for (const unsigned n_threads : {1u, 2u, 3u}) {
         std::unique_ptr<Executor> executor;

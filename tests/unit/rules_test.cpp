@@ -194,7 +194,7 @@ TEST_CASE("values without a weight worth reading are left out within the bound",
     CHECK(attend_with(cache.get(), queries, dim).n_tokens == 1);
 }
 
-TEST_CASE("tokens split over tasks give the same bits on any number of threads", "[rules][split]") {
+TEST_CASE("tokens split over tasks give the same bits on any number of threads", "[rules][split][thread]") {
     const auto spec = GENERATE(as<std::string>{}, "f16", "gear-4", "paper:gear-3");
     constexpr std::size_t n = 3400, n_heads = 3, dim = 64;
     const Tensor k = gaussian(n, 1, dim, 1), v = gaussian(n, 1, dim, 2), q = gaussian(2, n_heads, dim, 3);
