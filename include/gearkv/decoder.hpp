@@ -88,6 +88,8 @@ struct SessionConfig {
     std::uint32_t chunk =
         512;                 // tokens of a prompt processed at once, at least 1; working memory grows with it
     std::uint64_t seed = 0;  // of the cache's subspace iterations
+    std::uint32_t rollback_tokens = 0;  // of the cache: the longest draft a truncation takes back losslessly
+    std::uint32_t error_every = 0;      // of the cache: blocks from one sample of its error to the next
     Level level = Level::automatic;
 };
 

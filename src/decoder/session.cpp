@@ -21,6 +21,8 @@ CacheConfig cache_config(const ModelParams& params, const SessionConfig& config,
     cache.max_tokens = config.n_ctx != 0 ? config.n_ctx : params.n_ctx;
     cache.spec = config.spec;
     cache.seed = config.seed;
+    cache.rollback_tokens = config.rollback_tokens;
+    cache.error_every = config.error_every;
     cache.level = config.level;
     cache.rope = {frequencies.data(), params.rope_dim / 2, true};
     return cache;

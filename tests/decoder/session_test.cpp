@@ -392,6 +392,31 @@ TEST_CASE("a truncated session and a fork go on as if nothing had come between")
     CHECK(session->logits() != nullptr);
 }
 
+TEST_CASE("drafts that are taken back leave no trace, also when a block was closed on their account") {
+    Fixture fixture("kivi-2:nb=64");
+    fixture.config.n_ctx = 256;
+    fixture.config.rollback_tokens = 6;
+    fixture.config.error_every = 1;
+    const std::size_t n_vocab = fixture.model->params().n_vocab;
+    const auto drafting = fixture.session();
+    const auto plain = fixture.session();
+    const std::vector<Token> draft = {3, 1, 4, 1, 5, 9};
+    for (const Token token : some_tokens(180)) {
+        CAPTURE(drafting->n_tokens());
+        REQUIRE(drafting->prefill(draft.data(), draft.size()).ok());
+        bool lossless = false;
+        REQUIRE(drafting->truncate(drafting->n_tokens() - draft.size(), &lossless).ok());
+        REQUIRE(lossless);
+        CHECK(decode_all(drafting.get(), {token}, n_vocab) == decode_all(plain.get(), {token}, n_vocab));
+    }
+    CHECK(drafting->cache().stats().compressed_tokens == 128);
+    LayerStats stats;
+    REQUIRE(plain->cache().layer_stats(0, &stats).ok());
+    CHECK(stats.n_sampled == 2);
+    CHECK(stats.output_error > 0.0);
+    CHECK(stats.output_error < 1.0);
+}
+
 TEST_CASE("after a context shift the rest is attended at its new place") {
     // Without a difference of places nothing tells the two apart but where the tokens lie.
     ModelShape shape;

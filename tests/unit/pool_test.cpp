@@ -273,15 +273,7 @@ TEST_CASE("the address sanitizer sees uses of blocks that are not out", "[pool][
 
 namespace {
 
-constexpr std::size_t n_heads = 2, dim = 32, n_source = 1200;
-
-struct Source {
-    Tensor keys = gaussian(n_source, n_heads, dim, 1), values = gaussian(n_source, n_heads, dim, 2);
-};
-const Source& source() {
-    static const Source tokens;
-    return tokens;
-}
+constexpr std::size_t n_heads = source_heads, dim = source_dim, n_source = 1200;
 
 // The same cache twice: one in the pool, one beside it.
 struct Twins {
@@ -364,7 +356,7 @@ TEST_CASE("two hundred caches of one pool are as they would be with memory of th
     check_empty(pool.get());
 }
 
-TEST_CASE("threads share a pool", "[pool][threads]") {
+TEST_CASE("threads share a pool", "[pool][thread]") {
     const auto pool = make_pool(32 << 20);
     const CacheConfig plain_config = make_config("kivi-2", n_heads, dim, dim, 500);
     CacheConfig config = plain_config;
