@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "gearkv/pool.hpp"
 #include "inputs.hpp"
 #include "output.hpp"
 #include "rounds.hpp"
@@ -22,10 +23,18 @@ struct Shape {
 // Sequences of about n_tokens tokens, the longest three times the shortest, with one working memory.
 class Server {
   public:
-    Server(const Shape& shape, const std::string& spec, Executor& executor)
+    // pool_bytes of 0: from the default allocator.
+    Server(const Shape& shape, const std::string& spec, std::uint64_t pool_bytes, Executor& executor)
         : shape_(shape), executor_(executor) {
         require(Workspace::create(default_allocator(), &workspace_));
         CacheConfig config;
+        if (pool_bytes > 0) {
+            PoolOptions options;
+            options.n_bytes = pool_bytes;
+            require(BlockPool::create(options, &pool_));
+            config.allocator = pool_->allocator();
+            config.block_tokens = 1;  // a buffer's worth each
+        }
         config.n_layers = shape.n_layers;
         config.n_kv_heads = shape.n_kv_heads;
         config.key_dim = config.value_dim = shape.dim;
@@ -71,6 +80,20 @@ class Server {
         return sum;
     }
     std::uint64_t workspace_bytes() const { return workspace_->n_bytes(); }
+    PoolStats pool_stats() const { return pool_ == nullptr ? PoolStats() : pool_->stats(); }
+    // Ends every second sequence and fills new ones in their place.
+    void replace_half() {
+        for (std::uint32_t i = 0; i < shape_.n_sequences; i += 2) {
+            const CacheConfig config = caches_[i]->config();
+            const auto n = static_cast<std::uint32_t>(caches_[shape_.n_sequences - 1 - i]->n_tokens(0));
+            caches_[i].reset();
+            require(Cache::create(config, &caches_[i]));
+            requests_[i].cache = caches_[i].get();
+            append(i, std::min(n, 3 * shape_.n_tokens / 2));
+            for (std::uint32_t layer = 0; layer < shape_.n_layers; ++layer)
+                require(caches_[i]->compress(layer, executor_));
+        }
+    }
 
   private:
     void append(std::uint32_t i, std::uint32_t n) {
@@ -82,7 +105,8 @@ class Server {
 
     Shape shape_;
     Executor& executor_;
-    std::unique_ptr<Workspace> workspace_;  // outlives the caches
+    std::unique_ptr<Workspace> workspace_;  // these outlive the caches
+    std::unique_ptr<BlockPool> pool_;
     std::vector<float> k_, v_, q_, out_;
     std::vector<std::unique_ptr<Cache>> caches_;
     std::vector<AttendRequest> requests_;
@@ -96,6 +120,7 @@ int main(int argc, char** argv) {
     std::vector<std::string> specs = {"f16", "gear-4", "gear-2"};
     unsigned n_threads = 0;
     std::size_t n_rounds = 20;
+    double pool_gib = 0.0;
     std::string json_path;
     app.add_option("--kv", specs, "SPECs of the caches")->capture_default_str();
     app.add_option("--threads", n_threads, "0: one per processor")->capture_default_str();
@@ -105,6 +130,8 @@ int main(int argc, char** argv) {
     app.add_option("--kv-heads", shape.n_kv_heads)->capture_default_str();
     app.add_option("--heads", shape.n_heads)->capture_default_str();
     app.add_option("--head-dim", shape.dim)->capture_default_str();
+    app.add_option("--pool", pool_gib, "GiB of a BlockPool that all caches are in; 0: the default allocator")
+        ->capture_default_str();
     app.add_option("--rounds", n_rounds, "of a step either way")->capture_default_str();
     app.add_option("--json", json_path, "also write the figures as JSON to this file");
     CLI11_PARSE(app, argc, argv);
@@ -122,13 +149,25 @@ int main(int argc, char** argv) {
     nlohmann::json json = {
         {"schema_version", 1}, {"level", level_name(level)}, {"rows", nlohmann::json::array()}};
     for (const std::string& spec : specs) {
-        Server server(shape, spec, *executor);
+        const auto slabs = static_cast<std::uint64_t>(pool_gib * (1 << 30)) / PoolOptions().slab_bytes;
+        Server server(shape, spec, slabs * PoolOptions().slab_bytes, *executor);
         std::vector<Timed> cases = {{[&] { server.attend_batch(); }}, {[&] { server.attend_each(); }}};
         run_rounds(&cases, n_rounds, [&] { server.append_one(); });
         const double kib = static_cast<double>(server.n_bytes()) / shape.n_sequences / 1024;
         std::printf("%-10s %12.2f %12.2f %10.3f %7.1f%% %16.0f\n", spec.c_str(),
                     1e3 * median(cases[0].seconds), 1e3 * median(cases[1].seconds), ratio(cases[0], cases[1]),
                     100.0 * spread(cases[0].seconds), kib);
+        if (pool_gib > 0.0) {
+            for (int i = 0; i < 3; ++i)
+                server.replace_half();
+            const PoolStats stats = server.pool_stats();
+            std::printf(
+                "           of the pool %.3f GiB are held in %llu blocks, %.3f in use, at most %.3f\n",
+                static_cast<double>(stats.held_bytes) / (1 << 30),
+                static_cast<unsigned long long>(stats.n_blocks),
+                static_cast<double>(stats.taken_bytes) / (1 << 30),
+                static_cast<double>(stats.most_held_bytes) / (1 << 30));
+        }
         json["rows"].push_back({{"spec", spec},
                                 {"batch_ms", 1e3 * median(cases[0].seconds)},
                                 {"each_ms", 1e3 * median(cases[1].seconds)},

@@ -1,6 +1,7 @@
 // Attention over one layer of one cache or of many: what is asked for is checked, cut into tasks, and put
 // together.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <new>
@@ -219,11 +220,6 @@ class Call {
     }
 
   private:
-    std::uint64_t slots_of(std::uint64_t n_tasks) const noexcept {
-        const std::uint64_t n_threads = executor_.n_threads();
-        return std::min(n_tasks, std::max<std::uint64_t>(cache_.context.config.n_kv_heads, 4 * n_threads));
-    }
-
     Status place_tasks() noexcept {
         std::uint64_t n_most = 0, n_part_floats = 0;
         for (std::size_t i = 0; i < n_jobs_; ++i) {
@@ -234,8 +230,9 @@ class Call {
             if (job.most_parts > 1) n_part_floats += job.n_units() * job.most_parts * part_stride(job);
             slot_bytes_ = std::max(slot_bytes_, job.cache->slot_bytes);
         }
-        n_slots_ = slots_of(n_tasks_);
-        const std::uint64_t slots_bytes = slot_bytes_ * slots_of(n_most);
+        n_slots_ = std::min<std::uint64_t>(n_tasks_, executor_.n_threads());
+        const std::uint64_t slots_bytes =
+            slot_bytes_ * std::min<std::uint64_t>(n_most, executor_.n_threads());
         if (!work_.attend.ensure(memory_, slots_bytes + n_part_floats * sizeof(float))) {
             return memory_error(cache_.context, "for the scratch of %llu attention tasks",
                                 static_cast<unsigned long long>(n_tasks_));
@@ -355,11 +352,12 @@ class Call {
         *next = end;
     }
 
-    // Tasks take turns in slots of scratch.
+    // Slots take tasks as they come, in their order: heads of a sequence lie side by side in memory.
     void attend_slot(std::uint64_t slot) noexcept {
         auto* slot_memory = static_cast<unsigned char*>(work_.attend.data()) + slot * slot_bytes_;
         const Job* job = jobs_;
-        for (std::uint64_t at = slot; at < n_tasks_; at += n_slots_) {
+        std::uint64_t at;
+        while ((at = next_task_.fetch_add(1, std::memory_order_relaxed)) < n_tasks_) {
             while (at - job->first_task >= job->n_tasks())
                 ++job;
             const CacheContext& context = job->cache->context;
@@ -391,6 +389,7 @@ class Call {
     WorkMemory& work_;
     const Memory memory_;
     std::uint64_t n_tasks_ = 0, n_slots_ = 0, slot_bytes_ = 0;
+    std::atomic<std::uint64_t> next_task_{0};
     std::size_t n_at_once_ = 0;  // caches whose pieces may run at the same time
     std::uint64_t piece_bytes_ = 0;
 };
