@@ -72,6 +72,7 @@ void run_at_random(const std::string& spec, double codec_error, unsigned seed, i
     CacheConfig config = rope_config(spec, seed % 2 == 0);
     config.allocator = memory.allocator();
     config.spread_tokens = seed % 3 == 0 ? 0 : 16;
+    config.rollback_tokens = seed % 2 == 0 ? 40 : 0;
     std::size_t next = 0;
     const TemporaryFile file;
     {
