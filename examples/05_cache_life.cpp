@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "gearkv/pool.hpp"
 #include "gearkv/state.hpp"
 
 using namespace gearkv;
@@ -125,6 +126,42 @@ int main(int argc, char** argv) {
                 static_cast<unsigned long long>(mapped->stats().bytes.mapped));
     expect(attend(*mapped) == before, "a mapped cache attends as the saved one");
     append(*mapped, 300, 3000);
+
+    // Windows say it once. Another kind of compression, whose older blocks shrink above 600 KiB; and all of
+    // it in memory that is taken once for any number of caches.
+    PoolOptions pool_options;
+    pool_options.n_bytes = 8 << 20;
+    std::unique_ptr<BlockPool> pool;
+    require(BlockPool::create(pool_options, &pool));
+    {
+        const std::uint32_t windows[] = {256};
+        CacheConfig served = config;
+        served.allocator = pool->allocator();
+        served.windows = windows;
+        served.block_tokens = 128;
+        std::unique_ptr<Cache> in_window_only, shrinking;
+        require(Cache::create(served, &in_window_only));
+        served.windows = nullptr;
+        served.soft_bytes = 600 << 10;
+        require(parse_spec("paper:gear-4", &served.spec));
+        require(Cache::create(served, &shrinking));
+        for (Cache* one : {in_window_only.get(), shrinking.get()}) {
+            append(*one, 3000);
+            require(one->compress(0, serial_executor()));
+            (void)attend(*one);
+        }
+        require(in_window_only->layer_stats(0, &stats));
+        expect(stats.n_forgotten > 2500, "what a window leaves behind is not kept");
+        std::uint64_t freed = 0;
+        const std::uint64_t n_shrunk = shrinking->stats().n_shrunk;
+        require(shrinking->shrink(0, &freed));
+        expect(n_shrunk > 0 && freed > 0, "older blocks shrank by themselves, and the others when asked to");
+        const PoolStats used = pool->stats();
+        std::printf("%llu bytes of the pool are held, %llu are free in one piece\n",
+                    static_cast<unsigned long long>(used.held_bytes),
+                    static_cast<unsigned long long>(used.longest_bytes));
+    }
+    expect(pool->stats().held_bytes == 0, "the pool has everything back");
 
     // The limit holds, and what is there stays.
     config.max_bytes = 1 << 19;
