@@ -262,12 +262,7 @@ TEST_CASE("reported bytes equal allocated bytes", "[cache]") {
         attend(cache.get(), q, 64, true);
         INFO(spec);
         CHECK(cache->stats().bytes.bytes == memory.held);
-        CacheBytes required;
-        REQUIRE(bytes_required(config, 700, 600, &required).ok());
-        const CacheBytes bytes = cache->stats().bytes;
-        CHECK(required.keys.bytes == bytes.keys.bytes);
-        CHECK(required.values.bytes == bytes.values.bytes);
-        CHECK(required.buffer == bytes.buffer);
+        check_planned(*cache, 700, 600);
         cache.reset();
         CHECK(memory.held == 0);
     }

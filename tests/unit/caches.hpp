@@ -115,6 +115,16 @@ inline std::pair<Tensor, Tensor> read_all(Cache* cache) {
             to_tensor(v.data(), n, config.n_kv_heads, config.value_dim)};
 }
 
+// The cache holds the bytes that were to be expected of so many tokens, the prompt among them.
+inline void check_planned(const Cache& cache, std::uint64_t n_tokens, std::uint64_t n_prompt) {
+    CacheBytes planned;
+    REQUIRE(bytes_required(cache.config(), n_tokens, n_prompt, &planned).ok());
+    const CacheBytes found = cache.stats().bytes;
+    CHECK(planned.keys.bytes == found.keys.bytes);
+    CHECK(planned.values.bytes == found.values.bytes);
+    CHECK(planned.buffer == found.buffer);
+}
+
 // Attention of the cache against double-precision attention on what it holds.
 inline double attention_error(Cache* cache, const Tensor& q, bool causal) {
     const auto [k, v] = read_all(cache);

@@ -89,12 +89,7 @@ TEST_CASE("recent tokens stay uncompressed", "[policy]") {
         }
         REQUIRE(cache->compress(0, serial_executor()).ok());
         CHECK(cache->stats().compressed_tokens == 768);
-        CacheBytes bytes;
-        REQUIRE(bytes_required(config, 900, 100, &bytes).ok());
-        const CacheBytes found = cache->stats().bytes;
-        CHECK(bytes.keys.bytes == found.keys.bytes);
-        CHECK(bytes.values.bytes == found.values.bytes);
-        CHECK(bytes.buffer == found.buffer);
+        check_planned(*cache, 900, 100);
     }
 }
 
@@ -221,12 +216,7 @@ TEST_CASE("windows by layer give back what no query sees, as planned, and skip w
                     }
                 }
             }
-            CacheBytes planned;
-            REQUIRE(bytes_required(config, 2400, 1800, &planned).ok());
-            const CacheBytes found = windowed->stats().bytes;
-            CHECK(planned.keys.bytes == found.keys.bytes);
-            CHECK(planned.values.bytes == found.values.bytes);
-            CHECK(planned.buffer == found.buffer);
+            check_planned(*windowed, 2400, 1800);
             for (std::uint32_t layer = 1; layer < 4; ++layer) {
                 LayerStats stats;
                 REQUIRE(windowed->layer_stats(layer, &stats).ok());
