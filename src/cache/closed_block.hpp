@@ -4,8 +4,8 @@
 
 #include <atomic>
 
-#include "cache/memory_ledger.hpp"
 #include "gearkv/executor.hpp"
+#include "memory/ledger.hpp"
 
 namespace gearkv {
 

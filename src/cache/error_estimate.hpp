@@ -3,8 +3,8 @@
 #pragma once
 
 #include "attention/attend.hpp"
-#include "cache/memory_ledger.hpp"
 #include "gearkv/cache.hpp"
+#include "memory/ledger.hpp"
 
 namespace gearkv {
 
