@@ -46,8 +46,21 @@ Status AtomicFile::write(const void* bytes, std::size_t n_bytes) noexcept {
         at += n;
         n_bytes -= static_cast<std::size_t>(n);
         n_written_ += static_cast<std::uint64_t>(n);
+        start_writing_back();
     }
     return {};
+}
+
+void AtomicFile::start_writing_back() noexcept {
+#ifdef SYNC_FILE_RANGE_WRITE
+    constexpr std::uint64_t piece = std::uint64_t{32} << 20;
+    const std::uint64_t end = n_written_ / piece * piece;
+    if (end == n_started_) return;
+    // Only asked for: what it cannot do is left to fsync, which also tells of errors.
+    (void)sync_file_range(descriptor_, static_cast<off_t>(n_started_), static_cast<off_t>(end - n_started_),
+                          SYNC_FILE_RANGE_WRITE);
+    n_started_ = end;
+#endif
 }
 
 Status AtomicFile::pad(std::uint64_t alignment) noexcept {

@@ -28,10 +28,14 @@ class AtomicFile {
     std::uint64_t n_written() const noexcept { return n_written_; }
 
   private:
+    // Lets the disk begin on what was written, so that commit waits for less.
+    void start_writing_back() noexcept;
+
     const char* path_ = nullptr;
     char temporary_[4096] = {};
     int descriptor_ = -1;
     std::uint64_t n_written_ = 0;
+    std::uint64_t n_started_ = 0;  // bytes the disk was asked to begin on
 };
 
 }  // namespace gearkv
