@@ -236,6 +236,19 @@ TEST_CASE("every cause has its code", "[damage][once]") {
     }
 }
 
+TEST_CASE("what is not finite among buffered floats is refused", "[damage][once]") {
+    const CacheConfig config = small_config("f32");
+    const FileBytes sound = small_file(config, 200);
+    const TemporaryFile file;
+    CHECK(load_bytes(file, sound, config) == Code::ok);
+    for (const std::uint32_t word : {0x7f800000u, 0xff800000u, 0x7f800001u, 0xffffffffu}) {
+        FileBytes bytes = sound;
+        contents<std::uint32_t>(&bytes, StateKind::value_buffer)[3] = word;
+        seal(&bytes);
+        CHECK(load_bytes(file, bytes, config) == Code::corrupt_state);
+    }
+}
+
 TEST_CASE("files with any byte changed and sealed anew are refused or usable", "[damage][once]") {
     std::mt19937 random(5);
     for (const char* spec : {"gear-2", "paper:gear-2:nb=64", "auto:3"}) {
