@@ -14,6 +14,11 @@
 #include <vector>
 
 #include <fcntl.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "gearkv/state.hpp"
@@ -177,9 +182,9 @@ void measure_changes(Subject* subject, nlohmann::json* json) {
     (*json)["step_ms"] = {1e3 * step, 1e3 * after};
 }
 
-// Plain writing of the same bytes, with the same calls.
+// Plain writing of the same bytes, with the same calls, in the fastest chunks of 64 KiB, 256 KiB and 4 MiB.
 double plain_write(const std::string& path, std::uint64_t n_bytes) {
-    const std::vector<char> chunk(4 << 20, 'x');
+    const std::vector<char> chunk(256 << 10, 'x');
     return seconds_of([&] {
         const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
         for (std::uint64_t left = n_bytes; left > 0;) {
@@ -192,6 +197,104 @@ double plain_write(const std::string& path, std::uint64_t n_bytes) {
     });
 }
 
+std::uint64_t n_faults() {
+    rusage usage = {};
+    getrusage(RUSAGE_SELF, &usage);
+    return static_cast<std::uint64_t>(usage.ru_minflt) + static_cast<std::uint64_t>(usage.ru_majflt);
+}
+
+// What was freed goes to the system, so that the next to ask has pages to fault on whatever was freed before.
+void give_memory_back() {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
+
+// Memory whose pages are all there. Nothing is given back before reset.
+class TouchedMemory {
+  public:
+    explicit TouchedMemory(std::size_t n_bytes) : bytes_(n_bytes + 64, 1) { reset(); }
+    void reset() { at_ = 64 - reinterpret_cast<std::uintptr_t>(bytes_.data()) % 64; }
+    Allocator allocator() {
+        return {[](void* context, std::size_t n_bytes, std::size_t) -> void* {
+                    auto* self = static_cast<TouchedMemory*>(context);
+                    const std::size_t from = self->at_, n = (n_bytes + 63) / 64 * 64;
+                    if (n > self->bytes_.size() - from) return nullptr;
+                    self->at_ += n;
+                    return self->bytes_.data() + from;
+                },
+                [](void*, void*, std::size_t) {}, this};
+    }
+
+  private:
+    std::vector<unsigned char> bytes_;
+    std::size_t at_ = 0;
+};
+
+// Seconds of n page faults on a file in the page cache, evenly spread over it.
+double file_faults_seconds(const std::string& path, std::uint64_t n_bytes, std::uint64_t n) {
+    const auto page = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+    const std::uint64_t step = std::max(n_bytes / n / page, std::uint64_t{1}) * page;
+    const int file = open(path.c_str(), O_RDONLY);
+    void* place = mmap(nullptr, n_bytes, PROT_READ, MAP_PRIVATE, file, 0);
+    close(file);
+    if (place == MAP_FAILED) require(Status::error(Code::io_error, "cannot map %s", path.c_str()));
+    const auto* at = static_cast<const volatile unsigned char*>(place);
+    const std::uint64_t before = n_faults();
+    const double seconds = seconds_of([&] {
+        for (std::uint64_t i = 0; i < n_bytes; i += step)
+            (void)at[i];
+    });
+    const std::uint64_t found = std::max<std::uint64_t>(n_faults() - before, 1);
+    munmap(place, n_bytes);
+    return seconds / static_cast<double>(found) * static_cast<double>(n);
+}
+
+// Mapping in the time of its page faults and the rest. What faults on memory cost shows when the same is done
+// in memory that was touched before, which leaves those on the file; as many of these are repeated alone.
+void measure_faults(Subject* subject, const std::string& path, std::uint64_t n_bytes, int n_rounds,
+                    Executor& executor, nlohmann::json* json) {
+    std::vector<double> all, faults, file_faults, cost, rest;
+    const auto map = [&](const CacheConfig& config, double* seconds) {
+        std::unique_ptr<Cache> loaded;
+        LoadOptions options;
+        options.loading = StateLoading::map;
+        options.checking = StateChecking::on_first_use;
+        give_memory_back();
+        const std::uint64_t before = n_faults();
+        *seconds = seconds_of([&] { require(load_state(path.c_str(), config, options, executor, &loaded)); });
+        return n_faults() - before;
+    };
+    CountedMemory& memory = subject->memory();
+    memory.reset_peak();
+    const std::uint64_t held = memory.held;
+    double fresh_seconds = 0.0, seconds = 0.0;
+    map(subject->config(), &fresh_seconds);
+    TouchedMemory touched(2 * (memory.peak - held) + (1 << 20));
+    CacheConfig config = subject->config();
+    config.allocator = touched.allocator();
+    for (int i = 0; i < n_rounds; ++i) {
+        const std::uint64_t n = map(subject->config(), &fresh_seconds);
+        touched.reset();
+        const std::uint64_t n_file = std::max<std::uint64_t>(map(config, &seconds), 1);
+        const double of_file = file_faults_seconds(path, n_bytes, n_file);
+        all.push_back(fresh_seconds);
+        faults.push_back(static_cast<double>(n));
+        file_faults.push_back(static_cast<double>(n_file));
+        cost.push_back(fresh_seconds - seconds + of_file);
+        rest.push_back(seconds - of_file);
+    }
+    std::printf(
+        "mapped in %.1f ms with %.0f page faults, %.0f of them on the file, which alone cost %.1f ms; the "
+        "rest "
+        "%.1f ms\n",
+        1e3 * median(all), median(faults), median(file_faults), 1e3 * median(cost), 1e3 * median(rest));
+    (*json)["map_faults"] = median(faults);
+    (*json)["map_file_faults"] = median(file_faults);
+    (*json)["map_faults_ms"] = 1e3 * median(cost);
+    (*json)["map_rest_ms"] = 1e3 * median(rest);
+}
+
 void measure_file(Subject* subject, const std::string& path, int n_rounds, Executor& executor,
                   nlohmann::json* json) {
     Timed save{[&] { require(save_state(*subject->cache, path.c_str(), {}, executor)); }};
@@ -202,14 +305,21 @@ void measure_file(Subject* subject, const std::string& path, int n_rounds, Execu
     n_bytes = info.n_bytes;
     Timed plain{[&] { (void)plain_write(path + ".plain", n_bytes); }};
     std::vector<Timed> cases = {save, plain};
-    run_rounds(&cases, static_cast<std::size_t>(n_rounds));
+    // Both write a new file, with as many pages free: an old one takes time to drop, and pages that it just
+    // gave up are filled sooner than those a virtual machine must ask its host for.
+    run_rounds(&cases, static_cast<std::size_t>(n_rounds), [&] {
+        std::remove(path.c_str());
+        std::remove((path + ".plain").c_str());
+    });
     std::remove((path + ".plain").c_str());
+    save.run();
     const auto load = [&](StateLoading loading, StateChecking checking) {
         return median_of(n_rounds, [&] {
             std::unique_ptr<Cache> loaded;
             LoadOptions options;
             options.loading = loading;
             options.checking = checking;
+            give_memory_back();
             return seconds_of(
                 [&] { require(load_state(path.c_str(), subject->config(), options, executor, &loaded)); });
         });
@@ -219,13 +329,14 @@ void measure_file(Subject* subject, const std::string& path, int n_rounds, Execu
     const double copied = load(StateLoading::copy, StateChecking::all);
     const double empty = median_of(n_rounds, [&] {
         std::unique_ptr<Cache> none;
+        give_memory_back();
         return seconds_of([&] { require(Cache::create(subject->config(), &none)); });
     });
+    measure_faults(subject, path, n_bytes, n_rounds, executor, json);
     const double write_share = ratio(cases[1], cases[0]);
     std::printf(
         "file of %.3f GiB: saved at %.2f GB/s, %.2f of a plain write of the same bytes; mapped in %.2f ms "
-        "(an "
-        "empty cache takes %.2f), with every byte checked %.0f ms, copied %.0f ms\n",
+        "(an empty cache takes %.2f), with every byte checked %.0f ms, copied %.0f ms\n",
         static_cast<double>(n_bytes) / (1 << 30),
         1e-9 * static_cast<double>(n_bytes) / median(cases[0].seconds), write_share, 1e3 * map, 1e3 * empty,
         1e3 * checked, 1e3 * copied);
