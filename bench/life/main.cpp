@@ -21,6 +21,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "gearkv/pool.hpp"
 #include "gearkv/state.hpp"
 #include "inputs.hpp"
 #include "output.hpp"
@@ -78,9 +79,18 @@ struct Shape {
 
 class Subject {
   public:
-    Subject(const Shape& shape, const std::string& spec, bool pages, Executor& executor)
+    // pool_bytes above 0: all memory is a BlockPool's.
+    Subject(const Shape& shape, const std::string& spec, bool pages, std::uint64_t pool_bytes,
+            Executor& executor)
         : shape_(shape), executor_(executor) {
         if (pages) memory_.from = page_allocator();
+        if (pool_bytes > 0) {
+            PoolOptions options;
+            options.n_bytes = pool_bytes;
+            options.from = memory_.from;
+            require(BlockPool::create(options, &pool_));
+            memory_.from = pool_->allocator();
+        }
         frequencies_.resize(shape.dim / 2);
         for (std::size_t i = 0; i < frequencies_.size(); ++i)
             frequencies_[i] = std::pow(10000.0, -2.0 * static_cast<double>(i) / shape.dim);
@@ -125,6 +135,7 @@ class Subject {
   private:
     Shape shape_;
     Executor& executor_;
+    std::unique_ptr<BlockPool> pool_;
     std::vector<double> frequencies_;
     CacheConfig config_;
     CountedMemory memory_;
@@ -358,6 +369,7 @@ int main(int argc, char** argv) {
     unsigned n_threads = 0;
     int n_rounds = 3;
     bool pages = false;
+    double pool_gib = 0.0;
     std::string json_path, state_path;
     app.add_option("--kv", specs, "SPECs of the cache")->capture_default_str();
     app.add_option("--threads", n_threads, "0: one per processor")->capture_default_str();
@@ -368,6 +380,8 @@ int main(int argc, char** argv) {
     app.add_option("--tokens", shape.n_tokens)->capture_default_str();
     app.add_option("--rounds", n_rounds, "of saving and loading")->capture_default_str();
     app.add_flag("--pages", pages, "take memory from page_allocator, in large pages");
+    app.add_option("--pool", pool_gib, "GiB of a BlockPool that all memory comes from; 0: no pool")
+        ->capture_default_str();
     app.add_option("--state", state_path, "also save to this file, map it and load it");
     app.add_option("--json", json_path, "also write the figures as JSON to this file");
     CLI11_PARSE(app, argc, argv);
@@ -383,7 +397,8 @@ int main(int argc, char** argv) {
         {"schema_version", 1}, {"level", level_name(level)}, {"rows", nlohmann::json::array()}};
     for (const std::string& spec : specs) {
         nlohmann::json row = {{"spec", spec}};
-        Subject subject(shape, spec, pages, *executor);
+        const auto slabs = static_cast<std::uint64_t>(pool_gib * (1 << 30)) / PoolOptions().slab_bytes;
+        Subject subject(shape, spec, pages, slabs * PoolOptions().slab_bytes, *executor);
         const std::uint64_t resident = resident_bytes();
         const double filled = seconds_of([&] { subject.fill(); });
         const double step = seconds_of([&] { subject.attend(*subject.cache); });

@@ -135,21 +135,23 @@ void BlockTable::push(const ClosedBlock& block) noexcept {
     if (!continues(size_ - 1)) count(block, 1);
 }
 
-void BlockTable::forget(const Memory& memory, std::uint64_t i, bool is_last) noexcept {
+void BlockTable::uncount(const Memory& memory, std::uint64_t i, bool is_last) noexcept {
     const ClosedBlock& block = blocks_[i];
     if (is_last) {
         count(block, ~std::uint64_t{0});  // unsigned sums wrap
         if (!block.is_mapped) discount_block(memory, block.n_bytes());
     }
     n_tokens_ -= block.n_tokens;
-    block.owner->drop_user();
 }
 
 void BlockTable::truncate(const Memory& memory, std::uint64_t n_tokens) noexcept {
-    while (size_ > 0 && n_tokens_ - blocks_[size_ - 1].n_tokens >= n_tokens) {
-        forget(memory, size_ - 1, !continues(size_ - 1));
-        --size_;
-    }
+    // Headers of all first, which come from memory at once; what gives them back goes one by one.
+    std::uint64_t n_left = size_;
+    for (; n_left > 0 && n_tokens_ - blocks_[n_left - 1].n_tokens >= n_tokens; --n_left)
+        uncount(memory, n_left - 1, !continues(n_left - 1));
+    for (std::uint64_t i = n_left; i < size_; ++i)
+        blocks_[i].owner->drop_user();
+    size_ = n_left;
     if (n_tokens_ > n_tokens) {
         blocks_[size_ - 1].n_tokens -= static_cast<std::uint32_t>(n_tokens_ - n_tokens);
         n_tokens_ = n_tokens;
@@ -175,7 +177,8 @@ void BlockTable::remove(const Memory& memory, std::uint64_t first, std::uint64_t
         if (n_left + n_right == 0) {
             const bool same_before = to > 0 && blocks_[to - 1].key == block.key;
             const bool same_behind = i + 1 < size_ && blocks_[i + 1].key == block.key;
-            forget(memory, i, !same_before && !same_behind);
+            uncount(memory, i, !same_before && !same_behind);
+            block.owner->drop_user();
             continue;
         }
         if (n_left > 0 && n_right > 0) {  // all of the range is here, and nothing was dropped before

@@ -114,8 +114,8 @@ class BlockTable {
     // Whether entry i lies in the same block as the one before it.
     bool continues(std::uint64_t i) const noexcept { return i > 0 && blocks_[i].key == blocks_[i - 1].key; }
     void count(const ClosedBlock& block, std::uint64_t sign) noexcept;
-    // Before entry i is overwritten; `is_last` when no other entry of its block stays.
-    void forget(const Memory& memory, std::uint64_t i, bool is_last) noexcept;
+    // Before entry i is overwritten and its user dropped; `is_last` when no other entry of its block stays.
+    void uncount(const Memory& memory, std::uint64_t i, bool is_last) noexcept;
     void forget_profiles_of(const Memory& memory, TensorKind kind) noexcept;
 
     ClosedBlock* blocks_ = nullptr;
