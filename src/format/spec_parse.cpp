@@ -1,13 +1,10 @@
-// The SPEC grammar; see gearkv/config.hpp. Nothing here allocates or depends on the locale.
+// Reads a SPEC; see gearkv/config.hpp. Nothing here allocates or depends on the locale.
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <string_view>
 
-#include "format/trellis.hpp"
-#include "gearkv/config.hpp"
+#include "format/spec.hpp"
 
 namespace gearkv {
 namespace {
@@ -20,56 +17,6 @@ constexpr const char* known_options =
     "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS, sinks=TOKENS, recent=TOKENS";
 constexpr const char* trellis_options =
     "nb=TOKENS, sinks=TOKENS or recent=TOKENS; paper:gear-B takes g, r, rg and s";
-
-constexpr std::uint16_t default_rank_prompt = 4;
-constexpr std::uint16_t default_rank_decode = 2;
-constexpr float default_sparsity = 0.02f;
-constexpr std::uint32_t default_buffer_tokens = 64;
-constexpr std::uint32_t trellis_buffer_tokens = 128;  // one section
-constexpr std::uint32_t trellis_sink_tokens = 4;
-
-constexpr std::uint16_t max_group = 4096;
-constexpr std::uint16_t max_spec_rank = 64;
-constexpr std::uint32_t max_buffer_tokens = 4096;
-constexpr std::uint32_t max_sink_tokens = 64;
-constexpr std::uint32_t max_recent_tokens = 65536;
-constexpr std::uint32_t max_edge_layers = 2048;
-constexpr float most_key_rate = max_key_width, most_value_rate = max_value_width;
-constexpr float least_auto_bits = 1.0f, most_auto_bits = 5.0f;
-
-// The points of bench/quality nearest to 2.5, 3.5 and 4.5 bits in all.
-struct Preset {
-    std::uint8_t bits;
-    float key_rate, value_rate;
-};
-constexpr Preset presets[] = {{2, 2.625f, 2.0f}, {3, 3.375f, 3.25f}, {4, 4.625f, 4.0f}};
-
-bool has_trellis(const KvSpec& spec) noexcept {
-    const auto is_trellis = [](const TensorSpec& tensor) { return tensor.backbone == Backbone::trellis; };
-    return is_trellis(spec.key) || is_trellis(spec.value) ||
-           (spec.edge_layers > 0 && (is_trellis(spec.edge_key) || is_trellis(spec.edge_value)));
-}
-std::uint32_t default_buffer(bool trellis) noexcept {
-    return trellis ? trellis_buffer_tokens : default_buffer_tokens;
-}
-std::uint32_t default_sinks(bool trellis) noexcept {
-    return trellis ? trellis_sink_tokens : 0;
-}
-
-// A name without its bits, and the parts it stands for.
-struct Family {
-    std::string_view prefix;
-    Backbone backbone;
-    bool low_rank;
-    bool outliers;
-};
-constexpr Family families[] = {
-    {"kivi-", Backbone::kivi, false, false},        {"kcvt-", Backbone::kcvt, false, false},
-    {"token-", Backbone::token, false, false},      {"gearl-kcvt-", Backbone::kcvt, true, false},
-    {"gearl-token-", Backbone::token, true, false}, {"gearl-", Backbone::kivi, true, false},
-    {"gear-kcvt-", Backbone::kcvt, true, true},     {"gear-token-", Backbone::token, true, true},
-    {"gear-", Backbone::kivi, true, true},
-};
 
 enum class Option { group, rank_prompt, rank_decode, sparsity, buffer_tokens, sink_tokens, recent_tokens };
 constexpr std::size_t n_options = 7;
@@ -396,147 +343,6 @@ class Parser {
     std::size_t at_ = 0;
 };
 
-Status validate_trellis(const TensorSpec& spec, const char* name, float most) noexcept {
-    if (spec.bits != 0 || spec.rank_prompt != 0 || spec.rank_decode != 0 || spec.sparsity != 0.0f) {
-        return Status::error(
-            Code::bad_spec,
-            "%s are a trellis with %u bits, ranks %u and %u, sparsity %g, expected a rate and 0 for these",
-            name, spec.bits, spec.rank_prompt, spec.rank_decode, static_cast<double>(spec.sparsity));
-    }
-    if (spec.rate >= least_rate && spec.rate <= most) return {};
-    return Status::error(Code::bad_spec, "%s have a rate of %g bits, expected %g to %g", name,
-                         static_cast<double>(spec.rate), static_cast<double>(least_rate),
-                         static_cast<double>(most));
-}
-
-Status validate_tensor(const TensorSpec& spec, const char* name) noexcept {
-    if (spec.raw()) {
-        const int bits = spec.backbone == Backbone::raw32 ? 32 : 16;
-        if (spec.bits == bits && spec.rank_prompt == 0 && spec.rank_decode == 0 && spec.sparsity == 0.0f)
-            return {};
-        return Status::error(Code::bad_spec,
-                             "%s are uncompressed with %u bits, ranks %u and %u, sparsity %g, expected "
-                             "%d bits and nothing else",
-                             name, spec.bits, spec.rank_prompt, spec.rank_decode,
-                             static_cast<double>(spec.sparsity), bits);
-    }
-    if (spec.backbone != Backbone::kivi && spec.backbone != Backbone::kcvt &&
-        spec.backbone != Backbone::token) {
-        return Status::error(Code::bad_spec, "backbone of %s is %u, expected 0 to 5", name,
-                             static_cast<unsigned>(spec.backbone));
-    }
-    if (spec.bits != 2 && spec.bits != 3 && spec.bits != 4 && spec.bits != 8) {
-        return Status::error(Code::bad_spec, "%s have %u bits, expected 2, 3, 4 or 8", name, spec.bits);
-    }
-    if (spec.group < 32 || spec.group > max_group || spec.group % 32 != 0) {
-        return Status::error(Code::bad_spec, "group of %s is %u, expected a multiple of 32 from 32 to %u",
-                             name, spec.group, max_group);
-    }
-    if (spec.rank_prompt > max_spec_rank || spec.rank_decode > max_spec_rank) {
-        return Status::error(Code::bad_spec, "ranks of %s are %u and %u, expected at most %u", name,
-                             spec.rank_prompt, spec.rank_decode, max_spec_rank);
-    }
-    if (!(spec.sparsity >= 0.0f && spec.sparsity < 1.0f)) {
-        return Status::error(Code::bad_spec, "sparsity of %s is %g, expected from 0 to below 1", name,
-                             static_cast<double>(spec.sparsity));
-    }
-    return {};
-}
-
-// Text into a buffer that may be too short; keeps counting.
-class Writer {
-  public:
-    Writer(char* text, std::size_t n_chars) noexcept : text_(text), n_chars_(n_chars) {}
-    void add(std::string_view word) noexcept {
-        for (const char c : word) {
-            if (n_ + 1 < n_chars_) text_[n_] = c;
-            ++n_;
-        }
-    }
-    template <class Number>
-    void add_number(Number number) noexcept {
-        char digits[32];
-        const auto [end, error] = std::to_chars(digits, digits + sizeof(digits), number);
-        add({digits, static_cast<std::size_t>(end - digits)});
-    }
-    // False when the text did not fit.
-    bool finish() noexcept {
-        if (n_chars_ > 0) text_[std::min(n_, n_chars_ - 1)] = '\0';
-        return n_ < n_chars_;
-    }
-    std::size_t n() const noexcept { return n_; }
-
-  private:
-    char* text_;
-    std::size_t n_chars_;
-    std::size_t n_ = 0;
-};
-
-// `preset` names both tensors at once; with `both`, what they share is written too.
-void write_tensor(const TensorSpec& spec, const KvSpec* both, const Preset* preset, Writer* out) noexcept {
-    const bool is_auto = both != nullptr && both->auto_bits != 0.0f;
-    char separator = is_auto ? ',' : ':';
-    const auto option = [&](std::string_view name, auto number) {
-        out->add({&separator, 1});
-        out->add(name);
-        out->add_number(number);
-        separator = ',';
-    };
-    if (is_auto) {
-        out->add("auto:");
-        out->add_number(both->auto_bits);
-    } else if (preset != nullptr) {
-        out->add("gear-");
-        out->add_number(static_cast<unsigned>(preset->bits));
-    } else if (spec.raw()) {
-        out->add(spec.backbone == Backbone::raw32 ? "f32" : "f16");
-    } else if (spec.backbone == Backbone::trellis) {
-        out->add("trellis-");
-        out->add_number(spec.rate);
-    } else {
-        const bool low_rank = spec.rank_prompt != 0 || spec.rank_decode != 0;
-        const bool outliers = low_rank && spec.sparsity != 0.0f;
-        for (const Family& family : families) {
-            if (family.backbone != spec.backbone || family.low_rank != low_rank ||
-                family.outliers != outliers)
-                continue;
-            if (family.prefix == "gear-") out->add("paper:");
-            out->add(family.prefix);
-        }
-        out->add_number(static_cast<unsigned>(spec.bits));
-        if (spec.group != TensorSpec().group) option("g=", spec.group);
-        if (low_rank && spec.rank_prompt != default_rank_prompt) option("r=", spec.rank_prompt);
-        if (low_rank && spec.rank_decode != std::min(default_rank_decode, spec.rank_prompt))
-            option("rg=", spec.rank_decode);
-        if (spec.sparsity != (outliers ? default_sparsity : 0.0f)) option("s=", spec.sparsity);
-    }
-    if (both == nullptr) return;
-    const bool trellis = has_trellis(*both);
-    if (both->buffer_tokens != default_buffer(trellis)) option("nb=", both->buffer_tokens);
-    if (both->sink_tokens != default_sinks(trellis)) option("sinks=", both->sink_tokens);
-    if (both->recent_tokens != 0) option("recent=", both->recent_tokens);
-}
-
-const Preset* find_preset(const TensorSpec& key, const TensorSpec& value) noexcept {
-    for (const Preset& preset : presets) {
-        if (key == trellis_spec(preset.key_rate) && value == trellis_spec(preset.value_rate)) return &preset;
-    }
-    return nullptr;
-}
-
-// `both` as in write_tensor.
-void write_pair(const TensorSpec& key, const TensorSpec& value, const KvSpec* both, Writer* out) noexcept {
-    const Preset* preset = find_preset(key, value);
-    if (preset != nullptr || (both != nullptr && both->auto_bits != 0.0f) || key == value) {
-        write_tensor(key, both, preset, out);
-    } else {
-        out->add("k=");
-        write_tensor(key, both, nullptr, out);
-        out->add(";v=");
-        write_tensor(value, nullptr, nullptr, out);
-    }
-}
-
 }  // namespace
 
 Status parse_spec(const char* text, KvSpec* out) noexcept {
@@ -544,87 +350,6 @@ Status parse_spec(const char* text, KvSpec* out) noexcept {
         return Status::error(Code::invalid_argument, "%s is null", text == nullptr ? "text" : "out");
     }
     return Parser(text).parse(out);
-}
-
-namespace {
-
-Status validate_pair(const TensorSpec& key, const TensorSpec& value, const char* keys, const char* values,
-                     std::uint32_t buffer_tokens) noexcept {
-    Status status = key.backbone == Backbone::trellis ? validate_trellis(key, keys, most_key_rate)
-                                                      : validate_tensor(key, keys);
-    if (!status.ok()) return status;
-    status = value.backbone == Backbone::trellis ? validate_trellis(value, values, most_value_rate)
-                                                 : validate_tensor(value, values);
-    if (!status.ok() || key.backbone != Backbone::kivi || buffer_tokens % key.group == 0) return status;
-    return Status::error(Code::bad_spec, "buffer of %u tokens, expected a multiple of the %s' group of %u",
-                         buffer_tokens, keys, key.group);
-}
-
-Status validate_edges(const KvSpec& spec) noexcept {
-    if (spec.edge_layers > max_edge_layers) {
-        return Status::error(Code::bad_spec, "%u edge layers, expected at most %u", spec.edge_layers,
-                             max_edge_layers);
-    }
-    if (spec.auto_bits != 0.0f)
-        return Status::error(Code::bad_spec, "edge layers beside auto, which chooses for every layer");
-    const auto is_float = [](const TensorSpec& tensor) { return tensor.backbone == Backbone::raw32; };
-    if (is_float(spec.edge_key) != is_float(spec.key) || is_float(spec.edge_value) != is_float(spec.value))
-        return Status::error(Code::bad_spec, "f32 in some layers only, expected it in all or none");
-    return validate_pair(spec.edge_key, spec.edge_value, "edge keys", "edge values", spec.buffer_tokens);
-}
-
-}  // namespace
-
-Status validate_spec(const KvSpec& spec) noexcept {
-    const bool keys_are_trellis = spec.key.backbone == Backbone::trellis;
-    const bool values_are_trellis = spec.value.backbone == Backbone::trellis;
-    Status status = validate_pair(spec.key, spec.value, "keys", "values", spec.buffer_tokens);
-    if (status.ok() && spec.edge_layers > 0) status = validate_edges(spec);
-    if (!status.ok()) return status;
-    if (spec.auto_bits != 0.0f && !(keys_are_trellis && values_are_trellis)) {
-        return Status::error(Code::bad_spec,
-                             "auto:%g with a backbone of keys of %u and of values of %u, expected 5",
-                             static_cast<double>(spec.auto_bits), static_cast<unsigned>(spec.key.backbone),
-                             static_cast<unsigned>(spec.value.backbone));
-    }
-    if (spec.auto_bits != 0.0f && !(spec.auto_bits >= least_auto_bits && spec.auto_bits <= most_auto_bits)) {
-        return Status::error(Code::bad_spec, "auto of %g bits, expected %g to %g",
-                             static_cast<double>(spec.auto_bits), static_cast<double>(least_auto_bits),
-                             static_cast<double>(most_auto_bits));
-    }
-    if (spec.buffer_tokens < 1 || spec.buffer_tokens > max_buffer_tokens) {
-        return Status::error(Code::bad_spec, "buffer of %u tokens, expected 1 to %u", spec.buffer_tokens,
-                             max_buffer_tokens);
-    }
-    if (spec.sink_tokens > max_sink_tokens) {
-        return Status::error(Code::bad_spec, "%u sink tokens, expected at most %u", spec.sink_tokens,
-                             max_sink_tokens);
-    }
-    if (spec.recent_tokens > max_recent_tokens) {
-        return Status::error(Code::bad_spec, "%u recent tokens, expected at most %u", spec.recent_tokens,
-                             max_recent_tokens);
-    }
-    if (has_trellis(spec) && spec.buffer_tokens % trellis_buffer_tokens != 0) {
-        return Status::error(Code::bad_spec,
-                             "buffer of %u tokens, expected a multiple of %u, the section of a trellis",
-                             spec.buffer_tokens, trellis_buffer_tokens);
-    }
-    return {};
-}
-
-Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept {
-    if (text == nullptr) return Status::error(Code::invalid_argument, "text is null");
-    if (Status status = validate_spec(spec); !status.ok()) return status;
-    Writer writer(text, n_chars);
-    write_pair(spec.key, spec.value, &spec, &writer);
-    if (spec.edge_layers > 0) {
-        writer.add(";edge-");
-        writer.add_number(spec.edge_layers);
-        writer.add("=");
-        write_pair(spec.edge_key, spec.edge_value, nullptr, &writer);
-    }
-    if (writer.finish()) return {};
-    return Status::error(Code::wrong_size, "room for %zu characters, expected %zu", n_chars, writer.n() + 1);
 }
 
 }  // namespace gearkv
