@@ -261,8 +261,9 @@ class Cache {
     CacheStats stats() const noexcept;
     // Errors: invalid_argument; *out is untouched then.
     Status layer_stats(std::uint32_t layer, LayerStats* out) const noexcept;
-    // The spec with the rates of this layer, which differ from config().spec with auto:BITS: an even share
-    // until they are chosen, then averages over the heads. Errors: invalid_argument; *out is untouched then.
+    // The spec of this layer alone: that of the rule that holds for it, if any; and with auto:BITS its rates,
+    // an even share until they are chosen, then averages over the heads. Errors: invalid_argument; *out is
+    // untouched then.
     Status layer_spec(std::uint32_t layer, KvSpec* out) const noexcept;
     const CacheConfig& config() const noexcept;
     // The level in use, never automatic.

@@ -1,11 +1,12 @@
 // What a cache stores: the SPEC of keys and values.
 //
-//   SPEC    = PAIR [";edge-" LAYERS "=" PAIR]  |  "auto:" BITS {"," OPTION}
+//   SPEC    = PAIR {";" LAYERS "=" PAIR}  |  "auto:" BITS {"," OPTION}
 //   PAIR    = ONE | "k=" ONE ";v=" ONE;   ONE = NAME [":" OPTION {"," OPTION}]
 //   NAME    = f32 | f16 | q8 | gear-2 | gear-3 | gear-4 | trellis-RATE | kivi-B | kcvt-B | token-B
 //           | ["paper:"] (gearl-B | gear-B | gearl-kcvt-B | gear-kcvt-B | gearl-token-B | gear-token-B)
 //             B = 2 3 4 8;  RATE = average bits of a code, 0.5 to 6 for keys and to 4 for values
-//   OPTION  = g=GROUP | r=RANK | rg=RANK | s=FRACTION | nb=TOKENS | sinks=TOKENS
+//   OPTION  = g=GROUP | r=RANK | rg=RANK | s=FRACTION | nb=TOKENS | sinks=TOKENS | recent=TOKENS
+//   LAYERS  = "edge-" N | "layers-" FIRST ["-" LAST]
 //
 // gear-2, gear-3 and gear-4 are the best points found near 2.5, 3.5 and 4.5 bits per element with everything
 // counted (bench/README.md): trellis codes, more bits for keys than for values, four exact sink tokens. The
@@ -13,14 +14,18 @@
 // low rank and sparse outliers. Any option may be given to any of these, so every combination of the parts
 // can be written:
 //   paper:gear-2:g=64,r=4,rg=2,s=0.02,nb=64      k=kivi-4:r=4;v=kivi-2:s=0.02      kivi-2:r=0,s=0.02
-// The first and last LAYERS of a cache, one or more each, have the PAIR behind ";edge-" instead, without nb,
-// sinks and recent, which are the whole cache's: gear-2;edge-1=gear-4. auto:BITS, with 1 to 5 bits per
-// element of a full buffer's blocks and everything in them counted, leaves the rates of every layer, head and
-// tensor to the cache. It chooses them when it compresses for the first time, so that these tokens lose least
-// of the attention output of the last queries before, in all layers together. Only nb and sinks go with it. A
-// buffer (nb) is 64 tokens, with a trellis 128 and a multiple of it. Uncompressed first tokens (sinks) are 0,
-// with a trellis 4; last tokens (recent) that stay uncompressed, beside those that do not fill a buffer yet,
-// are 0.
+// LAYERS, in up to 8 rules, have a PAIR of their own: the first and the last N of a cache, one or more each,
+// or those from FIRST to LAST, counted from 0. Of several rules for a layer the last holds:
+//   gear-2;layers-4-9=kivi-4;layers-6=gear-4;edge-1=q8
+// nb, sinks and recent are the whole cache's and stand in the first PAIR; f32 is in all layers or in none. N
+// and LAST may be more than a cache has, FIRST may not.
+//
+// auto:BITS, with 1 to 5 bits per element of a full buffer's blocks and everything in them counted, leaves
+// the rates of every layer, head and tensor to the cache. It chooses them when it compresses for the first
+// time, so that these tokens lose least of the attention output of the last queries before, in all layers
+// together. Only nb, sinks and recent go with it. A buffer (nb) is 64 tokens, with a trellis 128 and a
+// multiple of it. Uncompressed first tokens (sinks) are 0, with a trellis 4; last tokens (recent) that stay
+// uncompressed, beside those that do not fill a buffer yet, are 0.
 #pragma once
 
 #include <cstddef>
@@ -55,6 +60,23 @@ struct TensorSpec {
     friend bool operator==(const TensorSpec&, const TensorSpec&) = default;
 };
 
+// Some layers of a cache that have another pair of tensors.
+struct LayerRule {
+    std::uint32_t edge_layers = 0;  // above 0: the first and the last layers, so many each
+    std::uint32_t first = 0;        // else these, counted from 0
+    std::uint32_t last = 0;
+    TensorSpec key = {};
+    TensorSpec value = {};
+
+    bool covers(std::uint32_t layer, std::uint32_t n_layers) const noexcept {
+        if (edge_layers == 0) return layer >= first && layer <= last;
+        return layer < edge_layers || layer + std::uint64_t{edge_layers} >= n_layers;
+    }
+    friend bool operator==(const LayerRule&, const LayerRule&) = default;
+};
+
+inline constexpr std::uint32_t max_layer_rules = 8;
+
 // Keys, values, and the tokens kept uncompressed until they fill a block (n_b in the paper).
 struct KvSpec {
     TensorSpec key;
@@ -64,11 +86,16 @@ struct KvSpec {
     std::uint32_t recent_tokens = 0;  // last tokens that do, beside those that do not fill a block yet
     float auto_bits =
         0.0f;  // above 0: what keys and values, both a trellis, may take; a cache chooses the rates
-    // Above 0: the first and the last layers of a cache, so many each, have these two instead.
-    std::uint32_t edge_layers = 0;
-    TensorSpec edge_key = {};
-    TensorSpec edge_value = {};
+    std::uint32_t n_layer_rules = 0;
+    LayerRule layer_rules[max_layer_rules];  // of several for a layer the last holds; unused ones as here
 
+    // What holds for a layer of a cache of n_layers; null for key and value above.
+    const LayerRule* rule_of(std::uint32_t layer, std::uint32_t n_layers) const noexcept {
+        for (std::uint32_t i = n_layer_rules; i-- > 0;) {
+            if (layer_rules[i].covers(layer, n_layers)) return &layer_rules[i];
+        }
+        return nullptr;
+    }
     friend bool operator==(const KvSpec&, const KvSpec&) = default;
 };
 
@@ -76,13 +103,16 @@ struct KvSpec {
 // there; *out is untouched then. invalid_argument for null arguments.
 Status parse_spec(const char* text, KvSpec* out) noexcept;
 
+// Room for the canonical text of every valid spec, with the zero at its end. With one rule for layers it
+// always fits; a spec whose rules need more is not valid.
 inline constexpr std::size_t max_spec_chars = 256;
 
 // Writes the canonical SPEC, which parses back to an equal KvSpec. Errors: wrong_size when it needs more than
 // n_chars (max_spec_chars always suffice), bad_spec when the spec is not valid.
 Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept;
 
-// Errors: bad_spec, naming the field, its value and what is allowed.
+// Errors: bad_spec, naming the field, its value and what is allowed; also for what needs more than
+// max_spec_chars.
 Status validate_spec(const KvSpec& spec) noexcept;
 
 }  // namespace gearkv

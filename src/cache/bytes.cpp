@@ -22,6 +22,18 @@ Status check_dim(const char* name, std::uint32_t dim) {
                          max_dim);
 }
 
+// Rules for layers that there are.
+Status check_rules(const CacheConfig& config) {
+    for (std::uint32_t i = 0; i < config.spec.n_layer_rules; ++i) {
+        const std::uint32_t first = config.spec.layer_rules[i].first;
+        if (first < config.n_layers) continue;
+        return Status::error(Code::bad_spec,
+                             "layers-%u of the SPEC, expected below %u, the layers of the cache", first,
+                             config.n_layers);
+    }
+    return {};
+}
+
 Status check_rope(const RopeConfig& rope, std::uint32_t key_dim) {
     if (rope.n_pairs > key_dim / 2) {
         return Status::error(Code::wrong_size, "rope.n_pairs is %u, expected at most half of the %u channels",
@@ -99,6 +111,7 @@ Status check_config(const CacheConfig& config) noexcept {
     if (status.ok()) status = check_dim("value_dim", config.value_dim);
     if (status.ok()) status = check_range("max_tokens", config.max_tokens, 1, (std::uint64_t{1} << 31) - 1);
     if (status.ok()) status = validate_spec(config.spec);
+    if (status.ok()) status = check_rules(config);
     if (status.ok())
         status = check_range("rollback_tokens", config.rollback_tokens, 0, config.spec.buffer_tokens);
     KvSpec rates;
@@ -120,11 +133,11 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
     const auto window_of = [&](std::uint32_t layer) {
         return config.windows == nullptr ? 0 : config.windows[layer];
     };
+    const auto rule_of = [&](std::uint32_t layer) { return config.spec.rule_of(layer, config.n_layers); };
     // Runs of layers of the same spec and window.
     for (std::uint32_t layer = 0, end; layer < config.n_layers; layer = end) {
         end = layer + 1;
-        while (end < config.n_layers && is_edge(config, end) == is_edge(config, layer) &&
-               window_of(end) == window_of(layer))
+        while (end < config.n_layers && rule_of(end) == rule_of(layer) && window_of(end) == window_of(layer))
             ++end;
         Status status = add_layers(config, layer, end - layer, n_tokens, prompt_tokens, &bytes);
         if (!status.ok()) return status;

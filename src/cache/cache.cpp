@@ -18,6 +18,27 @@ std::uint64_t irreducible_bytes(const CacheConfig& config) {
     return 2 * config.n_layers * sizeof(std::uint64_t);
 }
 
+// Scratch to compress a full buffer, whatever its layer. False when a block cannot be laid out.
+bool most_compress_bytes(const CacheConfig& config, std::uint64_t* most) {
+    const LayerRule* last = nullptr;
+    for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
+        const LayerRule* rule = config.spec.rule_of(layer, config.n_layers);
+        if (layer > 0 && rule == last) continue;
+        last = rule;
+        const KvSpec spec = first_spec(config, layer);
+        for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+            for (const bool prompt : {false, true}) {
+                BlockHeader header;
+                const TensorSpec& tensor = kind == TensorKind::key ? spec.key : spec.value;
+                const Unit unit = {config.spec.buffer_tokens, prompt, true};
+                if (!lay_out_unit(config, tensor, kind, unit, &header).ok()) return false;
+                *most = std::max(*most, compress_scratch_bytes(header));
+            }
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
 bool WorkMemory::reserve_runs(const Memory& memory, std::uint64_t n) noexcept {
@@ -109,20 +130,8 @@ bool Cache::Impl::create(const Impl* shared) noexcept {
     slot_bytes = attend_scratch_bytes(config.key_dim, config.value_dim);
     if (!working.attend.ensure(work_memory(), slot_bytes * config.n_kv_heads)) return false;
     std::uint64_t compress_bytes = 0;
-    // Layers at the edge, and one in the middle.
-    for (const std::uint32_t layer : {0u, config.n_layers / 2}) {
-        const KvSpec spec = first_spec(config, layer);
-        for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
-            for (const bool prompt : {false, true}) {
-                BlockHeader header;
-                const TensorSpec& tensor = kind == TensorKind::key ? spec.key : spec.value;
-                const Unit unit = {config.spec.buffer_tokens, prompt, true};
-                if (!lay_out_unit(config, tensor, kind, unit, &header).ok()) return false;
-                compress_bytes = std::max(compress_bytes, compress_scratch_bytes(header));
-            }
-        }
-    }
-    return working.compress.ensure(work_memory(), compress_bytes);
+    return most_compress_bytes(config, &compress_bytes) &&
+           working.compress.ensure(work_memory(), compress_bytes);
 }
 
 void Cache::Impl::destroy() noexcept {
@@ -329,6 +338,8 @@ Status Cache::layer_spec(std::uint32_t layer, KvSpec* out) const noexcept {
     const LayerStream* stream = impl_->layers[layer];
     const KvSpec first = first_spec(config(), layer);
     *out = config().spec;
+    out->n_layer_rules = 0;
+    std::fill_n(out->layer_rules, max_layer_rules, LayerRule());
     out->key = stream == nullptr ? first.key : stream->spec(TensorKind::key);
     out->value = stream == nullptr ? first.value : stream->spec(TensorKind::value);
     return {};

@@ -36,12 +36,6 @@ struct CacheContext {
 Status memory_error(const CacheContext& context, const char* format, ...) noexcept
     __attribute__((format(printf, 2, 3)));
 
-// Whether a layer is one of the first and last that have a spec of their own.
-inline bool is_edge(const CacheConfig& config, std::uint32_t layer) noexcept {
-    return layer < config.spec.edge_layers ||
-           layer + std::uint64_t{config.spec.edge_layers} >= config.n_layers;
-}
-
 // The first token of a layer of n_tokens that its window, if it has one, and rollbacks leave visible.
 std::uint64_t first_visible(const CacheConfig& config, std::uint32_t layer, std::uint64_t n_tokens) noexcept;
 

@@ -314,9 +314,9 @@ Status initial_spec(const CacheConfig& config, KvSpec* out) noexcept {
 KvSpec first_spec(const CacheConfig& config, std::uint32_t layer) noexcept {
     KvSpec spec;
     (void)initial_spec(config, &spec).ok();
-    if (is_edge(config, layer)) {
-        spec.key = config.spec.edge_key;
-        spec.value = config.spec.edge_value;
+    if (const LayerRule* rule = config.spec.rule_of(layer, config.n_layers); rule != nullptr) {
+        spec.key = rule->key;
+        spec.value = rule->value;
     }
     return spec;
 }

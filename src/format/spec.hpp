@@ -1,6 +1,7 @@
 // What reading and writing a SPEC share: names, defaults and limits. See gearkv/config.hpp.
 #pragma once
 
+#include <algorithm>
 #include <string_view>
 
 #include "format/trellis.hpp"
@@ -21,6 +22,7 @@ inline constexpr std::uint32_t max_buffer_tokens = 4096;
 inline constexpr std::uint32_t max_sink_tokens = 64;
 inline constexpr std::uint32_t max_recent_tokens = 65536;
 inline constexpr std::uint32_t max_edge_layers = 2048;
+inline constexpr std::uint32_t max_rule_layer = 4095;  // the last a cache may have
 inline constexpr float most_key_rate = max_key_width, most_value_rate = max_value_width;
 inline constexpr float least_auto_bits = 1.0f, most_auto_bits = 5.0f;
 
@@ -49,7 +51,8 @@ inline constexpr Family families[] = {
 inline bool has_trellis(const KvSpec& spec) noexcept {
     const auto is_trellis = [](const TensorSpec& tensor) { return tensor.backbone == Backbone::trellis; };
     return is_trellis(spec.key) || is_trellis(spec.value) ||
-           (spec.edge_layers > 0 && (is_trellis(spec.edge_key) || is_trellis(spec.edge_value)));
+           std::any_of(spec.layer_rules, spec.layer_rules + spec.n_layer_rules,
+                       [&](const LayerRule& rule) { return is_trellis(rule.key) || is_trellis(rule.value); });
 }
 inline std::uint32_t default_buffer(bool trellis) noexcept {
     return trellis ? trellis_buffer_tokens : default_buffer_tokens;

@@ -54,8 +54,8 @@ class Parser {
             return status;
         }
         KvSpec spec;
-        if (auto_bits == 0.0f && accept(";edge-")) {
-            if (Status status = parse_edges(&spec); !status.ok()) return status;
+        if (auto_bits == 0.0f) {
+            if (Status status = parse_rules(&spec); !status.ok()) return status;
         }
         if (at_ != text_.size()) return fail("the end");
         spec.key = key.spec;
@@ -139,23 +139,50 @@ class Parser {
         return {};
     }
 
-    // Behind ";edge-".
-    Status parse_edges(KvSpec* spec) noexcept {
+    // Behind the first pair.
+    Status parse_rules(KvSpec* spec) noexcept {
+        while (at_ != text_.size()) {
+            const std::size_t start = at_;
+            const bool is_edge = accept(";edge-");
+            if (!is_edge && !accept(";layers-"))
+                return fail("the end, \";edge-N=SPEC\" or \";layers-FIRST-LAST=SPEC\"");
+            if (spec->n_layer_rules == max_layer_rules) {
+                char expected[48];
+                std::snprintf(expected, sizeof(expected), "at most %u rules for layers", max_layer_rules);
+                return fail_at(start, expected);
+            }
+            LayerRule* rule = &spec->layer_rules[spec->n_layer_rules++];
+            if (Status status =
+                    is_edge ? parse_count({1, max_edge_layers, 1}, &rule->edge_layers) : parse_layers(rule);
+                !status.ok())
+                return status;
+            if (!accept("=")) return fail("\"=\" and the SPEC of these layers");
+            if (Status status = parse_rule_pair(rule); !status.ok()) return status;
+        }
+        return {};
+    }
+
+    // Behind ";layers-".
+    Status parse_layers(LayerRule* rule) noexcept {
+        if (Status status = parse_count({0, max_rule_layer, 1}, &rule->first); !status.ok()) return status;
+        rule->last = rule->first;
+        if (!accept("-")) return {};
+        return parse_count({rule->first, max_rule_layer, 1}, &rule->last);
+    }
+
+    Status parse_rule_pair(LayerRule* rule) noexcept {
         Parsed key, value;
-        if (Status status = parse_count({1, max_edge_layers, 1}, &spec->edge_layers); !status.ok())
-            return status;
-        if (!accept("=")) return fail("\"=\" and the SPEC of the first and last layers");
         if (Status status = parse_pair(&key, &value); !status.ok()) return status;
         for (Parsed* parsed : {&key, &value}) {
             for (const Option option : {Option::buffer_tokens, Option::sink_tokens, Option::recent_tokens}) {
                 if (parsed->at(option) != 0) {
                     return fail_at(parsed->at(option),
-                                   "nb, sinks and recent before \";edge-\", where they hold for all layers");
+                                   "nb, sinks and recent before all rules, where they hold for all layers");
                 }
             }
         }
-        spec->edge_key = key.spec;
-        spec->edge_value = value.spec;
+        rule->key = key.spec;
+        rule->value = value.spec;
         return {};
     }
 

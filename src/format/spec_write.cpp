@@ -1,6 +1,7 @@
 // Checks a spec and writes its SPEC; see gearkv/config.hpp. Nothing here allocates or depends on the locale.
 #include <algorithm>
 #include <charconv>
+#include <cstdio>
 
 #include "format/spec.hpp"
 
@@ -103,6 +104,26 @@ void write_pair(const TensorSpec& key, const TensorSpec& value, const KvSpec* bo
     }
 }
 
+// What names the layers of a rule.
+void write_layers(const LayerRule& rule, Writer* out) noexcept {
+    out->add(rule.edge_layers > 0 ? "edge-" : "layers-");
+    out->add_number(rule.edge_layers > 0 ? rule.edge_layers : rule.first);
+    if (rule.first == rule.last) return;
+    out->add("-");
+    out->add_number(rule.last);
+}
+
+void write_spec(const KvSpec& spec, Writer* out) noexcept {
+    write_pair(spec.key, spec.value, &spec, out);
+    for (std::uint32_t i = 0; i < spec.n_layer_rules; ++i) {
+        const LayerRule& rule = spec.layer_rules[i];
+        out->add(";");
+        write_layers(rule, out);
+        out->add("=");
+        write_pair(rule.key, rule.value, nullptr, out);
+    }
+}
+
 // ---- checking ----
 
 Status validate_trellis(const TensorSpec& spec, const char* name, float most) noexcept {
@@ -160,21 +181,53 @@ Status validate_pair(const TensorSpec& key, const TensorSpec& value, const char*
     status = value.backbone == Backbone::trellis ? validate_trellis(value, values, most_value_rate)
                                                  : validate_tensor(value, values);
     if (!status.ok() || key.backbone != Backbone::kivi || buffer_tokens % key.group == 0) return status;
-    return Status::error(Code::bad_spec, "buffer of %u tokens, expected a multiple of the %s' group of %u",
-                         buffer_tokens, keys, key.group);
+    return Status::error(Code::bad_spec, "buffer of %u tokens, expected a multiple of %u, the group of %s",
+                         buffer_tokens, key.group, keys);
 }
 
-Status validate_edges(const KvSpec& spec) noexcept {
-    if (spec.edge_layers > max_edge_layers) {
-        return Status::error(Code::bad_spec, "%u edge layers, expected at most %u", spec.edge_layers,
-                             max_edge_layers);
+Status validate_rule(const KvSpec& spec, std::uint32_t i) noexcept {
+    const LayerRule& rule = spec.layer_rules[i];
+    if (rule.edge_layers > 0 && (rule.edge_layers > max_edge_layers || rule.first != 0 || rule.last != 0)) {
+        return Status::error(Code::bad_spec,
+                             "rule %u for %u edge layers and %u to %u, expected at most %u and 0 to 0", i,
+                             rule.edge_layers, rule.first, rule.last, max_edge_layers);
     }
-    if (spec.auto_bits != 0.0f)
-        return Status::error(Code::bad_spec, "edge layers beside auto, which chooses for every layer");
+    if (rule.first > rule.last || rule.last > max_rule_layer) {
+        return Status::error(Code::bad_spec, "rule %u for layers %u to %u, expected them in order up to %u",
+                             i, rule.first, rule.last, max_rule_layer);
+    }
+    char layers[24], keys[40], values[40];
+    Writer writer(layers, sizeof(layers));
+    write_layers(rule, &writer);
+    writer.finish();
+    std::snprintf(keys, sizeof(keys), "keys of %s", layers);
+    std::snprintf(values, sizeof(values), "values of %s", layers);
     const auto is_float = [](const TensorSpec& tensor) { return tensor.backbone == Backbone::raw32; };
-    if (is_float(spec.edge_key) != is_float(spec.key) || is_float(spec.edge_value) != is_float(spec.value))
-        return Status::error(Code::bad_spec, "f32 in some layers only, expected it in all or none");
-    return validate_pair(spec.edge_key, spec.edge_value, "edge keys", "edge values", spec.buffer_tokens);
+    const bool keys_differ = is_float(rule.key) != is_float(spec.key);
+    if (keys_differ || is_float(rule.value) != is_float(spec.value)) {
+        return Status::error(Code::bad_spec, "%s %s f32 unlike the others, expected it in all or none",
+                             keys_differ ? keys : values,
+                             is_float(keys_differ ? rule.key : rule.value) ? "are" : "are not");
+    }
+    return validate_pair(rule.key, rule.value, keys, values, spec.buffer_tokens);
+}
+
+Status validate_rules(const KvSpec& spec) noexcept {
+    if (spec.n_layer_rules > max_layer_rules) {
+        return Status::error(Code::bad_spec, "%u rules for layers, expected at most %u", spec.n_layer_rules,
+                             max_layer_rules);
+    }
+    if (spec.n_layer_rules > 0 && spec.auto_bits != 0.0f)
+        return Status::error(Code::bad_spec, "rules for layers beside auto, which chooses for every layer");
+    for (std::uint32_t i = 0; i < max_layer_rules; ++i) {
+        if (i >= spec.n_layer_rules && spec.layer_rules[i] == LayerRule()) continue;
+        if (i >= spec.n_layer_rules) {
+            return Status::error(Code::bad_spec, "rule %u for layers is set, expected those in use only, %u",
+                                 i, spec.n_layer_rules);
+        }
+        if (Status status = validate_rule(spec, i); !status.ok()) return status;
+    }
+    return {};
 }
 
 }  // namespace
@@ -183,7 +236,7 @@ Status validate_spec(const KvSpec& spec) noexcept {
     const bool keys_are_trellis = spec.key.backbone == Backbone::trellis;
     const bool values_are_trellis = spec.value.backbone == Backbone::trellis;
     Status status = validate_pair(spec.key, spec.value, "keys", "values", spec.buffer_tokens);
-    if (status.ok() && spec.edge_layers > 0) status = validate_edges(spec);
+    if (status.ok()) status = validate_rules(spec);
     if (!status.ok()) return status;
     if (spec.auto_bits != 0.0f && !(keys_are_trellis && values_are_trellis)) {
         return Status::error(Code::bad_spec,
@@ -213,20 +266,18 @@ Status validate_spec(const KvSpec& spec) noexcept {
                              "buffer of %u tokens, expected a multiple of %u, the section of a trellis",
                              spec.buffer_tokens, trellis_buffer_tokens);
     }
-    return {};
+    Writer counter(nullptr, 0);
+    write_spec(spec, &counter);
+    if (counter.n() < max_spec_chars) return {};
+    return Status::error(Code::bad_spec, "a SPEC of %zu characters, expected rules for layers of at most %zu",
+                         counter.n(), max_spec_chars - 1);
 }
 
 Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept {
     if (text == nullptr) return Status::error(Code::invalid_argument, "text is null");
     if (Status status = validate_spec(spec); !status.ok()) return status;
     Writer writer(text, n_chars);
-    write_pair(spec.key, spec.value, &spec, &writer);
-    if (spec.edge_layers > 0) {
-        writer.add(";edge-");
-        writer.add_number(spec.edge_layers);
-        writer.add("=");
-        write_pair(spec.edge_key, spec.edge_value, nullptr, &writer);
-    }
+    write_spec(spec, &writer);
     if (writer.finish()) return {};
     return Status::error(Code::wrong_size, "room for %zu characters, expected %zu", n_chars, writer.n() + 1);
 }

@@ -161,6 +161,7 @@ StateHeader make_header(const CacheAccess::Impl& impl, const SaveOptions& option
     header.rope_interleaved = config.rope.interleaved;
     header.rope_checksum = xxh64(config.rope.frequencies, config.rope.n_pairs * sizeof(double));
     std::memcpy(header.model, options.model.bytes, sizeof(header.model));
+    static_assert(state_spec_chars >= max_spec_chars);
     (void)format_spec(config.spec, header.spec, sizeof(header.spec)).ok();  // the spec was checked
     return header;
 }

@@ -178,8 +178,15 @@ Status match_config(const StateFile& file, const CacheConfig& config,
     if (found.spec == config.spec) return {};
     char expected[state_spec_chars] = {};
     (void)format_spec(config.spec, expected, sizeof(expected)).ok();
-    return Status::error(Code::other_codec, "the file holds %.60s, expected %.60s", file.header().spec,
-                         expected);
+    // From a little before where they differ, when that is far behind.
+    const char* held = file.header().spec;
+    std::size_t skipped = 0;
+    while (held[skipped] != '\0' && held[skipped] == expected[skipped])
+        ++skipped;
+    skipped -= std::min<std::size_t>(skipped, 40);
+    const char* before = skipped > 0 ? "..." : "";
+    return Status::error(Code::other_codec, "the file holds %s%.60s, expected %s%.60s", before,
+                         held + skipped, before, expected + skipped);
 }
 
 // ---- sections ----

@@ -42,8 +42,9 @@ Code load_code(const TemporaryFile& file, const CacheConfig& config, const LoadO
 }  // namespace
 
 TEST_CASE("a loaded cache goes on as the saved one", "[state]") {
-    for (const char* spec : {"gear-3", "auto:3", "paper:gear-4", "gear-kcvt-2", "q8:recent=40", "f16", "f32",
-                             "k=gear-4;v=kivi-2:nb=128", "kivi-2:nb=128;edge-1=gear-4"}) {
+    for (const char* spec :
+         {"gear-3", "auto:3", "paper:gear-4", "gear-kcvt-2", "q8:recent=40", "f16", "f32",
+          "k=gear-4;v=kivi-2:nb=128", "kivi-2:nb=128;edge-1=gear-4", "gear-2;layers-1=k=kivi-4;v=gear-4"}) {
         const CacheConfig config = state_config(spec);
         const bool is_preset = spec[0] == 'g' && spec[5] == '3';
         for (const LoadOptions& way : all_ways) {
@@ -227,6 +228,36 @@ TEST_CASE("another model, shape or codec is refused by its own code", "[state][o
     options.model.bytes[0] = 1;
     CHECK(load_code(file, config, options) == Code::other_model);
     CHECK(with([](CacheConfig& c) { c.max_tokens = 5000, c.seed = 3, c.spread_tokens = 0; }) == Code::ok);
+}
+
+TEST_CASE("a state keeps its rules for layers, and is of no cache with others", "[state]") {
+    const std::string rules = "gear-2;layers-1=k=paper:gear-4:g=32,r=3;v=token-4:g=32;layers-0=gear-3";
+    const CacheConfig config = state_config(rules + ";layers-2-3=q8", 4);
+    TemporaryFile file;
+    auto saved = lived_cache(config);
+    REQUIRE(save_state(*saved, file.path(), {}, serial_executor()).ok());
+    StateInfo info;
+    REQUIRE(inspect_state(file.path(), &info).ok());
+    CHECK(info.config.spec == config.spec);
+    std::unique_ptr<Cache> loaded;
+    REQUIRE(load(file.path(), config, &loaded, {}).ok());
+    for (std::uint32_t layer = 0; layer < 4; ++layer) {
+        KvSpec a, b;
+        REQUIRE(saved->layer_spec(layer, &a).ok());
+        REQUIRE(loaded->layer_spec(layer, &b).ok());
+        CHECK(a == b);
+    }
+    go_on(saved.get(), loaded.get(), 130);
+    for (const char* other : {"", ";layers-2-3=kivi-8", ";layers-2=q8", ";layers-2-3=q8;layers-3=q8"}) {
+        CacheConfig changed = config;
+        changed.spec = spec_of((rules + other).c_str());
+        std::unique_ptr<Cache> none;
+        const Status status = load(file.path(), changed, &none, {});
+        INFO(status.message());
+        CHECK(status.code() == Code::other_codec);
+        // What differs is shown.
+        CHECK(std::string(status.message()).find("layers-2-3=token-8, expected") != std::string::npos);
+    }
 }
 
 TEST_CASE("what cannot be read or written is an io_error", "[state][once]") {

@@ -225,6 +225,8 @@ TEST_CASE("so it does where parts meet that seldom do", "[state][once]") {
     run(make_config(uneven, n_heads, 64, 24), uneven, &seen);
     const char* widest = "k=trellis-6;v=kivi-8";
     run(make_config(widest, n_heads, 8, 8), widest, &seen);
+    const char* by_layer = "gear-3;edge-1=k=kivi-4;v=gear-token-2:g=32;layers-2=k=f16;v=trellis-1.5";
+    run(make_config(by_layer, n_heads, 72, 40, 1024, 3), by_layer, &seen);
 }
 
 TEST_CASE("its shifts turn keys to where they are attended", "[state][once]") {

@@ -130,6 +130,77 @@ TEST_CASE("the first and last layers have a spec of their own", "[policy]") {
     CHECK(planned.keys.bytes == bytes_of("q8:nb=128,sinks=4", 3).keys.bytes);
 }
 
+TEST_CASE("layers have the spec of the last rule that names them", "[policy]") {
+    CacheConfig config =
+        make_config("gear-2;layers-1-3=kivi-4;layers-2=k=gear-4;v=token-4;edge-1=q8;layers-5-9=f16", n_heads,
+                    dim, dim, 2000, 7);
+    CountingMemory memory;
+    config.allocator = memory.allocator();
+    const char* specs[] = {"q8:nb=128,sinks=4",
+                           "kivi-4:nb=128,sinks=4",
+                           "k=gear-4;v=token-4",
+                           "kivi-4:nb=128,sinks=4",
+                           "gear-2",
+                           "f16:nb=128,sinks=4",
+                           "f16:nb=128,sinks=4"};
+    {
+        auto cache = make_cache(config);
+        const Tensor q = gaussian(1, 2 * n_heads, dim, 3);
+        const std::vector<float> data = to_floats(q);
+        CacheBytes planned, sum;
+        for (std::uint32_t layer = 0; layer < 7; ++layer) {
+            CAPTURE(layer);
+            REQUIRE(append(cache.get(), source().keys, source().values, 0, 600, layer).ok());
+            REQUIRE(cache->compress(layer, serial_executor()).ok());
+            KvSpec found;
+            REQUIRE(cache->layer_spec(layer, &found).ok());
+            CHECK(found == spec_of(specs[layer]));
+            // As a cache of this layer alone.
+            const CacheConfig alone_config = make_config(specs[layer], n_heads, dim, dim, 2000);
+            auto alone = make_cache(alone_config);
+            REQUIRE(append(alone.get(), source().keys, source().values, 0, 600).ok());
+            REQUIRE(alone->compress(0, serial_executor()).ok());
+            CHECK(attention_error(alone.get(), q, true) < attention_tolerance(*alone));
+            std::vector<float> out(2 * n_heads * dim);
+            REQUIRE(cache->attend(layer, queries_of(data, q, true), out.data(), serial_executor()).ok());
+            CHECK(to_tensor(out.data(), 1, 2 * n_heads, dim).data == attend(alone.get(), q, dim, true).data);
+            REQUIRE(bytes_required(alone_config, 600, 600, &planned).ok());
+            sum.keys += planned.keys;
+            sum.values += planned.values;
+            sum.buffer += planned.buffer;
+        }
+        REQUIRE(bytes_required(config, 600, 600, &planned).ok());
+        const CacheBytes found = cache->stats().bytes;
+        CHECK(planned.keys.bytes == sum.keys.bytes);
+        CHECK(planned.values.bytes == sum.values.bytes);
+        CHECK(planned.buffer == sum.buffer);
+        CHECK(planned.keys.bytes == found.keys.bytes);
+        CHECK(planned.values.bytes == found.values.bytes);
+        CHECK(planned.buffer == found.buffer);
+        std::unique_ptr<Cache> fork;
+        REQUIRE(cache->fork(&fork).ok());
+        CHECK(fork->config().spec == config.spec);
+    }
+    CHECK(memory.held == 0);
+    // Scratch for the layer that needs most of it is there from the beginning, wherever it is.
+    config = make_config("kivi-2:nb=128;layers-1=gear-4", n_heads, dim, dim, 2000, 5);
+    const std::uint64_t mixed = make_cache(config)->stats().bytes.scratch;
+    config.spec = spec_of("kivi-2:nb=128,sinks=4;edge-5=gear-4");
+    CHECK(mixed == make_cache(config)->stats().bytes.scratch);
+    config.spec = spec_of("kivi-2:nb=128,sinks=4");
+    CHECK(mixed > make_cache(config)->stats().bytes.scratch);
+    // A rule for layers that are not there is a mistake.
+    for (const char* spec : {"f16;layers-5=q8", "f16;layers-1=q8;layers-7-8=q8"}) {
+        config.spec = spec_of(spec);
+        std::unique_ptr<Cache> none;
+        const Status status = Cache::create(config, &none);
+        CHECK(status.code() == Code::bad_spec);
+        CHECK(std::string(status.message()).find("of the SPEC, expected below 5") != std::string::npos);
+        CacheBytes bytes;
+        CHECK(bytes_required(config, 600, 0, &bytes).code() == Code::bad_spec);
+    }
+}
+
 TEST_CASE("shrinking takes outliers, then low rank, of the oldest blocks first", "[policy]") {
     CacheConfig config = rope_config("paper:gear-4:nb=64", false, 2000);
     config.n_layers = 2;

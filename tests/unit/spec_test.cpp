@@ -170,8 +170,21 @@ TEST_CASE("a bad SPEC is refused with its place and what is known there", "[spec
         {"gear-2;edge-2", "character 14:", "\"=\""},
         {"gear-2;edge-2=gear-5", "character 20:", "2, 3, 4 or 8"},
         {"gear-2;edge-2=gear-4:nb=256", "character 25:", "hold for all layers"},
-        {"gear-2;edge-2=gear-4;edge-2=f16", "character 21:", "the end"},
+        {"gear-2;edge-2=gear-4;f16", "character 21:", "the end, \";edge-N=SPEC\""},
+        {"gear-2;layers-=f16", "character 15:", "from 0 to 4095"},
+        {"gear-2;layers-4096=f16", "character 15:", "from 0 to 4095"},
+        {"gear-2;layers-3-2=f16", "character 17:", "from 3 to 4095"},
+        {"gear-2;layers-3-=f16", "character 17:", "from 3 to 4095"},
+        {"gear-2;layers-3-4-5=f16", "character 18:", "\"=\""},
+        {"gear-2;layer-3=f16", "character 7:", "\";layers-FIRST-LAST=SPEC\""},
+        {"gear-2;layers-1=gear-4;layers-2=k=gear-4", "character 41:", "v=SPEC"},
+        {"gear-2;layers-1=gear-4;edge-1=q8:sinks=2", "character 40:", "hold for all layers"},
+        {"gear-2;layers-1=k=f16;v=f16:recent=2", "character 36:", "hold for all layers"},
+        {"gear-2;layers-1=auto:3", "character 17:", "gear-2"},
+        {"f16;edge-1=q8;edge-1=q8;edge-1=q8;edge-1=q8;edge-1=q8;edge-1=q8;edge-1=q8;edge-1=q8;edge-1=q8",
+         "character 84:", "at most 8 rules"},
         {"auto:3;edge-2=gear-4", "character 7:", "the end"},
+        {"auto:3;layers-2=gear-4", "character 7:", "the end"},
         {"k=gear-2", "character 9:", "v=SPEC"},
         {"k=gear-2;gear-2", "character 10:", "v=SPEC"},
         {"k=gear-2;v=", "character 12:", "f32"},
@@ -238,15 +251,29 @@ TEST_CASE("a field out of its range is named", "[spec]") {
          [](KvSpec& s) { s.buffer_tokens = 64; }},
         {"f16", "65 sink tokens", [](KvSpec& s) { s.sink_tokens = 65; }},
         {"f16", "65537 recent tokens", [](KvSpec& s) { s.recent_tokens = 65537; }},
-        {"gear-2;edge-1=f16", "2049 edge layers", [](KvSpec& s) { s.edge_layers = 2049; }},
-        {"gear-2;edge-1=f16", "edge layers beside auto", [](KvSpec& s) { s.auto_bits = 3.0f; }},
-        {"gear-2;edge-1=f16", "f32 in some layers only",
+        {"gear-2;edge-1=f16", "2049 edge layers", [](KvSpec& s) { s.layer_rules[0].edge_layers = 2049; }},
+        {"gear-2;edge-1=f16", "1 edge layers and 0 to 1", [](KvSpec& s) { s.layer_rules[0].last = 1; }},
+        {"gear-2;edge-1=f16;layers-2-3=f16", "rule 1 for layers 4 to 3",
+         [](KvSpec& s) { s.layer_rules[1].first = 4; }},
+        {"gear-2;layers-2=f16", "layers 2 to 4096", [](KvSpec& s) { s.layer_rules[0].last = 4096; }},
+        {"gear-2;layers-2=f16", "9 rules for layers", [](KvSpec& s) { s.n_layer_rules = 9; }},
+        {"gear-2;layers-2=f16", "rule 0 for layers is set", [](KvSpec& s) { s.n_layer_rules = 0; }},
+        {"gear-2", "rule 7 for layers is set", [](KvSpec& s) { s.layer_rules[7].key.bits = 8; }},
+        {"gear-2;edge-1=f16", "rules for layers beside auto", [](KvSpec& s) { s.auto_bits = 3.0f; }},
+        {"gear-2;edge-1=f16", "keys of edge-1 are f32",
          [](KvSpec& s) {
-             s.edge_key = {Backbone::raw32, 32};
+             s.layer_rules[0].key = {Backbone::raw32, 32};
          }},
-        {"gear-2;edge-1=kivi-4", "multiple of the edge keys' group of 96",
-         [](KvSpec& s) { s.edge_key.group = 96; }},
-        {"gear-2;edge-1=kivi-4", "edge values have 5 bits", [](KvSpec& s) { s.edge_value.bits = 5; }},
+        {"f32;edge-1=f32;layers-1-2=f32", "values of layers-1-2 are not f32",
+         [](KvSpec& s) {
+             s.layer_rules[1].value = {Backbone::raw16, 16};
+         }},
+        {"gear-2;layers-1=kivi-4", "multiple of 96, the group of keys of layers-1",
+         [](KvSpec& s) { s.layer_rules[0].key.group = 96; }},
+        {"gear-2;edge-1=kivi-4", "values of edge-1 have 5 bits",
+         [](KvSpec& s) { s.layer_rules[0].value.bits = 5; }},
+        {"kivi-2;layers-5=f16", "buffer of 64 tokens, expected a multiple of 128",
+         [](KvSpec& s) { s.layer_rules[0].value = parsed("gear-2").value; }},
     };
     for (const auto& c : cases) {
         KvSpec spec = parsed(c.text);
@@ -297,21 +324,62 @@ TEST_CASE("a sparsity comes back to the last bit", "[spec]") {
     }
 }
 
+TEST_CASE("rules give layers specs of their own, and later ones hold", "[spec]") {
+    const std::string text =
+        "gear-2;layers-4-9=k=trellis-3.5;v=kivi-4;layers-6=token-8;edge-1=f16;layers-12-4095=gear-3";
+    const KvSpec spec = parsed(text);
+    CHECK(formatted(spec) == text);
+    REQUIRE(spec.n_layer_rules == 4);
+    CHECK(parsed("gear-2;layers-4-4=f16;edge-02=q8") == parsed("gear-2;layers-4=f16;edge-2=token-8"));
+    CHECK_FALSE(parsed("gear-2;layers-4=f16;edge-2=q8") == parsed("gear-2;edge-2=q8;layers-4=f16"));
+    const int rules[] = {2, -1, -1, -1, 0, 0, 1, 0, 0, 0, -1, -1, 3, 3, 3};
+    for (std::uint32_t layer = 0; layer < 15; ++layer) {
+        CAPTURE(layer);
+        const LayerRule* rule = spec.rule_of(layer, 16);
+        CHECK(rule == (rules[layer] < 0 ? nullptr : &spec.layer_rules[rules[layer]]));
+    }
+    CHECK(spec.rule_of(15, 16) == &spec.layer_rules[3]);
+    CHECK(spec.rule_of(9, 10) == &spec.layer_rules[2]);
+    CHECK(spec.layer_rules[0].key == parsed("trellis-3.5").key);
+    CHECK(spec.layer_rules[0].value == parsed("kivi-4").value);
+    // A trellis anywhere asks for its buffer and sinks.
+    const KvSpec mixed = parsed("kivi-2;layers-1=kivi-4;layers-2=gear-4");
+    CHECK(mixed.buffer_tokens == 128);
+    CHECK(mixed.sink_tokens == 4);
+    CHECK(formatted(mixed) == "kivi-2;layers-1=kivi-4;layers-2=gear-4");
+}
+
 TEST_CASE("the longest SPEC fits in max_spec_chars", "[spec]") {
     KvSpec spec;
-    spec.key = {Backbone::token, 2, 4096, 64, 63, 1.17549435e-38f};
+    spec.key = {Backbone::token, 2, 4096, 64, 63, 1.00070225e-36f};
     spec.value = spec.key;
     spec.value.bits = 3;
     spec.buffer_tokens = 4095;
     spec.sink_tokens = 63;
     spec.recent_tokens = 65535;
-    spec.edge_layers = 2047;
-    spec.edge_key = spec.value;
-    spec.edge_value = spec.key;
+    spec.n_layer_rules = 1;
+    spec.layer_rules[0] = {0, 4094, 4095, spec.value, spec.key};
     const std::string text = formatted(spec);
     INFO(text);
-    CHECK(text.size() > 200);
+    CHECK(text.size() == 246);
     CHECK(parsed(text) == spec);
+    // More rules are valid as far as they fit.
+    std::string rules;
+    for (int i = 0; i < 7; ++i)
+        rules += ";layers-1000-1001=token-8:g=32";
+    rules += ";layers-1000-1001=token-8:g=128";
+    for (const std::string recent : {"5", "55", "555", "5555", "55555"}) {
+        const std::string whole = "f16:recent=" + recent + rules;
+        CAPTURE(whole.size());
+        if (whole.size() < max_spec_chars) {
+            CHECK(formatted(parsed(whole)) == whole);
+        } else {
+            CHECK(refusal(whole).find("SPEC of " + std::to_string(whole.size()) + " characters") !=
+                  std::string::npos);
+        }
+    }
+    // It is the canonical text that has to.
+    CHECK(formatted(parsed("f16:recent=00055555" + rules.substr(0, 210))).size() == 226);
 }
 
 TEST_CASE("the decimal point is a point in every locale", "[spec]") {
@@ -342,15 +410,21 @@ TEST_CASE("what is formatted parses back to the same", "[spec]") {
         if (random() % 2 == 0) spec.sparsity = static_cast<float>(random() % 1000) / 1001.0f;
         return spec;
     };
-    int n_valid = 0;
+    int n_valid = 0, n_with_rules = 0;
     for (int i = 0; i < 20000; ++i) {
         KvSpec spec;
         spec.key = tensor();
         spec.value = random() % 2 == 0 ? spec.key : tensor();
         if (random() % 3 == 0) {
-            spec.edge_layers = 1 + static_cast<std::uint32_t>(random() % 2048);
-            spec.edge_key = tensor();
-            spec.edge_value = tensor();
+            spec.n_layer_rules = 1 + static_cast<std::uint32_t>(random() % 3);
+            for (std::uint32_t rule = 0; rule < spec.n_layer_rules; ++rule) {
+                LayerRule& one = spec.layer_rules[rule];
+                one.first = static_cast<std::uint32_t>(random() % 40);
+                one.last = one.first + static_cast<std::uint32_t>(random() % 3);
+                if (random() % 3 == 0) one = {1 + static_cast<std::uint32_t>(random() % 2048)};
+                one.key = tensor();
+                one.value = random() % 2 == 0 ? one.key : tensor();
+            }
         }
         spec.recent_tokens = random() % 3 == 0 ? static_cast<std::uint32_t>(random() % 65537) : 0;
         spec.sink_tokens = random() % 2 == 0 ? 4 : static_cast<std::uint32_t>(random() % 65);
@@ -358,11 +432,13 @@ TEST_CASE("what is formatted parses back to the same", "[spec]") {
                                                : static_cast<std::uint32_t>(1 + random() % 4096);
         if (!validate_spec(spec).ok()) continue;
         ++n_valid;
+        n_with_rules += spec.n_layer_rules > 1;
         const std::string text = formatted(spec);
         INFO(text);
         CHECK(parsed(text) == spec);
     }
     CHECK(n_valid > 5000);
+    CHECK(n_with_rules > 100);
 }
 
 TEST_CASE("a SPEC that does not fit its room is refused and still ended", "[spec]") {
@@ -390,4 +466,25 @@ TEST_CASE("random bytes never do worse than a refusal", "[spec][fuzz]") {
         KvSpec spec;
         if (parse_spec(text.c_str(), &spec).ok()) CHECK(validate_spec(spec).ok());
     }
+    // Good ones with a few characters changed, taken out or doubled.
+    int n_read = 0;
+    for (int i = 0; i < 50000; ++i) {
+        std::string text = i % 2 == 0 ? "kivi-2:nb=64;layers-1-12=k=q8:g=32;v=gearl-4:r=3;edge-2=f16"
+                                      : "k=gear-2:sinks=2;v=kivi-4;edge-1=gear-4;layers-3=trellis-2.5";
+        for (std::size_t n = 1 + random() % 3; n > 0; --n) {
+            const std::size_t at = random() % text.size(), length = random() % 12;
+            if (random() % 3 == 0)
+                text.insert(at, text.substr(at, length));
+            else if (random() % 2 == 0)
+                text.erase(at, 1);
+            else
+                text[at] = alphabet[random() % alphabet.size()];
+        }
+        KvSpec spec;
+        if (!parse_spec(text.c_str(), &spec).ok()) continue;
+        ++n_read;
+        INFO(text);
+        CHECK(parsed(formatted(spec)) == spec);
+    }
+    CHECK(n_read > 1000);
 }
