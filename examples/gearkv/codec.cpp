@@ -72,6 +72,8 @@ class Codec final : public Command {
                 throw UsageError(
                     spec.text +
                     " chooses its rates from the layers of a cache, expected a SPEC of its own rates");
+            if (spec.spec.n_layer_rules > 0)
+                throw UsageError(spec.text + " has rules for layers, expected a SPEC of one block");
         }
         Machine machine = open_machine(options_);
         load();

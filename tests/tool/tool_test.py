@@ -404,6 +404,8 @@ class Codec(ToolTest):
     def test_a_spec_that_needs_a_cache_is_refused(self):
         self.fails(2, "auto:3 chooses its rates from the layers of a cache", "codec", "--k", conformance("outch_K"), "--v",
                    conformance("outch_V"), "--kv", "auto:3")
+        self.fails(2, "gear-2;layers-1=q8 has rules for layers", "codec", "--k", conformance("outch_K"), "--v",
+                   conformance("outch_V"), "--kv", "gear-2;layers-1=q8")
 
     def test_errors_are_those_on_record_for_plain_backbones(self):
         for name, method in (("kivi", "KIVI"), ("kcvt", "KCVT")):

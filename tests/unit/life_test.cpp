@@ -221,7 +221,7 @@ TEST_CASE("a fork shares all until it changes, and then its blocks still", "[lif
     CHECK(memory.held == 0);
 }
 
-TEST_CASE("a fork goes on exactly as its source does, in the middle of a compression too", "[life]") {
+TEST_CASE("a fork goes on exactly as its source does, in the middle of a compression too", "[life][once]") {
     for (const char* spec : {"gear-3", "paper:gear-2", "auto:3"}) {
         const CacheConfig config = make_config(spec, n_heads, dim, dim, 900);
         const Tensor q = gaussian(1, 2 * n_heads, dim, 3);
