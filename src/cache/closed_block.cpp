@@ -14,23 +14,25 @@ const BlockHeader& header_of(const void* block) {
     return *static_cast<const BlockHeader*>(block);
 }
 
-// Two blocks in the caller's memory.
-struct OwnedPair final : BlockOwner {
+// In front of two blocks, in one piece of the caller's memory.
+struct alignas(block_alignment) OwnedPair final : BlockOwner {
     Allocator allocator;
-    void* key = nullptr;
-    void* value = nullptr;
-    std::uint64_t key_bytes = 0, value_bytes = 0;
+    std::uint64_t block_bytes = 0;  // of both
 };
+static_assert(sizeof(OwnedPair) == block_alignment);
 
 void destroy_pair(BlockOwner* owner) noexcept {
     auto* pair = static_cast<OwnedPair*>(owner);
     const Allocator allocator = pair->allocator;
-    if (pair->key != nullptr) allocator.release(allocator.context, pair->key, pair->key_bytes);
-    if (pair->value != nullptr) allocator.release(allocator.context, pair->value, pair->value_bytes);
+    const std::uint64_t n_bytes = sizeof(OwnedPair) + pair->block_bytes;
     pair->~OwnedPair();
-    allocator.release(allocator.context, pair, sizeof(OwnedPair));
+    allocator.release(allocator.context, pair, n_bytes);
 }
 
+void count_block(const Memory& memory, std::uint64_t n_bytes) {
+    memory.count(n_bytes, Use::block);
+    memory.count(sizeof(OwnedPair), Use::table);
+}
 void discount_block(const Memory& memory, std::uint64_t n_bytes) {
     memory.discount(n_bytes, Use::block);
     memory.discount(sizeof(OwnedPair), Use::table);
@@ -51,29 +53,22 @@ Status check_block(const BlockView& view, std::uint64_t checksum) noexcept {
 
 bool take_block(const Memory& memory, std::uint64_t key_bytes, std::uint64_t value_bytes,
                 NewBlock* out) noexcept {
-    void* place = memory.take(sizeof(OwnedPair), Use::table);
-    void* key = place == nullptr ? nullptr : memory.take(key_bytes, Use::block);
-    void* value = key == nullptr ? nullptr : memory.take(value_bytes, Use::block);
-    if (value == nullptr) {
-        memory.give_back(key, key_bytes, Use::block);
-        memory.give_back(place, sizeof(OwnedPair), Use::table);
-        return false;
-    }
+    const std::uint64_t block_bytes = key_bytes + value_bytes, n_bytes = sizeof(OwnedPair) + block_bytes;
+    auto* place = static_cast<unsigned char*>(memory.take(n_bytes, Use::block));
+    if (place == nullptr) return false;
+    memory.discount(n_bytes, Use::block);
+    count_block(memory, block_bytes);
     auto* pair = new (place) OwnedPair;
     pair->destroy = destroy_pair;
     pair->allocator = memory.allocator();
-    pair->key = key;
-    pair->value = value;
-    pair->key_bytes = key_bytes;
-    pair->value_bytes = value_bytes;
-    *out = {pair, key, value};
+    pair->block_bytes = block_bytes;
+    *out = {pair, place + sizeof(OwnedPair), place + sizeof(OwnedPair) + key_bytes};
     return true;
 }
 
 void drop_block(const Memory& memory, const NewBlock& block) noexcept {
     if (block.owner == nullptr) return;
-    const auto* pair = static_cast<const OwnedPair*>(block.owner);
-    discount_block(memory, pair->key_bytes + pair->value_bytes);
+    discount_block(memory, static_cast<const OwnedPair*>(block.owner)->block_bytes);
     block.owner->drop_user();
 }
 
@@ -95,8 +90,7 @@ bool BlockTable::copy(const Memory& memory, const BlockTable& other) noexcept {
         block.owner->add_user();
         push(block);
         if (!block.is_mapped && !continues(i)) {
-            memory.count(block.n_bytes(), Use::block);
-            memory.count(sizeof(OwnedPair), Use::table);
+            count_block(memory, block.n_bytes());
         }
     }
     return true;
@@ -145,10 +139,16 @@ void BlockTable::uncount(const Memory& memory, std::uint64_t i, bool is_last) no
 }
 
 void BlockTable::truncate(const Memory& memory, std::uint64_t n_tokens) noexcept {
-    // Headers of all first, which come from memory at once; what gives them back goes one by one.
-    std::uint64_t n_left = size_;
-    for (; n_left > 0 && n_tokens_ - blocks_[n_left - 1].n_tokens >= n_tokens; --n_left)
-        uncount(memory, n_left - 1, !continues(n_left - 1));
+    // Headers are asked for long before they are read, each is on a page of its own.
+    std::uint64_t n_left = size_, n_kept = n_tokens_;
+    for (; n_left > 0 && n_kept - blocks_[n_left - 1].n_tokens >= n_tokens; --n_left) {
+        const ClosedBlock& block = blocks_[n_left - 1];
+        n_kept -= block.n_tokens;
+        for (const void* at : {static_cast<const void*>(block.owner), block.key, block.value})
+            __builtin_prefetch(at);
+    }
+    for (std::uint64_t i = size_; i > n_left; --i)
+        uncount(memory, i - 1, !continues(i - 1));
     for (std::uint64_t i = n_left; i < size_; ++i)
         blocks_[i].owner->drop_user();
     size_ = n_left;
