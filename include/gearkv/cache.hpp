@@ -170,9 +170,10 @@ struct LayerStats {
     std::uint64_t n_sampled = 0;  // blocks
 };
 
-// Exact bytes a cache of this configuration holds in blocks and buffers with n_tokens in every layer, when
-// the first prompt_tokens came in one append, the others one by one, and compress was called after the first
-// and the last of them; scratch and tables are not in it. Errors: as Cache::create.
+// Exact bytes a cache of this configuration holds in blocks and buffers with n_tokens in every layer, less
+// what windows leave behind, when the first prompt_tokens came in one append, the others one by one, and
+// compress was called after the first and the last of them; scratch and tables are not in it, and nothing has
+// shrunk. Errors: as Cache::create.
 Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::uint64_t prompt_tokens,
                       CacheBytes* out) noexcept;
 

@@ -51,8 +51,8 @@ struct LoadOptions {
 };
 
 // Makes a cache out of a file. `config` says what is expected: layers, heads, dimensions, rotary embedding
-// and SPEC must be the file's; seed and spread_tokens are taken from the file; level, allocator, max_tokens
-// and max_bytes are the new cache's own. Buffers, sinks and tables are always copied. n_extra, when given,
+// and SPEC must be the file's; seed and spread_tokens are taken from the file; all else of it is the new
+// cache's own. Buffers, sinks and tables are always copied. n_extra, when given,
 // gets the number of the caller's bytes. Errors: those of Cache::create; io_error, not_a_state,
 // other_byte_order, bad_version, truncated, damaged, corrupt_state, bad_block, other_codec, other_model,
 // capacity_exceeded (more tokens than max_tokens), wrong_size (no room for the extra bytes). *out and
@@ -64,8 +64,9 @@ Status load_state(const char* path, const CacheConfig& config, const LoadOptions
 struct StateInfo {
     std::uint32_t version = 0;
     std::uint64_t n_bytes = 0;
-    CacheConfig
-        config;  // all but level, allocator, max_bytes and the frequencies, of which there is a checksum
+    // Shape, max_tokens, spec, seed, spread_tokens and rope, but for its frequencies; the rest is not in a
+    // file.
+    CacheConfig config;
     std::uint64_t rope_checksum = 0;
     ModelFingerprint model;
     std::uint64_t n_tokens = 0;     // of the layer that has most
