@@ -3,10 +3,10 @@
 # clang, with everything optional left out, and for aarch64 under qemu. For Debian 12, Ubuntu 24.04 or later.
 #   tests/run.sh [release] [address] [thread] [clang] [minimal] [arm]        default: all of them
 # Tests tagged [once] run with the scalar level only, and what hostile files do once a build. Tests tagged [slow] run in
-# the release and clang stages only, those tagged [damage] under the address sanitizer too,
-# those tagged [shapes], which go through sizes, everywhere but in the minimal stage and at the second level of aarch64,
-# whose kernels are compared with the scalar ones all the same. Under the thread sanitizer run those tagged [thread],
-# which have more than one.
+# the release stage only, those tagged [damage] under the address sanitizer too,
+# those tagged [shapes], which go through sizes, everywhere but in the minimal stage and on aarch64, whose kernels are
+# compared with the scalar ones at every size all the same. Under the thread sanitizer run those tagged [thread], which
+# have more than one.
 # The last line is the total. GEARKV_BUILD_DIR says where to build, default build-tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -66,9 +66,10 @@ plain_addresses=()
 # levels_of NAME: the levels this build has and this machine runs, slowest first. Every test program ends with 77 at
 # a level that cannot run.
 levels_of() {
-  local level
+  local level program=$builds/$1/tests/kernels/kernels-test
+  [ -x "$program" ] || program=$builds/$1/tests/unit/unit-test
   for level in scalar avx2 avxvnni avx512 neon dotprod; do
-    GEARKV_LEVEL=$level "$builds/$1/tests/unit/unit-test" --help >/dev/null 2>&1 && echo "$level"
+    GEARKV_LEVEL=$level "$program" --help >/dev/null 2>&1 && echo "$level"
   done
   return 0
 }
@@ -98,8 +99,11 @@ stage_address() {
   export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
   # shellcheck disable=SC2046
   GEARKV_TESTS='~[slow]' run_tests address address --timeout-multiplier 3 $(skip_levels_but "$(best_level address)")
-  GEARKV_TESTS='~[slow]~[shapes]' run_tests address address-scalar --timeout-multiplier 3 unit-scalar state-scalar \
-    kernels-scalar
+  # What runs at one level only, and the kernels of that level.
+  run_tests address address-kernels --timeout-multiplier 3 kernels-scalar &
+  local kernels_run=$!
+  GEARKV_TESTS='[once]~[slow]~[shapes]' run_tests address address-scalar --timeout-multiplier 3 unit-scalar state-scalar
+  wait "$kernels_run"
 }
 
 # oneTBB is not built for the thread sanitizer: the std pool runs instead.
@@ -118,16 +122,14 @@ stage_thread() {
 # What clang makes of the kernels in a release; the address stage compiles all of the tree with it.
 stage_clang() {
   CC=clang CXX=clang++ configure clang --buildtype=release -Dbench=false
-  build clang tests/unit/unit-test tests/kernels/kernels-test
-  local best
-  best=$(best_level clang)
-  run_tests clang clang "unit-$best" "kernels-$best"
+  build clang tests/kernels/kernels-test
+  run_tests clang clang "kernels-$(best_level clang)"
 }
 
 # The core alone: no threads, no oneTBB, no OpenBLAS, no decoder. The kernels are those of the other stages.
 stage_minimal() {
   configure minimal --buildtype=debug -Dthreads=none -Dblas=none -Ddecoder=false -Dbench=false
-  build minimal
+  build minimal tests/unit/unit-test examples/01_compress_block examples/05_cache_life
   GEARKV_TESTS='~[slow]~[damage]~[shapes]' run_tests minimal minimal --timeout-multiplier 3 "unit-$(best_level minimal)"
 }
 
@@ -137,14 +139,14 @@ stage_arm() {
   configure arm --buildtype=release --cross-file tests/cross/aarch64.ini -Dthreads=std -Dblas=none -Dbench=false
   build arm
   local unit=0 a72=0 max=0 scalar=0
-  export GEARKV_TESTS='~[slow]~[damage]'
+  export GEARKV_TESTS='~[slow]~[damage]~[shapes]'
   # The longest test, and then one more, beside all others.
   QEMU_CPU=cortex-a72 run_tests arm arm-unit --timeout-multiplier 10 unit-neon unit-dotprod hostile &
   local unit_run=$!
   [ "$jobs" -gt 1 ] && jobs=$((jobs - 1))
   QEMU_CPU=cortex-a72 run_tests arm arm-cortex-a72 --timeout-multiplier 10 --suite neon --suite dotprod \
     --no-suite unit || a72=1
-  QEMU_CPU=max GEARKV_TESTS="$GEARKV_TESTS~[shapes]" run_tests arm arm-max --timeout-multiplier 10 --suite dotprod || max=1
+  QEMU_CPU=max run_tests arm arm-max --timeout-multiplier 10 --suite dotprod || max=1
   QEMU_CPU=max run_tests arm arm-scalar --timeout-multiplier 10 kernels-scalar || scalar=1
   wait "$unit_run" || unit=1
   [ "$unit$a72$max$scalar" = 0000 ]
@@ -157,7 +159,7 @@ for stage in "${stages[@]}"; do
   echo "== $stage"
   logs=$stage
   [ "$stage" = arm ] && logs=arm-unit,arm-cortex-a72,arm-max,arm-scalar
-  [ "$stage" = address ] && logs=address,address-scalar
+  [ "$stage" = address ] && logs=address,address-scalar,address-kernels
   # A shell of its own, outside of any condition, so that a failing command ends the stage and not the run.
   set +e
   (set -e; "stage_$stage")
