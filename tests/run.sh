@@ -97,13 +97,16 @@ stage_address() {
   build address
   export ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1
   export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+  # Beside all at the best level: what runs at one level only, and the kernels of that level.
+  (
+    jobs=1
+    GEARKV_TESTS='[once]~[slow]~[shapes]' run_tests address address-scalar --timeout-multiplier 3 unit-scalar state-scalar
+    run_tests address address-kernels --timeout-multiplier 3 kernels-scalar
+  ) &
+  local scalar_run=$!
   # shellcheck disable=SC2046
   GEARKV_TESTS='~[slow]' run_tests address address --timeout-multiplier 3 $(skip_levels_but "$(best_level address)")
-  # What runs at one level only, and the kernels of that level.
-  run_tests address address-kernels --timeout-multiplier 3 kernels-scalar &
-  local kernels_run=$!
-  GEARKV_TESTS='[once]~[slow]~[shapes]' run_tests address address-scalar --timeout-multiplier 3 unit-scalar state-scalar
-  wait "$kernels_run"
+  wait "$scalar_run"
 }
 
 # oneTBB is not built for the thread sanitizer: the std pool runs instead.

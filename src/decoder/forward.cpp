@@ -134,8 +134,11 @@ Status Forward::attend(const LayerWeights& layer, std::uint32_t index, std::size
     queries.n_heads = params_.n_heads;
     queries.scale = 1.0f / std::sqrt(static_cast<float>(params_.head_dim));
     status = cache.attend(index, queries, mixed_.data(), executor_);
-    // What a long chunk filled up is compressed before the next layer needs the same room. A draft is not.
-    if (status.ok() && n >= cache.config().spec.buffer_tokens) status = cache.compress(index, executor_);
+    // What a chunk filled up is compressed before the next layer needs the same room, but not what may be a
+    // draft to be taken back.
+    const CacheConfig& config = cache.config();
+    const bool is_draft = n <= config.rollback_tokens && n < config.spec.buffer_tokens;
+    if (status.ok() && n > 1 && !is_draft) status = cache.compress(index, executor_);
     if (!status.ok()) return status;
 
     const Product output = {&layer.attention_output, mixed_.data(), x_.data(), true};
