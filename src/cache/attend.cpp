@@ -41,7 +41,7 @@ std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) {
 // With the window of the layer, or a smaller one that was asked for.
 Queries within_window(const CacheConfig& config, std::uint32_t layer, const Queries& asked) {
     Queries queries = asked;
-    const std::uint64_t window = config.windows == nullptr ? 0 : config.windows[layer];
+    const std::uint64_t window = window_of(config, layer);
     if (window > 0) queries.window = asked.window == 0 ? window : std::min(asked.window, window);
     return queries;
 }

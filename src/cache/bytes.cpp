@@ -130,14 +130,12 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
             static_cast<unsigned long long>(config.max_tokens));
     }
     CacheBytes bytes;
-    const auto window_of = [&](std::uint32_t layer) {
-        return config.windows == nullptr ? 0 : config.windows[layer];
-    };
     const auto rule_of = [&](std::uint32_t layer) { return config.spec.rule_of(layer, config.n_layers); };
     // Runs of layers of the same spec and window.
     for (std::uint32_t layer = 0, end; layer < config.n_layers; layer = end) {
         end = layer + 1;
-        while (end < config.n_layers && rule_of(end) == rule_of(layer) && window_of(end) == window_of(layer))
+        while (end < config.n_layers && rule_of(end) == rule_of(layer) &&
+               window_of(config, end) == window_of(config, layer))
             ++end;
         Status status = add_layers(config, layer, end - layer, n_tokens, prompt_tokens, &bytes);
         if (!status.ok()) return status;

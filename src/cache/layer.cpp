@@ -52,8 +52,9 @@ std::uint32_t base_tokens(const CacheConfig& config) noexcept {
 }
 
 std::uint64_t first_visible(const CacheConfig& config, std::uint32_t layer, std::uint64_t n_tokens) noexcept {
-    if (config.windows == nullptr || config.windows[layer] == 0) return 0;
-    const std::uint64_t n_visible = std::uint64_t{config.windows[layer]} + config.rollback_tokens;
+    const std::uint32_t window = window_of(config, layer);
+    if (window == 0) return 0;
+    const std::uint64_t n_visible = std::uint64_t{window} + config.rollback_tokens;
     return n_tokens > n_visible ? n_tokens - n_visible : 0;
 }
 
@@ -239,11 +240,9 @@ bool LayerStream::truncate(CacheContext* context, std::uint64_t n_tokens) noexce
     if (reopenable_.n_tokens > 0 && n_kept <= reopenable_.closed_at) reopen_unit(context);
     const bool in_blocks = n_kept < buffer_start() && n_forgotten_ + blocks_.n_tokens() > 0;
     // What the dropped tokens pushed out of the window cannot be seen again.
-    const std::uint64_t gap_end = n_forgotten_ > 0 ? n_sinks_ + n_forgotten_ : 0;
-    const bool in_window = context->config.windows == nullptr || context->config.windows[index_] == 0 ||
-                           n_kept >= gap_end + context->config.windows[index_];
-    const bool exact =
-        n_kept == this->n_tokens() || (n_kept >= exact_from_ && !in_blocks && (gap_end == 0 || in_window));
+    const std::uint32_t window = window_of(context->config, index_);
+    const bool in_window = window == 0 || n_forgotten_ == 0 || n_kept >= n_sinks_ + n_forgotten_ + window;
+    const bool exact = n_kept == this->n_tokens() || (n_kept >= exact_from_ && !in_blocks && in_window);
     exact_from_ = std::min(exact_from_, n_kept);
     const std::uint64_t n_buffered = n_kept > buffer_start() ? n_kept - buffer_start() : 0;
     // The pending unit's tokens are the first of the buffer, and recent ones were behind them.
@@ -338,18 +337,19 @@ bool LayerStream::reduce(CacheContext* context, std::uint64_t i, bool drop_low_r
 void LayerStream::list_runs(KvRun* runs) const noexcept {
     if (n_sinks_ > 0) *runs++ = {key_sinks_.run(), value_sinks_.run(), n_sinks_, 0, 0, {}};
     if (n_forgotten_ > 0) *runs++ = gap_run(n_forgotten_);
-    for (std::uint64_t i = 0; i < blocks_.size(); ++i) {
-        const ClosedBlock& block = blocks_[i];
-        *runs++ = {run_of_block(blocks_.view(i, TensorKind::key)),
-                   run_of_block(blocks_.view(i, TensorKind::value)),
-                   block.first + block.n_tokens,
-                   block.first,
-                   block.shift,
-                   {}};
-    }
-    if (n_buffered_ > 0) {
-        *runs = {key_buffer_.run(), value_buffer_.run(), static_cast<std::uint32_t>(n_buffered_), 0, 0, {}};
-    }
+    for (std::uint64_t i = 0; i < blocks_.size(); ++i)
+        *runs++ = block_run(i);
+    if (n_buffered_ > 0) *runs = buffered_run(static_cast<std::uint32_t>(n_buffered_));
+}
+
+KvRun LayerStream::block_run(std::uint64_t i) const noexcept {
+    const ClosedBlock& block = blocks_[i];
+    return {run_of_block(blocks_.view(i, TensorKind::key)),
+            run_of_block(blocks_.view(i, TensorKind::value)),
+            block.first + block.n_tokens,
+            block.first,
+            block.shift,
+            {}};
 }
 
 void LayerStream::read_range(const CacheContext& context, std::uint64_t first, std::uint64_t n, float* keys,

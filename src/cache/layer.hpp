@@ -36,6 +36,10 @@ struct CacheContext {
 Status memory_error(const CacheContext& context, const char* format, ...) noexcept
     __attribute__((format(printf, 2, 3)));
 
+// Of a layer; 0 without one.
+inline std::uint32_t window_of(const CacheConfig& config, std::uint32_t layer) noexcept {
+    return config.windows == nullptr ? 0 : config.windows[layer];
+}
 // The first token of a layer of n_tokens that its window, if it has one, and rollbacks leave visible.
 std::uint64_t first_visible(const CacheConfig& config, std::uint32_t layer, std::uint64_t n_tokens) noexcept;
 
@@ -286,6 +290,11 @@ class LayerStream {
     void run_pieces(const CacheContext& context, std::uint32_t until, Executor& executor) noexcept;
     PieceRun next_pieces(const CacheContext& context, std::uint32_t until) const noexcept;
     std::uint32_t n_due(const CacheContext& context) const noexcept;
+    // A block of the table; the first n tokens of the buffer.
+    KvRun block_run(std::uint64_t i) const noexcept;
+    KvRun buffered_run(std::uint32_t n) const noexcept {
+        return {key_buffer_.run(), value_buffer_.run(), n, 0, 0, {}};
+    }
     // Tokens before the buffer, and before the blocks.
     std::uint64_t buffer_start() const noexcept { return n_sinks_ + n_forgotten_ + blocks_.n_tokens(); }
 

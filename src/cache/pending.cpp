@@ -110,16 +110,8 @@ void LayerStream::finish_unit(CacheContext* context, bool reopenable, Executor& 
     const bool is_kept = reopenable && context->config.rollback_tokens > 0;
     const std::uint64_t n_tokens = this->n_tokens();
     blocks_.push({block.owner, block.key, block.value, 0, pending_.n_tokens});
-    const std::uint64_t last = blocks_.size() - 1;
-    const KvRun closed = {run_of_block(blocks_.view(last, TensorKind::key)),
-                          run_of_block(blocks_.view(last, TensorKind::value)),
-                          pending_.n_tokens,
-                          0,
-                          0,
-                          {}};
-    const KvRun tokens = {key_buffer_.run(), value_buffer_.run(), pending_.n_tokens, 0, 0, {}};
-    context->errors.measure(*context->kernels, index_, closed, tokens, context->attend_scratch->data(),
-                            executor);
+    context->errors.measure(*context->kernels, index_, block_run(blocks_.size() - 1),
+                            buffered_run(pending_.n_tokens), context->attend_scratch->data(), executor);
     for (TokenBuffer* buffer : {&key_buffer_, &value_buffer_}) {
         if (is_kept) {
             buffer->set_aside(pending_.n_tokens);
