@@ -191,8 +191,8 @@ class Cache {
     // of the compression of earlier tokens; of a long prompt that is all but the last block, and all of it
     // when n_tokens fill a block themselves. The tokens are attended in fp16 until then. After an error the
     // cache is as it was, but that earlier tokens may have been compressed, or given back where they are
-    // behind a window. Errors: invalid_argument,
-    // wrong_size, capacity_exceeded, non_finite, not_representable, out_of_memory, over_budget.
+    // behind a window. Errors: invalid_argument, wrong_size, capacity_exceeded, non_finite,
+    // not_representable, out_of_memory, over_budget.
     Status append(std::uint32_t layer, const Rows& keys, const Rows& values, std::uint32_t n_tokens,
                   Executor& executor) noexcept;
 
