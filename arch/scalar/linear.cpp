@@ -1,6 +1,6 @@
 // Reference of the decoder's products: a row is expanded to float a block of columns at a time, then
 // multiplied with every vector in sixteen interleaved partial sums.
-#include "decoder/linear.hpp"
+#include "decoder/network/linear.hpp"
 
 #include <cmath>
 #include <cstring>

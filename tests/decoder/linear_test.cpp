@@ -1,5 +1,5 @@
 // The matrix kernels of the level in use against a product in double.
-#include "decoder/linear.hpp"
+#include "decoder/network/linear.hpp"
 
 #include <cmath>
 #include <cstring>
@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "decoder/product.hpp"
+#include "decoder/network/product.hpp"
 #include "support/catch.hpp"
 #include "support/model_maker.hpp"
 

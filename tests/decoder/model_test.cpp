@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <string>
 
-#include "decoder/model.hpp"
+#include "decoder/network/model.hpp"
 #include "gearkv/decoder.hpp"
 #include "support/catch.hpp"
 #include "support/reference_decoder.hpp"

@@ -3,7 +3,7 @@
 #include <limits>
 #include <string>
 
-#include "decoder/model.hpp"
+#include "decoder/network/model.hpp"
 #include "gearkv/decoder.hpp"
 #include "support/catch.hpp"
 #include "support/count_memory.hpp"

@@ -4,7 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "decoder/tokenizer.hpp"
+#include "decoder/text/tokenizer.hpp"
 #include "gearkv/decoder.hpp"
 #include "support/catch.hpp"
 

@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "decoder/model.hpp"
+#include "decoder/network/model.hpp"
 #include "gearkv/decoder.hpp"
 
 using namespace gearkv;

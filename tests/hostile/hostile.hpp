@@ -5,7 +5,7 @@
 #include <memory>
 #include <string>
 
-#include "decoder/model.hpp"
+#include "decoder/network/model.hpp"
 #include "support/catch.hpp"
 #include "support/count_memory.hpp"
 #include "support/model_maker.hpp"

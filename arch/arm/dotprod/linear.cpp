@@ -1,4 +1,4 @@
-#include "decoder/linear.inl.hpp"
+#include "decoder/network/linear.inl.hpp"
 
 #include "../linear_lanes.hpp"
 #include "level.hpp"

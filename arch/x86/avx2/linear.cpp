@@ -1,4 +1,4 @@
-#include "decoder/linear.inl.hpp"
+#include "decoder/network/linear.inl.hpp"
 
 #include "level.hpp"
 

@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "decoder/gguf.hpp"
-#include "gearkv/decoder.hpp"
+#include "decoder/gguf/gguf.hpp"
+#include "gearkv/tokenizer.hpp"
 
 namespace gearkv {
 

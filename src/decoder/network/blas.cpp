@@ -1,4 +1,4 @@
-#include "decoder/blas.hpp"
+#include "decoder/network/blas.hpp"
 
 #ifdef GEARKV_HAVE_OPENBLAS
 #include <cblas.h>

@@ -4,16 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "decoder/gguf/tensor_type.hpp"
 #include "gearkv/cpu.hpp"
 
 namespace gearkv {
-
-enum class WeightType : std::uint8_t { f32 = 0, f16 = 1, bf16 = 2, q8_0 = 3 };
-inline constexpr std::size_t n_weight_types = 4;
-
-// Q8_0: blocks of 32 weights, an fp16 scale and 32 signed bytes each.
-inline constexpr std::size_t q8_block = 32;
-inline constexpr std::size_t q8_block_bytes = 34;
 
 // Columns summed before the sum is rounded to one float and added to y: part of the result's definition, so
 // that a product gives the same bits for one vector as for many, inline or through a panel of expanded

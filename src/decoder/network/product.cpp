@@ -1,9 +1,9 @@
-#include "decoder/product.hpp"
+#include "decoder/network/product.hpp"
 
 #include <algorithm>
 #include <thread>
 
-#include "decoder/blas.hpp"
+#include "decoder/network/blas.hpp"
 
 namespace gearkv {
 namespace {

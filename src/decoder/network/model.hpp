@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "decoder/gguf.hpp"
-#include "decoder/linear.hpp"
+#include "decoder/gguf/gguf.hpp"
+#include "decoder/network/linear.hpp"
 #include "file/mapped_file.hpp"
-#include "gearkv/decoder.hpp"
+#include "gearkv/model.hpp"
 
 namespace gearkv {
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdio>
 
-#include "decoder/gguf.hpp"
+#include "decoder/gguf/gguf.hpp"
 
 namespace gearkv {
 namespace {

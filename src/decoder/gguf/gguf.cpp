@@ -1,9 +1,9 @@
-#include "decoder/gguf.hpp"
+#include "decoder/gguf/gguf.hpp"
 
 #include <algorithm>
 #include <bit>
 
-#include "decoder/checked.hpp"
+#include "decoder/gguf/checked.hpp"
 
 namespace gearkv {
 namespace {

@@ -15,7 +15,7 @@
 #include <string_view>
 #include <vector>
 
-#include "decoder/linear.hpp"
+#include "decoder/gguf/tensor_type.hpp"
 #include "gearkv/status.hpp"
 
 namespace gearkv {

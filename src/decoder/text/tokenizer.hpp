@@ -7,7 +7,7 @@
 
 #include <memory>
 
-#include "decoder/vocabulary.hpp"
+#include "decoder/text/vocabulary.hpp"
 
 namespace gearkv {
 

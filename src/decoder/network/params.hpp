@@ -1,8 +1,8 @@
 // The sizes of a llama-architecture model from its metadata.
 #pragma once
 
-#include "decoder/gguf.hpp"
-#include "gearkv/decoder.hpp"
+#include "decoder/gguf/gguf.hpp"
+#include "gearkv/model.hpp"
 
 namespace gearkv {
 

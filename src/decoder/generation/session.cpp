@@ -2,10 +2,10 @@
 #include <cstring>
 #include <vector>
 
-#include "decoder/forward.hpp"
-#include "decoder/guarded.hpp"
-#include "decoder/model.hpp"
-#include "gearkv/decoder.hpp"
+#include "decoder/gguf/guarded.hpp"
+#include "decoder/network/forward.hpp"
+#include "decoder/network/model.hpp"
+#include "gearkv/session.hpp"
 
 namespace gearkv {
 namespace {

@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "decoder/floats.hpp"
-#include "decoder/model.hpp"
-#include "decoder/product.hpp"
+#include "decoder/network/floats.hpp"
+#include "decoder/network/model.hpp"
+#include "decoder/network/product.hpp"
 #include "gearkv/cache.hpp"
 #include "gearkv/executor.hpp"
 

@@ -1,7 +1,7 @@
 // The merges of a vocabulary: every way to cut a token into two symbols.
 #include <algorithm>
 
-#include "decoder/vocabulary.hpp"
+#include "decoder/text/vocabulary.hpp"
 
 namespace gearkv {
 namespace {

@@ -4,9 +4,9 @@
 #include <atomic>
 #include <memory>
 
-#include "decoder/floats.hpp"
-#include "decoder/linear.hpp"
-#include "decoder/model.hpp"
+#include "decoder/network/floats.hpp"
+#include "decoder/network/linear.hpp"
+#include "decoder/network/model.hpp"
 #include "gearkv/executor.hpp"
 
 namespace gearkv {

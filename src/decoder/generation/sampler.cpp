@@ -4,8 +4,8 @@
 #include <limits>
 #include <vector>
 
-#include "decoder/guarded.hpp"
-#include "gearkv/decoder.hpp"
+#include "decoder/gguf/guarded.hpp"
+#include "gearkv/sampler.hpp"
 
 namespace gearkv {
 namespace {

@@ -1,5 +1,5 @@
 // Reading and checking a vocabulary.
-#include "decoder/vocabulary.hpp"
+#include "decoder/text/vocabulary.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -1,8 +1,8 @@
-#include "decoder/tokenizer.hpp"
+#include "decoder/text/tokenizer.hpp"
 
 #include <queue>
 
-#include "decoder/guarded.hpp"
+#include "decoder/gguf/guarded.hpp"
 
 namespace gearkv {
 namespace {

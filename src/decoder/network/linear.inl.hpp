@@ -11,7 +11,7 @@
 
 #include <xsimd/xsimd.hpp>
 
-#include "decoder/linear.hpp"
+#include "decoder/network/linear.hpp"
 #include "exponential.inl.hpp"
 #include "unroll.inl.hpp"
 

@@ -1,7 +1,7 @@
 // OpenBLAS behind one function, so that nothing else knows whether it is there.
 #pragma once
 
-#include "decoder/linear.hpp"
+#include "decoder/network/linear.hpp"
 
 namespace gearkv {
 

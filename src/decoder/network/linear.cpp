@@ -1,4 +1,4 @@
-#include "decoder/linear.hpp"
+#include "decoder/network/linear.hpp"
 
 namespace gearkv {
 

@@ -1,4 +1,4 @@
-#include "decoder/params.hpp"
+#include "decoder/network/params.hpp"
 
 namespace gearkv {
 namespace {

@@ -1,13 +1,13 @@
-#include "decoder/model.hpp"
+#include "decoder/network/model.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "decoder/checked.hpp"
-#include "decoder/guarded.hpp"
-#include "decoder/params.hpp"
-#include "decoder/tokenizer.hpp"
+#include "decoder/gguf/checked.hpp"
+#include "decoder/gguf/guarded.hpp"
+#include "decoder/network/params.hpp"
+#include "decoder/text/tokenizer.hpp"
 #include "file/xxh64.hpp"
 
 namespace gearkv {

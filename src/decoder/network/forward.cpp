@@ -1,4 +1,4 @@
-#include "decoder/forward.hpp"
+#include "decoder/network/forward.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -1,0 +1,62 @@
+// A model file: sizes, tensors, metadata and vocabulary. Immutable, and shared by any number of sessions on
+// any threads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gearkv/state.hpp"
+#include "gearkv/status.hpp"
+#include "gearkv/tokenizer.hpp"
+
+namespace gearkv {
+
+// Sizes of a llama-architecture model, as its metadata states them.
+struct ModelParams {
+    std::uint32_t n_vocab = 0;
+    std::uint32_t n_embd = 0;
+    std::uint32_t n_layers = 0;
+    std::uint32_t n_heads = 0;
+    std::uint32_t n_kv_heads = 0;
+    std::uint32_t head_dim = 0;
+    std::uint32_t n_ff = 0;
+    std::uint32_t n_ctx = 0;     // trained context
+    std::uint32_t rope_dim = 0;  // channels that are rotated, in adjacent pairs
+    float rope_base = 0.0f;
+    float norm_eps = 0.0f;
+};
+
+// One tensor of the file.
+struct TensorInfo {
+    std::string name;
+    std::string type;                  // "F16", "Q8_0", ...
+    std::vector<std::uint64_t> shape;  // innermost first, as GGUF counts
+    std::uint64_t n_bytes = 0;
+};
+
+class Model {
+  public:
+    virtual ~Model() = default;
+    // Maps a GGUF v2 or v3 file: llama architecture, F32, F16, BF16 or Q8_0 tensors, "llama" tokenizer, no
+    // RoPE scaling but by rope_freqs, no biases, no experts, not split. What would be computed wrongly is
+    // refused. The file may come from anybody, but must stay as it is while the model lives: cutting a mapped
+    // file short raises SIGBUS at the next read. *out is untouched after an error. Errors: invalid_argument,
+    // io_error (also for all that is no regular file), not_a_model, bad_version, truncated, corrupt_model,
+    // missing_key, bad_metadata, unsupported_model, missing_tensor, shape_mismatch, bad_tokenizer,
+    // out_of_memory.
+    static Status load(const char* path, std::shared_ptr<const Model>* out) noexcept;
+
+    virtual const ModelParams& params() const noexcept = 0;
+    virtual const Tokenizer& tokenizer() const noexcept = 0;
+    virtual const std::vector<TensorInfo>& tensors() const noexcept = 0;
+    // In file order: scalars as text, arrays as their type and length. Strings are cut after 16 KiB; what
+    // could steer a terminal and what is no UTF-8 is escaped as \xHH.
+    virtual const std::vector<std::pair<std::string, std::string>>& metadata() const noexcept = 0;
+    // Names the file for saved sessions: its metadata, its size and the first 4 KiB of every tensor.
+    virtual ModelFingerprint fingerprint() const noexcept = 0;
+};
+
+}  // namespace gearkv

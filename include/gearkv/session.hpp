@@ -1,0 +1,77 @@
+// Tokens fed to a model, with their keys and values in a compressed cache. Used by one thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "gearkv/cache.hpp"
+#include "gearkv/model.hpp"
+#include "gearkv/state.hpp"
+
+namespace gearkv {
+
+struct SessionConfig {
+    KvSpec spec;
+    std::uint32_t n_ctx = 0;  // 0: the model's trained context
+    std::uint32_t chunk =
+        512;                 // tokens of a prompt processed at once, at least 1; working memory grows with it
+    std::uint64_t seed = 0;  // of the cache's subspace iterations
+    std::uint32_t rollback_tokens = 0;  // of the cache: the longest draft a truncation takes back losslessly
+    std::uint32_t error_every = 0;      // of the cache: blocks from one sample of its error to the next
+    Level level = Level::automatic;
+};
+
+// Results depend on model, config and tokens alone, not on the executor. A prompt cut into other chunks gives
+// the same logits but for rounding (and the cache's compression, which follows the chunks).
+//
+// After an error a session is as it was before the chunk that failed (n_tokens() says where that is), and may
+// go on. Only when the error struck after some layer had taken its keys and values, the session has failed:
+// that error comes back from every further call, and logits() is null, until reset().
+class Session {
+  public:
+    virtual ~Session() = default;
+    // The executor is borrowed and must outlive the session. All working memory is taken here; a decode step
+    // allocates only what the cache does. A build with OpenBLAS sets its thread count to 1 for the whole
+    // process. Errors: invalid_argument, bad_spec, wrong_size, out_of_memory, unknown_level,
+    // unavailable_level.
+    static Status create(std::shared_ptr<const Model> model, const SessionConfig& config, Executor& executor,
+                         std::unique_ptr<Session>* out) noexcept;
+
+    // Feeds a prompt in chunks. logits() then belongs to its last token.
+    // Errors: invalid_argument, empty_prompt, prompt_too_long, bad_token (nothing was fed then),
+    // out_of_memory, non_finite (weights that are no numbers), not_representable (keys or values beyond what
+    // the cache can hold).
+    virtual Status prefill(const Token* tokens, std::size_t n_tokens) noexcept = 0;
+    // The same, and writes the logits of every token, [n_tokens, n_vocab], to all_logits.
+    virtual Status prefill(const Token* tokens, std::size_t n_tokens, float* all_logits) noexcept = 0;
+    // Feeds one token. Errors: context_full, bad_token, out_of_memory, non_finite, not_representable.
+    virtual Status decode(Token token) noexcept = 0;
+    // Logits after the last token fed, [n_vocab], valid until the next call; null when there are none.
+    virtual const float* logits() const noexcept = 0;
+
+    // Forgets the tokens from n_tokens on, as Cache::truncate; logits() is null until more are fed. Errors:
+    // wrong_size, out_of_memory; nothing is forgotten then.
+    virtual Status truncate(std::uint64_t n_tokens, bool* lossless = nullptr) noexcept = 0;
+    // A context shift: forgets n_tokens tokens from `first` on, and those behind them move up, as
+    // Cache::remove. logits() stay. Errors: wrong_size, invalid_argument, out_of_memory; nothing is forgotten
+    // then.
+    virtual Status remove(std::uint64_t first, std::uint64_t n_tokens) noexcept = 0;
+    // A second session with the same tokens, as Cache::fork, on an executor of its own or the same. Errors:
+    // invalid_argument, out_of_memory.
+    virtual Status fork(Executor& executor, std::unique_ptr<Session>* out) const noexcept = 0;
+    // Writes cache and logits to a file, as save_state; load goes on where it was, with the same tokens.
+    // n_ctx, chunk and level may be others; spec and model may not. Errors: those of save_state and
+    // load_state.
+    virtual Status save(const char* path) const noexcept = 0;
+    static Status load(const char* path, std::shared_ptr<const Model> model, const SessionConfig& config,
+                       StateLoading loading, Executor& executor, std::unique_ptr<Session>* out) noexcept;
+
+    virtual std::uint64_t n_tokens() const noexcept = 0;
+    virtual std::uint32_t n_ctx() const noexcept = 0;
+    virtual const Cache& cache() const noexcept = 0;
+    // Forgets all tokens and any failure.
+    virtual void reset() noexcept = 0;
+};
+
+}  // namespace gearkv
