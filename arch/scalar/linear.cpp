@@ -3,47 +3,13 @@
 #include "decoder/network/linear.hpp"
 
 #include <cmath>
-#include <cstring>
 
-#include "level.hpp"
+#include "expand.hpp"
 
 namespace gearkv {
 namespace {
 
 constexpr std::size_t n_parts = 16;
-
-template <class T>
-T load(const std::uint8_t* bytes) {
-    T value;
-    std::memcpy(&value, bytes, sizeof(value));
-    return value;
-}
-
-void expand_f32(float* out, const std::uint8_t* w, std::size_t first, std::size_t n) {
-    std::memcpy(out, w + first * sizeof(float), n * sizeof(float));
-}
-
-void expand_f16(float* out, const std::uint8_t* w, std::size_t first, std::size_t n) {
-    for (std::size_t i = 0; i < n; i++) {
-        out[i] = half_to_float(load<std::uint16_t>(w + 2 * (first + i)));
-    }
-}
-
-void expand_bf16(float* out, const std::uint8_t* w, std::size_t first, std::size_t n) {
-    for (std::size_t i = 0; i < n; i++) {
-        out[i] = bits_float(std::uint32_t{load<std::uint16_t>(w + 2 * (first + i))} << 16);
-    }
-}
-
-void expand_q8_0(float* out, const std::uint8_t* w, std::size_t first, std::size_t n) {
-    const std::uint8_t* block = w + first / q8_block * q8_block_bytes;
-    for (std::size_t i = 0; i < n; i += q8_block, block += q8_block_bytes) {
-        const float scale = half_to_float(load<std::uint16_t>(block));
-        for (std::size_t j = 0; j < q8_block; j++) {
-            out[i + j] = scale * static_cast<float>(static_cast<std::int8_t>(block[2 + j]));
-        }
-    }
-}
 
 float multiply_row(const float* w, const float* x, std::size_t n) {
     float parts[n_parts] = {};
@@ -64,7 +30,9 @@ float multiply_row(const float* w, const float* x, std::size_t n) {
     return parts[0];
 }
 
-template <void (*expand)(float*, const std::uint8_t*, std::size_t, std::size_t)>
+using Expand = void(float* out, const std::uint8_t* w, std::size_t first, std::size_t n);
+
+template <Expand* expand>
 void multiply(const LinearArgs& args) {
     float row[column_block];
     for (std::size_t r = 0; r < args.n_rows; r++) {
@@ -86,13 +54,22 @@ void swiglu(float* gate, const float* up, std::size_t n) {
     }
 }
 
+template <Expand*... expands>
+constexpr LinearKernels make_kernels() {
+    static_assert(sizeof...(expands) == n_weight_types);
+    return {Level::scalar, {multiply<expands>...}, {expands...}, swiglu};
+}
+
 }  // namespace
 
-const LinearKernels linear_scalar = {
-    Level::scalar,
-    {multiply<expand_f32>, multiply<expand_f16>, multiply<expand_bf16>, multiply<expand_q8_0>},
-    {expand_f32, expand_f16, expand_bf16, expand_q8_0},
-    swiglu,
-};
+constinit const LinearKernels linear_scalar =
+    make_kernels<expand_f32, expand_f16, expand_bf16, expand<WeightType::q4_0, block_q4_0>,
+                 expand<WeightType::q4_1, block_q4_1>, expand<WeightType::q5_0, block_q5_0>,
+                 expand<WeightType::q5_1, block_q5_1>, expand<WeightType::q8_0, block_q8_0>,
+                 expand<WeightType::q2_k, block_q2_k>, expand<WeightType::q3_k, block_q3_k>,
+                 expand<WeightType::q4_k, block_q4_k>, expand<WeightType::q5_k, block_q5_k>,
+                 expand<WeightType::q6_k, block_q6_k>, expand<WeightType::iq4_nl, block_iq4_nl>,
+                 expand<WeightType::iq4_xs, block_iq4_xs>, expand<WeightType::mxfp4, block_mxfp4>,
+                 expand<WeightType::tq2_0, block_tq2_0>>();
 
 }  // namespace gearkv

@@ -40,7 +40,8 @@ struct TensorInfo {
 class Model {
   public:
     virtual ~Model() = default;
-    // Maps a GGUF v2 or v3 file: llama architecture, F32, F16, BF16 or Q8_0 tensors, "llama" tokenizer, no
+    // Maps a GGUF v2 or v3 file: llama architecture, F32, F16, BF16, Q2_K to Q8_0, IQ4_NL, IQ4_XS, MXFP4 or
+    // TQ2_0 tensors, "llama" tokenizer, no
     // RoPE scaling but by rope_freqs, no biases, no experts, not split. What would be computed wrongly is
     // refused. The file may come from anybody, but must stay as it is while the model lives: cutting a mapped
     // file short raises SIGBUS at the next read. *out is untouched after an error. Errors: invalid_argument,

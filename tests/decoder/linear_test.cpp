@@ -3,7 +3,10 @@
 
 #include <cmath>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <random>
+#include <string>
 #include <vector>
 
 #include <sys/mman.h>
@@ -24,12 +27,10 @@ const LinearKernels& kernels() {
     return *found;
 }
 
-constexpr std::uint32_t file_types[n_weight_types] = {gguf_f32, gguf_f16, gguf_bf16, gguf_q8_0};
-const char* const type_names[n_weight_types] = {"F32", "F16", "BF16", "Q8_0"};
+constexpr std::size_t f16_index = static_cast<std::size_t>(WeightType::f16);
 
 std::size_t bytes_per_row(std::size_t type, std::size_t n_cols) {
-    if (type == 3) return n_cols / q8_block * q8_block_bytes;
-    return n_cols * (type == 0 ? 4 : 2);
+    return n_cols / tensor_types[type].block * tensor_types[type].block_bytes;
 }
 
 std::vector<float> random_floats(std::size_t n, unsigned seed, float size = 1.0f) {
@@ -50,7 +51,7 @@ struct Matrix {
 Matrix random_matrix(std::size_t type, std::size_t n_rows, std::size_t n_cols, unsigned seed) {
     Matrix matrix;
     const std::vector<float> weights = random_floats(n_rows * n_cols, seed, 0.05f);
-    matrix.bytes = encode_weights(weights, file_types[type], &matrix.values);
+    matrix.bytes = encode_weights(weights, tensor_types[type].id, &matrix.values);
     return matrix;
 }
 
@@ -124,10 +125,10 @@ LinearArgs make_args(std::size_t type, const std::uint8_t* w, const float* x, fl
 
 TEST_CASE("products agree with a sum in double for every width, row count and number of vectors") {
     for (std::size_t type = 0; type < n_weight_types; type++) {
-        CAPTURE(type_names[type]);
-        for (const std::size_t n_cols : {1,  2,  3,  7,   8,   15,   16,   17,   31,   32,   33,  63,
-                                         64, 65, 96, 100, 256, 1023, 1024, 1025, 1056, 2049, 2080}) {
-            if (type == 3 && n_cols % q8_block != 0) continue;
+        CAPTURE(tensor_types[type].name);
+        for (const std::size_t n_cols : {1,  2,  3,   7,   8,   15,   16,   17,   31,   32,   33,   63,  64,
+                                         65, 96, 100, 256, 768, 1023, 1024, 1025, 1056, 1280, 2049, 2080}) {
+            if (n_cols % tensor_types[type].block != 0) continue;
             for (const std::size_t n_rows : {1, 3, 4, 5, 8, 9}) {
                 for (const std::size_t n_tokens : {1, 2, 3, 4, 5, 6, 7, 13}) {
                     if (n_cols > 256 && n_rows * n_tokens > 45) continue;
@@ -148,9 +149,9 @@ TEST_CASE("weights of any alignment are read and nothing outside of the arrays i
     constexpr std::size_t n_rows = 5;
     constexpr std::size_t n_tokens = 3;
     for (std::size_t type = 0; type < n_weight_types; type++) {
-        CAPTURE(type_names[type]);
-        for (const std::size_t n_cols : {1, 5, 16, 31, 32, 64, 97, 1030, 1056}) {
-            if (type == 3 && n_cols % q8_block != 0) continue;
+        CAPTURE(tensor_types[type].name);
+        for (const std::size_t n_cols : {1, 5, 16, 31, 32, 64, 97, 512, 1030, 1056}) {
+            if (n_cols % tensor_types[type].block != 0) continue;
             const Matrix w = random_matrix(type, n_rows, n_cols, 3);
             const std::vector<float> x = random_floats(n_cols * n_tokens, 4);
             std::vector<float> expected(n_rows * n_tokens);
@@ -178,9 +179,9 @@ TEST_CASE("a result has the same bits whatever else is computed beside it") {
     constexpr std::size_t n_rows = 21;
     constexpr std::size_t n_tokens = 17;
     for (std::size_t type = 0; type < n_weight_types; type++) {
-        CAPTURE(type_names[type]);
+        CAPTURE(tensor_types[type].name);
         for (const std::size_t n_cols : {32, 100, 2048}) {
-            if (type == 3 && n_cols % q8_block != 0) continue;
+            if (n_cols % tensor_types[type].block != 0) continue;
             const Matrix w = random_matrix(type, n_rows, n_cols, 5);
             const std::vector<float> x = random_floats(n_cols * n_tokens, 6);
             std::vector<float> together(n_rows * n_tokens);
@@ -205,50 +206,91 @@ TEST_CASE("a result has the same bits whatever else is computed beside it") {
 
 TEST_CASE("accumulate adds the product to what stands there") {
     const std::size_t n_cols = 96;
-    const Matrix w = random_matrix(1, 6, n_cols, 9);
+    const Matrix w = random_matrix(f16_index, 6, n_cols, 9);
     const std::vector<float> x = random_floats(n_cols * 4, 10);
     std::vector<float> product(24);
-    kernels().multiply[1](make_args(1, w.bytes.data(), x.data(), product.data(), 6, n_cols, 4));
+    kernels().multiply[f16_index](
+        make_args(f16_index, w.bytes.data(), x.data(), product.data(), 6, n_cols, 4));
     std::vector<float> sum = random_floats(24, 11);
     std::vector<float> expected(24);
     for (std::size_t i = 0; i < 24; i++) {
         expected[i] = sum[i] + product[i];
     }
-    LinearArgs args = make_args(1, w.bytes.data(), x.data(), sum.data(), 6, n_cols, 4);
+    LinearArgs args = make_args(f16_index, w.bytes.data(), x.data(), sum.data(), 6, n_cols, 4);
     args.accumulate = true;
-    kernels().multiply[1](args);
+    kernels().multiply[f16_index](args);
     CHECK(sum == expected);
 }
 
-TEST_CASE("expanded weights equal the reference bit for bit, special values included") {
-    for (std::size_t type = 0; type < n_weight_types; type++) {
-        CAPTURE(type_names[type]);
-        // Every half and bfloat there is, and random bytes for the others.
-        Bytes bytes(type == 3 ? 64 * q8_block_bytes : 65536 * 2);
-        std::mt19937 random(2);
-        for (std::size_t i = 0; i < bytes.size(); i++) {
-            bytes[i] = static_cast<std::uint8_t>(
-                type == 1 || type == 2 ? (i % 2 == 0 ? i / 2 & 0xff : i / 512) : random());
+TEST_CASE("blocks of every type are worth what another reader of the format says, bit for bit") {
+    int n_types = 0;
+    for (const TensorType& info : tensor_types) {
+        if (info.type == WeightType::f32) continue;
+        CAPTURE(info.name);
+        std::ifstream file(std::string(GEARKV_DATA_DIR "/blocks/") + info.name + ".bin", std::ios::binary);
+        const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+        const std::size_t n_blocks = text.size() / (info.block_bytes + 4 * info.block);
+        REQUIRE(n_blocks >= 3);
+        REQUIRE(text.size() == n_blocks * (info.block_bytes + 4 * info.block));
+        const Bytes blocks(text.begin(),
+                           text.begin() + static_cast<std::ptrdiff_t>(n_blocks * info.block_bytes));
+        const char* expected = text.data() + blocks.size();
+        std::vector<float> out(n_blocks * info.block);
+        kernels().expand[static_cast<std::size_t>(info.type)](out.data(), blocks.data(), 0, out.size());
+        for (std::size_t i = 0; i < out.size(); i++) {
+            CAPTURE(i, out[i]);
+            REQUIRE(std::memcmp(expected + 4 * i, &out[i], sizeof(float)) == 0);
         }
-        const std::size_t n = type == 3 ? 64 * q8_block : type == 0 ? bytes.size() / 4 : 65536;
+        n_types++;
+    }
+    CHECK(n_types == n_weight_types - 1);
+}
+
+// Every half and bfloat there is, random bytes for the others.
+Bytes special_bytes(const TensorType& info) {
+    if (info.block > 1 || info.type == WeightType::f32) {
+        Bytes bytes(64 * (info.block > 1 ? info.block_bytes : 1024));
+        std::mt19937 random(2);
+        for (std::uint8_t& byte : bytes) {
+            byte = static_cast<std::uint8_t>(random());
+        }
+        return bytes;
+    }
+    Bytes bytes;
+    for (std::uint32_t bits = 0; bits < 65536; bits++) {
+        put(bytes, static_cast<std::uint16_t>(bits));
+    }
+    return bytes;
+}
+
+void check_same(const float* out, const float* expected, std::size_t n) {
+    for (std::size_t i = 0; i < n; i++) {
+        CAPTURE(i);
+        if (std::isnan(expected[i])) {
+            REQUIRE(std::isnan(out[i]));
+        } else {
+            REQUIRE(std::memcmp(&out[i], &expected[i], sizeof(float)) == 0);
+        }
+    }
+}
+
+TEST_CASE("expanded weights equal the reference bit for bit, special values included") {
+    for (const TensorType& info : tensor_types) {
+        CAPTURE(info.name);
+        const auto type = static_cast<std::size_t>(info.type);
+        const Bytes bytes = special_bytes(info);
+        const std::size_t n = bytes.size() / info.block_bytes * info.block;
         std::vector<float> out(n);
         std::vector<float> expected(n);
-        kernels().expand[type](out.data(), bytes.data(), 0, n);
         linear_scalar.expand[type](expected.data(), bytes.data(), 0, n);
-        for (std::size_t i = 0; i < n; i++) {
-            CAPTURE(i);
-            if (std::isnan(expected[i])) {
-                REQUIRE(std::isnan(out[i]));
-            } else {
-                REQUIRE(std::memcmp(&out[i], &expected[i], sizeof(float)) == 0);
-            }
-        }
-        std::vector<float> part(64);
-        kernels().expand[type](part.data(), bytes.data(), 32, 64);
-        for (std::size_t i = 0; i < 64; i++) {
-            REQUIRE((std::memcmp(&part[i], &expected[32 + i], sizeof(float)) == 0 || std::isnan(part[i])));
-        }
-        if (type == 3) continue;
+        kernels().expand[type](out.data(), bytes.data(), 0, n);
+        check_same(out.data(), expected.data(), n);
+        const std::size_t first = std::max<std::size_t>(info.block, 32);  // a part from the middle
+        std::vector<float> part(2 * first + 1, 123.0f);
+        kernels().expand[type](part.data(), bytes.data(), first, 2 * first);
+        check_same(part.data(), expected.data() + first, 2 * first);
+        CHECK(part[2 * first] == 123.0f);
+        if (info.block > 1) continue;
         for (std::size_t length = 0; length <= 64; length++) {
             std::vector<float> guarded(length + 1, 123.0f);
             kernels().expand[type](guarded.data(), bytes.data(), 2048, length);
@@ -263,7 +305,7 @@ TEST_CASE("half precision follows its definition") {
     const float values[] = {0.0f, -0.0f, 0x1p-24f, 0x1.ff8p-15f, 0x1p-14f,
                             1.0f, -2.0f, 65504.0f, INFINITY,     -INFINITY};
     float out[10];
-    kernels().expand[1](out, reinterpret_cast<const std::uint8_t*>(halves), 0, 10);
+    kernels().expand[f16_index](out, reinterpret_cast<const std::uint8_t*>(halves), 0, 10);
     for (int i = 0; i < 10; i++) {
         CHECK(out[i] == values[i]);
         CHECK(std::signbit(out[i]) == std::signbit(values[i]));
@@ -301,28 +343,32 @@ TEST_CASE("an engine gives every product of a batch, alike on one thread and on 
         CAPTURE(n_tokens);
         std::vector<Matrix> matrices;
         std::vector<Weight> weights;
-        const std::size_t shapes[][2] = {{200, 64}, {3, 1056}, {70, 2080}, {1, 32}};
-        for (std::size_t i = 0; i < 4; i++) {
-            matrices.push_back(random_matrix(i, shapes[i][0], shapes[i][1], 20));
-            weights.push_back({matrices[i].bytes.data(), static_cast<WeightType>(i), shapes[i][0],
-                               shapes[i][1], bytes_per_row(i, shapes[i][1])});
+        const std::size_t shapes[][2] = {{200, 64}, {3, 1056}, {70, 2080}, {1, 32}, {90, 1280}};
+        const WeightType types[] = {WeightType::f32, WeightType::q8_0, WeightType::f16, WeightType::q4_0,
+                                    WeightType::q4_k};
+        constexpr std::size_t n = std::size(types);
+        for (std::size_t i = 0; i < n; i++) {
+            const auto type = static_cast<std::size_t>(types[i]);
+            matrices.push_back(random_matrix(type, shapes[i][0], shapes[i][1], 20));
+            weights.push_back({matrices[i].bytes.data(), types[i], shapes[i][0], shapes[i][1],
+                               bytes_per_row(type, shapes[i][1])});
         }
         std::vector<std::vector<float>> x, y, y_threads;
         std::vector<Product> products, products_threads;
-        for (std::size_t i = 0; i < 4; i++) {
+        for (std::size_t i = 0; i < n; i++) {
             x.push_back(random_floats(n_tokens * shapes[i][1], 30));
             y.emplace_back(n_tokens * shapes[i][0], NAN);
             y_threads.emplace_back(n_tokens * shapes[i][0], NAN);
         }
-        for (std::size_t i = 0; i < 4; i++) {
+        for (std::size_t i = 0; i < n; i++) {
             products.push_back({&weights[i], x[i].data(), y[i].data(), false});
             products_threads.push_back({&weights[i], x[i].data(), y_threads[i].data(), false});
         }
         ProductEngine serial_engine(kernels(), serial_executor());
         ProductEngine threads_engine(kernels(), *threads);
-        serial_engine.multiply(products.data(), 4, n_tokens);
-        threads_engine.multiply(products_threads.data(), 4, n_tokens);
-        for (std::size_t i = 0; i < 4; i++) {
+        serial_engine.multiply(products.data(), n, n_tokens);
+        threads_engine.multiply(products_threads.data(), n, n_tokens);
+        for (std::size_t i = 0; i < n; i++) {
             CHECK(y[i] == y_threads[i]);
             check_product(matrices[i], x[i], y[i].data(), shapes[i][0], shapes[i][0], shapes[i][1], n_tokens);
         }
@@ -332,10 +378,10 @@ TEST_CASE("an engine gives every product of a batch, alike on one thread and on 
 TEST_CASE("a vector gets the same bits alone, inline with others, and through expanded weights") {
     constexpr std::size_t n_tokens = 31;
     for (std::size_t type = 0; type < n_weight_types; type++) {
-        CAPTURE(type_names[type]);
+        CAPTURE(tensor_types[type].name);
         constexpr std::size_t n_rows = 150;
         for (const std::size_t n_cols : {64, 2080, 2100}) {
-            if (type == 3 && n_cols % q8_block != 0) continue;
+            if (n_cols % tensor_types[type].block != 0) continue;
             const Matrix matrix = random_matrix(type, n_rows, n_cols, 40);
             const Weight weight = {matrix.bytes.data(), static_cast<WeightType>(type), n_rows, n_cols,
                                    bytes_per_row(type, n_cols)};

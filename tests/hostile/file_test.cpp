@@ -28,10 +28,6 @@ void write(const std::string& path, const Bytes& bytes) {
     file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
 }
 
-bool mentions(const Status& status, const char* text) {
-    return std::string(status.message()).find(text) != std::string::npos;
-}
-
 }  // namespace
 
 TEST_CASE("only regular files are opened") {

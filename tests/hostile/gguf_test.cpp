@@ -289,19 +289,45 @@ TEST_CASE("dimensions whose product cannot be are refused, factor by factor") {
     CHECK(code_of(with_tensors({{"a", {INT64_MAX / 32 * 32}, gguf_q8_0}}, 64)) == "corrupt_model");
 }
 
-TEST_CASE("rows are whole blocks") {
-    for (const std::uint64_t n : {1, 31, 33, 48}) {
-        CHECK(code_of(with_tensors({{"a", {n}, gguf_q8_0}}, 128)) == "corrupt_model");
-        CHECK(code_of(with_tensors({{"a", {n, 32}, gguf_q8_0}}, 4096)) == "corrupt_model");
+TEST_CASE("rows are whole blocks of every type, and blocks are as long as the type says") {
+    for (const TensorType& type : tensor_types) {
+        CAPTURE(type.name);
+        const std::uint64_t n = type.block;
+        if (n > 1) {
+            for (const std::uint64_t n_cols : {std::uint64_t{1}, n - 1, n + 1, n + n / 2}) {
+                CHECK(code_of(with_tensors({{"a", {n_cols}, type.id}}, 65536)) == "corrupt_model");
+                CHECK(code_of(with_tensors({{"a", {n_cols, n}, type.id}}, 65536)) == "corrupt_model");
+            }
+        }
+        CHECK(code_of(with_tensors({{"a", {n, 3}, type.id}}, 3 * type.block_bytes)) == sound_container);
+        CHECK(code_of(with_tensors({{"a", {n, 3}, type.id}}, 3 * type.block_bytes - 1)) == "truncated");
+        // Elements that can be counted, in bytes that can not or are not there.
+        const std::uint64_t most = std::uint64_t{INT64_MAX} / n * n;
+        CHECK(code_of(with_tensors({{"a", {most}, type.id}}, 64)) ==
+              (type.block_bytes > n ? "corrupt_model" : "truncated"));
+        CHECK(code_of(with_tensors({{"a", {n, huge / n}, type.id}}, 64)) != sound_container);
     }
-    CHECK(code_of(with_tensors({{"a", {32}, gguf_q8_0}}, 34)) == sound_container);
 }
 
-TEST_CASE("tensor types that are not run, removed or unknown are refused by number") {
-    for (const std::uint32_t type : {2u, 4u, 5u, 7u, 9u, 12u, 31u, 36u, 39u, 40u, 0x7fffffffu, 0xffffffffu}) {
-        const Bytes file = with_tensors({{"a", {256}, type}}, 4096);
-        CHECK(code_of(file) == "unsupported_model");
-        CHECK(std::string(load_status(file).message()).find(std::to_string(type)) != std::string::npos);
+TEST_CASE("tensor types that are not run are refused by name, unknown ones by number, with what is known") {
+    const std::pair<std::uint32_t, const char*> named[] = {
+        {4, "Q4_2"},        {5, "Q4_3"},   {9, "Q8_1"},   {15, "Q8_K"},  {16, "IQ2_XXS"},
+        {19, "IQ1_S"},      {26, "I32"},   {28, "F64"},   {29, "IQ1_M"}, {31, "Q4_0_4_4"},
+        {36, "IQ4_NL_4_4"}, {34, "TQ1_0"}, {40, "NVFP4"}, {41, "Q1_0"},  {42, "Q2_0"}};
+    const std::string longest(max_tensor_name, 'n');
+    for (const auto& [type, name] : named) {
+        const Status status = load_status(with_tensors({{longest, {256}, type}}, 4096));
+        CAPTURE(status.message());
+        CHECK(status.code() == Code::unsupported_model);
+        CHECK(mentions(status, name));
+        CHECK(mentions(status, "TQ2_0"));  // the last of those that are known
+    }
+    for (const std::uint32_t type : {43u, 44u, 1000u, 0x7fffffffu, 0xffffffffu}) {
+        const Status status = load_status(with_tensors({{longest, {256}, type}}, 4096));
+        CAPTURE(status.message());
+        CHECK(status.code() == Code::unsupported_model);
+        CHECK(mentions(status, std::to_string(type)));
+        CHECK(mentions(status, "TQ2_0"));
     }
 }
 

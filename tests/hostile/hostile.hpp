@@ -50,6 +50,10 @@ inline std::string code_of(const GgufWriter& file, const Bounds& bounds = {}) {
     return code_of(file.write(), bounds);
 }
 
+inline bool mentions(const Status& status, const std::string& text) {
+    return std::string(status.message()).find(text) != std::string::npos;
+}
+
 // A sound small model to break.
 inline GgufWriter sound() {
     return ModelMaker({}).file;

@@ -234,7 +234,7 @@ TEST_CASE("scales of Q8_0 blocks that are no numbers end in an error, denormal o
         GgufWriter file = ModelMaker(shape).file;
         for (const char* name : {"blk.0.attn_v.weight", "token_embd.weight"}) {
             Bytes& data = file.tensor(name).data;
-            for (std::size_t at = 0; at < data.size(); at += q8_block_bytes) {
+            for (std::size_t at = 0; at < data.size(); at += tensor_type(WeightType::q8_0).block_bytes) {
                 overwrite(data, at, scale);
             }
         }

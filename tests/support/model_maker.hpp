@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "support/blocks.hpp"
 #include "support/gguf_writer.hpp"
 
 namespace gearkv::test {
@@ -28,18 +29,8 @@ struct ModelShape {
     unsigned seed = 1;
 };
 
-// Of a float that a half can hold exactly.
-inline std::uint16_t to_half(float x) {
-    int exponent;
-    const float fraction = std::frexp(std::fabs(x), &exponent);
-    if (fraction == 0.0f) return std::signbit(x) ? 0x8000 : 0;
-    const auto sign = static_cast<std::uint16_t>(std::signbit(x) ? 0x8000 : 0);
-    if (exponent < -13) return sign | static_cast<std::uint16_t>(std::lround(std::ldexp(std::fabs(x), 24)));
-    const long mantissa = std::lround(std::ldexp(fraction, 11));
-    return static_cast<std::uint16_t>(sign | (((exponent + 14) << 10) + mantissa - 1024));
-}
-
-// Bytes of a matrix in the file, and in *values what they stand for. n_cols is the row length.
+// Bytes of a matrix in the file, and in *values what they stand for. Types other than F32, F16, BF16 and Q8_0
+// get random blocks of their own, which only the first weights tell apart.
 inline Bytes encode_weights(const std::vector<float>& x, std::uint32_t type, std::vector<double>* values) {
     Bytes out;
     values->clear();
@@ -53,6 +44,14 @@ inline Bytes encode_weights(const std::vector<float>& x, std::uint32_t type, std
                 values->push_back(static_cast<double>(scale) * static_cast<double>(code));
             }
         }
+        return out;
+    }
+    if (const TensorType* found = find_tensor_type(type); found != nullptr && found->block > 1) {
+        std::uint32_t seed;
+        std::memcpy(&seed, x.data(), sizeof(seed));
+        out = random_blocks(found->type, x.size(), seed);
+        const std::vector<float> kept = expand_blocks(found->type, out);
+        values->assign(kept.begin(), kept.end());
         return out;
     }
     for (const float value : x) {

@@ -153,27 +153,6 @@ Status read_value(Reader& reader, std::uint64_t index, GgufValue* out) {
     return status;
 }
 
-struct TensorType {
-    std::uint32_t id;
-    const char* name;
-    WeightType type;
-    std::uint32_t block;  // elements
-    std::uint32_t block_bytes;
-};
-constexpr TensorType known_types[] = {
-    {0, "F32", WeightType::f32, 1, 4},
-    {1, "F16", WeightType::f16, 1, 2},
-    {8, "Q8_0", WeightType::q8_0, q8_block, q8_block_bytes},
-    {30, "BF16", WeightType::bf16, 1, 2},
-};
-
-const TensorType* find_type(std::uint32_t id) {
-    for (const TensorType& type : known_types) {
-        if (type.id == id) return &type;
-    }
-    return nullptr;
-}
-
 Status read_dims(Reader& reader, GgufTensor& tensor, Checked* n_elements) {
     Status status = reader.read(&tensor.n_dims, "a tensor's number of dimensions");
     if (!status.ok()) return status;
@@ -203,12 +182,12 @@ Status read_dims(Reader& reader, GgufTensor& tensor, Checked* n_elements) {
 // Bytes of a tensor from its type; every row is whole blocks.
 Status size_tensor(std::uint32_t type_id, Checked n_elements, GgufTensor& tensor) {
     const int n = length_of(tensor.name);
-    const TensorType* type = find_type(type_id);
+    const TensorType* type = find_tensor_type(type_id);
     if (type == nullptr) {
-        return Status::error(Code::unsupported_model,
-                             "tensor '%.*s' has type %u, expected 0 (F32), 1 (F16), "
-                             "8 (Q8_0) or 30 (BF16)",
-                             n, tensor.name.data(), type_id);
+        const char* name = refused_type_name(type_id);
+        return Status::error(Code::unsupported_model, "tensor '%.*s' has %s%stype %u, expected one of %s", n,
+                             tensor.name.data(), name != nullptr ? name : "", name != nullptr ? ", " : "",
+                             type_id, tensor_type_names().c_str());
     }
     if (tensor.dims[0] % type->block != 0) {
         return Status::error(Code::corrupt_model,

@@ -23,7 +23,7 @@ struct LinearArgs {
     const float* x = nullptr;
     std::size_t x_stride = 0;
     std::size_t n_rows = 0;
-    std::size_t n_cols = 0;    // Q8_0: a multiple of 32
+    std::size_t n_cols = 0;    // whole blocks of the type
     std::size_t n_tokens = 0;  // vectors, at least 1
     bool accumulate = false;   // add to y instead of writing it
 };
@@ -33,7 +33,7 @@ struct LinearArgs {
 struct LinearKernels {
     Level level;
     void (*multiply[n_weight_types])(const LinearArgs& args);
-    // out[c] = w[first + c] of one row, c < n; Q8_0: first and n are multiples of 32.
+    // out[c] = w[first + c] of one row, c < n; first and n are whole blocks of the type.
     void (*expand[n_weight_types])(float* out, const std::uint8_t* w, std::size_t first, std::size_t n);
     // gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i]
     void (*swiglu)(float* gate, const float* up, std::size_t n);

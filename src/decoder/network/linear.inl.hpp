@@ -20,6 +20,8 @@ namespace {
 
 // Columns of one step; a Q8_0 block, so that all weights of a row within a step share one scale.
 constexpr std::size_t step_columns = 32;
+constexpr std::size_t q8_block = tensor_type(WeightType::q8_0).block;
+constexpr std::size_t q8_block_bytes = tensor_type(WeightType::q8_0).block_bytes;
 static_assert(step_columns == q8_block && column_block % step_columns == 0);
 
 // ---- weights: load(row, column, scale) gives L::width floats, scale(row, column) is good for a step ----
@@ -185,6 +187,35 @@ void multiply(const LinearArgs& args) {
     }
 }
 
+// Types without a kernel of their own: four rows at a time are expanded to floats.
+template <class L, WeightType type>
+void multiply_expanded(const LinearArgs& args) {
+    constexpr std::size_t index = static_cast<std::size_t>(type), most_rows = 4;
+    float panel[most_rows * column_block];
+    for (std::size_t row = 0; row < args.n_rows; row += most_rows) {
+        LinearArgs part = args;
+        part.n_rows = args.n_rows - row < most_rows ? args.n_rows - row : most_rows;
+        part.y = args.y + row;
+        part.w = reinterpret_cast<const std::uint8_t*>(panel);
+        for (std::size_t first = 0; first < args.n_cols; first += column_block) {
+            part.n_cols = args.n_cols - first < column_block ? args.n_cols - first : column_block;
+            part.row_bytes = part.n_cols * sizeof(float);
+            part.x = args.x + first;
+            part.accumulate = args.accumulate || first > 0;
+            for (std::size_t r = 0; r < part.n_rows; r++) {
+                linear_scalar.expand[index](panel + r * part.n_cols, args.w + (row + r) * args.row_bytes,
+                                            first, part.n_cols);
+            }
+            multiply<L, WeightsF32<L>>(part);
+        }
+    }
+}
+
+template <WeightType type>
+void expand_scalar(float* out, const std::uint8_t* w, std::size_t first, std::size_t n) {
+    linear_scalar.expand[static_cast<std::size_t>(type)](out, w, first, n);
+}
+
 // ---- expand, swiglu ----
 
 template <class L, class Weights>
@@ -216,14 +247,39 @@ void swiglu(float* gate, const float* up, std::size_t n) {
                    n_left);
 }
 
+template <class L, WeightType type>
+constexpr void set_expanded(LinearKernels& kernels) {
+    kernels.multiply[static_cast<std::size_t>(type)] = multiply_expanded<L, type>;
+    kernels.expand[static_cast<std::size_t>(type)] = expand_scalar<type>;
+}
+
+template <class L, WeightType type, class Weights>
+constexpr void set_own(LinearKernels& kernels) {
+    kernels.multiply[static_cast<std::size_t>(type)] = multiply<L, Weights>;
+    kernels.expand[static_cast<std::size_t>(type)] = expand<L, Weights>;
+}
+
 template <class L>
 constexpr LinearKernels make_linear_kernels(Level level) {
-    return {level,
-            {multiply<L, WeightsF32<L>>, multiply<L, WeightsF16<L>>, multiply<L, WeightsBf16<L>>,
-             multiply<L, WeightsQ8<L>>},
-            {expand<L, WeightsF32<L>>, expand<L, WeightsF16<L>>, expand<L, WeightsBf16<L>>,
-             expand<L, WeightsQ8<L>>},
-            swiglu<L>};
+    LinearKernels kernels = {level, {}, {}, swiglu<L>};
+    set_own<L, WeightType::f32, WeightsF32<L>>(kernels);
+    set_own<L, WeightType::f16, WeightsF16<L>>(kernels);
+    set_own<L, WeightType::bf16, WeightsBf16<L>>(kernels);
+    set_own<L, WeightType::q8_0, WeightsQ8<L>>(kernels);
+    set_expanded<L, WeightType::q4_0>(kernels);
+    set_expanded<L, WeightType::q4_1>(kernels);
+    set_expanded<L, WeightType::q5_0>(kernels);
+    set_expanded<L, WeightType::q5_1>(kernels);
+    set_expanded<L, WeightType::q2_k>(kernels);
+    set_expanded<L, WeightType::q3_k>(kernels);
+    set_expanded<L, WeightType::q4_k>(kernels);
+    set_expanded<L, WeightType::q5_k>(kernels);
+    set_expanded<L, WeightType::q6_k>(kernels);
+    set_expanded<L, WeightType::iq4_nl>(kernels);
+    set_expanded<L, WeightType::iq4_xs>(kernels);
+    set_expanded<L, WeightType::mxfp4>(kernels);
+    set_expanded<L, WeightType::tq2_0>(kernels);
+    return kernels;
 }
 
 }  // namespace

@@ -15,20 +15,6 @@ namespace {
 
 using Index = unsigned long long;
 
-const char* type_name(WeightType type) {
-    switch (type) {
-        case WeightType::f32:
-            return "F32";
-        case WeightType::f16:
-            return "F16";
-        case WeightType::bf16:
-            return "BF16";
-        case WeightType::q8_0:
-            return "Q8_0";
-    }
-    return "?";
-}
-
 // Takes tensors out of a file by name, each with the shape the metadata promise.
 class TensorBinder {
   public:
@@ -135,7 +121,7 @@ std::vector<TensorInfo> list_tensors(const GgufFile& file) {
     std::vector<TensorInfo> tensors;
     tensors.reserve(file.tensors.size());
     for (const GgufTensor& tensor : file.tensors) {
-        tensors.push_back({std::string(tensor.name), type_name(tensor.type),
+        tensors.push_back({std::string(tensor.name), tensor_type(tensor.type).name,
                            std::vector<std::uint64_t>(tensor.dims, tensor.dims + tensor.n_dims),
                            tensor.n_bytes});
     }
