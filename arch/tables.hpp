@@ -1,7 +1,7 @@
 // The kernel tables that the folders of arch/ fill, one of each per level of the build.
 #pragma once
 
-#include "kernels.hpp"
+#include "kernels/kernels.hpp"
 
 namespace gearkv {
 

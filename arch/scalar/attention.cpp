@@ -1,4 +1,4 @@
-// Reference of the attention kernels: each does what kernels.hpp says, one number at a time.
+// Reference of the attention kernels: each does what kernels/kernels.hpp says, one number at a time.
 #include <math.h>
 
 #include "level.hpp"

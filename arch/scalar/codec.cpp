@@ -1,4 +1,4 @@
-// Reference of the codec kernels: each does what kernels.hpp says, one number at a time.
+// Reference of the codec kernels: each does what kernels/kernels.hpp says, one number at a time.
 #include "level.hpp"
 #include "panels.hpp"
 #include "tables.hpp"

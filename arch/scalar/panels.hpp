@@ -2,7 +2,7 @@
 #pragma once
 
 #include "format/trellis.hpp"
-#include "kernels.hpp"
+#include "kernels/kernels.hpp"
 
 namespace gearkv {
 namespace {

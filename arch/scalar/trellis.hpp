@@ -1,9 +1,9 @@
-// Reference of the trellis kernels: each does what kernels.hpp and format/trellis.hpp say, one entry at a
-// time.
+// Reference of the trellis kernels: each does what kernels/kernels.hpp and format/trellis.hpp say, one entry
+// at a time.
 #pragma once
 
 #include "format/trellis.hpp"
-#include "kernels.hpp"
+#include "kernels/kernels.hpp"
 
 namespace gearkv {
 namespace {

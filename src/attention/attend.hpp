@@ -8,7 +8,7 @@
 
 #include "attention/rope.hpp"
 #include "format/block.hpp"
-#include "kernels.hpp"
+#include "kernels/kernels.hpp"
 
 namespace gearkv {
 

@@ -4,8 +4,8 @@
 //   out[row][lane] (+)= bias[row] + sum_d factor[row][d] * code(lane, d)
 #pragma once
 
-#include "kernels.hpp"
-#include "unroll.inl.hpp"
+#include "kernels/kernels.hpp"
+#include "kernels/unroll.inl.hpp"
 
 namespace gearkv {
 namespace {

@@ -5,9 +5,9 @@
 // of the time, avx2 .56 to 1.09 (3 bits, four rows).
 #pragma once
 
-#include "ahead.inl.hpp"
 #include "attention/code_strips.inl.hpp"
 #include "attention/dots.inl.hpp"
+#include "kernels/ahead.inl.hpp"
 
 namespace gearkv {
 namespace {

@@ -11,8 +11,8 @@
 #include <xsimd/xsimd.hpp>
 
 #include "format/block.hpp"
-#include "kernels.hpp"
-#include "unroll.inl.hpp"
+#include "kernels/kernels.hpp"
+#include "kernels/unroll.inl.hpp"
 
 namespace gearkv {
 namespace {

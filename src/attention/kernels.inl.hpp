@@ -1,4 +1,4 @@
-// The attention kernels of kernels.hpp for one vector level, whose vocabulary L is (arch/lanes.hpp).
+// The attention kernels of kernels/kernels.hpp for one vector level, whose vocabulary L is (arch/lanes.hpp).
 #pragma once
 
 #include <xsimd/xsimd.hpp>
@@ -9,9 +9,9 @@
 #include "attention/sections.inl.hpp"
 #include "attention/trellis_dots.inl.hpp"
 #include "attention/trellis_packs.inl.hpp"
-#include "exponential.inl.hpp"
 #include "format/block.hpp"
-#include "products.inl.hpp"
+#include "kernels/exponential.inl.hpp"
+#include "kernels/products.inl.hpp"
 
 namespace gearkv {
 namespace {

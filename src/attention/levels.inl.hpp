@@ -9,8 +9,8 @@
 #include <xsimd/xsimd.hpp>
 
 #include "format/trellis.hpp"
-#include "kernels.hpp"
-#include "unroll.inl.hpp"
+#include "kernels/kernels.hpp"
+#include "kernels/unroll.inl.hpp"
 
 namespace gearkv {
 namespace {

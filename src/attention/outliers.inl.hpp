@@ -8,8 +8,8 @@
 #include <cstring>
 
 #include "format/block.hpp"
-#include "kernels.hpp"
-#include "unroll.inl.hpp"
+#include "kernels/kernels.hpp"
+#include "kernels/unroll.inl.hpp"
 
 namespace gearkv {
 namespace {

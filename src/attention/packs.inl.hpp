@@ -7,8 +7,8 @@
 
 #include "attention/dots.inl.hpp"
 #include "format/block.hpp"
-#include "kernels.hpp"
-#include "unroll.inl.hpp"
+#include "kernels/kernels.hpp"
+#include "kernels/unroll.inl.hpp"
 
 namespace gearkv {
 namespace {

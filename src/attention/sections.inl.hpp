@@ -3,8 +3,8 @@
 #pragma once
 
 #include "format/trellis.hpp"
-#include "kernels.hpp"
-#include "unroll.inl.hpp"
+#include "kernels/kernels.hpp"
+#include "kernels/unroll.inl.hpp"
 
 namespace gearkv {
 namespace {

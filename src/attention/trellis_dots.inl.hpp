@@ -5,9 +5,9 @@
 // of the time, avx2 .58 to .98.
 #pragma once
 
-#include "ahead.inl.hpp"
 #include "attention/dots.inl.hpp"
 #include "attention/levels.inl.hpp"
+#include "kernels/ahead.inl.hpp"
 
 namespace gearkv {
 namespace {

@@ -1,9 +1,9 @@
 // Products of trellis sections with a few vectors by integer dot products with packs (packs.inl.hpp).
 #pragma once
 
-#include "ahead.inl.hpp"
 #include "attention/levels.inl.hpp"
 #include "attention/packs.inl.hpp"
+#include "kernels/ahead.inl.hpp"
 
 namespace gearkv {
 namespace {

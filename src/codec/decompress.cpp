@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "format/trellis.hpp"
-#include "kernels.hpp"
+#include "kernels/kernels.hpp"
 
 namespace gearkv {
 namespace {

@@ -1,4 +1,4 @@
-// The codec kernels of kernels.hpp for one vector level, whose vocabulary L is (arch/lanes.hpp).
+// The codec kernels of kernels/kernels.hpp for one vector level, whose vocabulary L is (arch/lanes.hpp).
 //
 // What decides codes is the same at every level to the last bit: subtraction, IEEE division, rounding half to
 // even, and products and sums that are rounded apart. Objects are compiled with contraction off.
@@ -8,8 +8,8 @@
 
 #include "codec/panels.inl.hpp"
 #include "codec/trellis.inl.hpp"
-#include "kernels.hpp"
-#include "products.inl.hpp"
+#include "kernels/kernels.hpp"
+#include "kernels/products.inl.hpp"
 
 namespace gearkv {
 namespace {

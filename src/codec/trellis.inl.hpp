@@ -1,4 +1,5 @@
-// The trellis search of kernels.hpp for one vector level: lanes are channels, and all of them walk together.
+// The trellis search of kernels/kernels.hpp for one vector level: lanes are channels, and all of them walk
+// together.
 //
 // Going forward, every token has two candidates per subset of levels, the two that lie around it; their
 // squared distances and the costs of the four states are formed as the reference forms them, so that codes
@@ -12,8 +13,8 @@
 #include <xsimd/xsimd.hpp>
 
 #include "format/trellis.hpp"
-#include "kernels.hpp"
-#include "unroll.inl.hpp"
+#include "kernels/kernels.hpp"
+#include "kernels/unroll.inl.hpp"
 
 namespace gearkv {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "format/block.hpp"
-#include "kernels.hpp"
+#include "kernels/kernels.hpp"
 
 namespace gearkv {
 

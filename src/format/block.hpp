@@ -58,7 +58,7 @@
 #include <cstdint>
 
 #include "gearkv/codec.hpp"
-#include "kernels.hpp"
+#include "kernels/kernels.hpp"
 
 namespace gearkv {
 

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "gearkv/cpu.hpp"
-#include "kernels.hpp"
+#include "kernels/kernels.hpp"
 #include "support/catch.hpp"
 
 namespace gearkv::test {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "guarded_array.hpp"
-#include "kernels.hpp"
+#include "kernels/kernels.hpp"
 #include "support/catch.hpp"
 
 namespace gearkv::test {

@@ -12,8 +12,8 @@
 #include <xsimd/xsimd.hpp>
 
 #include "decoder/network/linear.hpp"
-#include "exponential.inl.hpp"
-#include "unroll.inl.hpp"
+#include "kernels/exponential.inl.hpp"
+#include "kernels/unroll.inl.hpp"
 
 namespace gearkv {
 namespace {

@@ -1,7 +1,7 @@
 // Asking for memory while something else is worked on.
 #pragma once
 
-#include "kernels.hpp"
+#include "kernels/kernels.hpp"
 
 namespace gearkv {
 namespace {

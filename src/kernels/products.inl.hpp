@@ -2,8 +2,8 @@
 // iteration) and attention (rows that are not compressed) share. n_cols is a multiple of 16.
 #pragma once
 
-#include "ahead.inl.hpp"
-#include "unroll.inl.hpp"
+#include "kernels/ahead.inl.hpp"
+#include "kernels/unroll.inl.hpp"
 
 namespace gearkv {
 namespace {
