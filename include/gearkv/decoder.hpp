@@ -4,4 +4,5 @@
 #include "gearkv/model.hpp"
 #include "gearkv/sampler.hpp"
 #include "gearkv/session.hpp"
+#include "gearkv/stop.hpp"
 #include "gearkv/tokenizer.hpp"
