@@ -45,6 +45,8 @@ const char* code_name(Code code) noexcept {
             return "corrupt_state";
         case Code::thread_failure:
             return "thread_failure";
+        case Code::interrupted:
+            return "interrupted";
         case Code::io_error:
             return "io_error";
         case Code::not_a_model:

@@ -4,12 +4,22 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "gearkv/cache.hpp"
 #include "gearkv/model.hpp"
+#include "gearkv/sampler.hpp"
 #include "gearkv/state.hpp"
 
 namespace gearkv {
+
+// The caller's wish to stop, asked before every chunk of a prompt, on the thread of the call.
+struct Interrupt {
+    bool (*wanted)(void* context) = nullptr;  // null: never; does not throw
+    void* context = nullptr;
+};
 
 struct SessionConfig {
     KvSpec spec;
@@ -20,14 +30,29 @@ struct SessionConfig {
     std::uint32_t rollback_tokens = 0;  // of the cache: the longest draft a truncation takes back losslessly
     std::uint32_t error_every = 0;      // of the cache: blocks from one sample of its error to the next
     Level level = Level::automatic;
+    Interrupt interrupt;
+};
+
+// What goes into a session file beside the session.
+struct SessionAttachments {
+    const Sampler* sampler = nullptr;
+    std::string_view note;  // bytes of the caller's: the turns of a conversation, say
+};
+
+// Where the same goes when the file is loaded; null for what is not wanted.
+struct LoadedAttachments {
+    // Gets the state saved with the session. From a file without one it gets the session's tokens as those
+    // accepted, and keeps its random state.
+    Sampler* sampler = nullptr;
+    std::string* note = nullptr;
 };
 
 // Results depend on model, config and tokens alone, not on the executor. A prompt cut into other chunks gives
 // the same logits but for rounding (and the cache's compression, which follows the chunks).
 //
-// After an error a session is as it was before the chunk that failed (n_tokens() says where that is), and may
-// go on. Only when the error struck after some layer had taken its keys and values, the session has failed:
-// that error comes back from every further call, and logits() is null, until reset().
+// After an error, and an interrupt, a session is as it was before the chunk that failed (n_tokens() says
+// where that is), and may go on. Only when the error struck after some layer had taken its keys and values,
+// the session has failed: that error comes back from every further call, and logits() is null, until reset().
 class Session {
   public:
     virtual ~Session() = default;
@@ -39,34 +64,47 @@ class Session {
                          std::unique_ptr<Session>* out) noexcept;
 
     // Feeds a prompt in chunks. logits() then belongs to its last token.
-    // Errors: invalid_argument, empty_prompt, prompt_too_long, bad_token (nothing was fed then),
+    // Errors: invalid_argument, empty_prompt, prompt_too_long, bad_token (nothing was fed then), interrupted,
     // out_of_memory, non_finite (weights that are no numbers), not_representable (keys or values beyond what
     // the cache can hold).
     virtual Status prefill(const Token* tokens, std::size_t n_tokens) noexcept = 0;
     // The same, and writes the logits of every token, [n_tokens, n_vocab], to all_logits.
     virtual Status prefill(const Token* tokens, std::size_t n_tokens, float* all_logits) noexcept = 0;
+    // Makes these the tokens of the session, with logits of the last one. Those at the beginning that it has
+    // already are not computed again, but for the last one when its logits are gone; *n_reused, when given,
+    // tells how many. Beyond them it forgets, as truncate, and feeds, as prefill. Errors: those of both;
+    // after invalid_argument, empty_prompt, prompt_too_long and bad_token the session is as it was.
+    virtual Status sync(const Token* tokens, std::size_t n_tokens,
+                        std::uint64_t* n_reused = nullptr) noexcept = 0;
     // Feeds one token. Errors: context_full, bad_token, out_of_memory, non_finite, not_representable.
     virtual Status decode(Token token) noexcept = 0;
     // Logits after the last token fed, [n_vocab], valid until the next call; null when there are none.
     virtual const float* logits() const noexcept = 0;
 
-    // Forgets the tokens from n_tokens on, as Cache::truncate; logits() is null until more are fed. Errors:
-    // wrong_size, out_of_memory; nothing is forgotten then.
+    // Forgets the tokens from n_tokens on, as Cache::truncate; logits() is null until more are fed. Where the
+    // next token would see, in a layer with a window, tokens that were given back behind the window, those
+    // that stay are computed anew. Errors: wrong_size, out_of_memory; nothing is forgotten then. When tokens
+    // are computed anew those of prefill, and fewer may be left.
     virtual Status truncate(std::uint64_t n_tokens, bool* lossless = nullptr) noexcept = 0;
     // A context shift: forgets n_tokens tokens from `first` on, and those behind them move up, as
-    // Cache::remove. logits() stay. Errors: wrong_size, invalid_argument, out_of_memory; nothing is forgotten
-    // then.
+    // Cache::remove. logits() stay, but where tokens have to be computed anew, as in truncate. Errors:
+    // wrong_size, invalid_argument, out_of_memory; nothing is forgotten then. When tokens are computed anew
+    // those of prefill, and fewer may be left.
     virtual Status remove(std::uint64_t first, std::uint64_t n_tokens) noexcept = 0;
     // A second session with the same tokens, as Cache::fork, on an executor of its own or the same. Errors:
     // invalid_argument, out_of_memory.
     virtual Status fork(Executor& executor, std::unique_ptr<Session>* out) const noexcept = 0;
-    // Writes cache and logits to a file, as save_state; load goes on where it was, with the same tokens.
-    // n_ctx, chunk and level may be others; spec and model may not. Errors: those of save_state and
-    // load_state.
-    virtual Status save(const char* path) const noexcept = 0;
+    // Writes cache, tokens and logits to a file, as save_state, and what is attached; load goes on where it
+    // was. n_ctx, chunk and level may be others; spec and model may not. Errors: those of save_state and
+    // load_state, of Sampler::save and restore; bad_version for a file without tokens, as sessions were saved
+    // before they had any. After an error of load nothing it was given is changed.
+    virtual Status save(const char* path, const SessionAttachments& attached = {}) const noexcept = 0;
     static Status load(const char* path, std::shared_ptr<const Model> model, const SessionConfig& config,
-                       StateLoading loading, Executor& executor, std::unique_ptr<Session>* out) noexcept;
+                       StateLoading loading, Executor& executor, std::unique_ptr<Session>* out,
+                       const LoadedAttachments& attached = {}) noexcept;
 
+    // The tokens in the cache, in their order; valid until the next call that is not const.
+    virtual const std::vector<Token>& tokens() const noexcept = 0;
     virtual std::uint64_t n_tokens() const noexcept = 0;
     virtual std::uint32_t n_ctx() const noexcept = 0;
     virtual const Cache& cache() const noexcept = 0;

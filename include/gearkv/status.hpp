@@ -26,6 +26,7 @@ enum class Code : std::uint8_t {
     damaged,            // bytes that do not match their checksum, or are where none should be
     corrupt_state,      // checksums match, but a count, place or order cannot be right
     thread_failure,     // the system refused a thread
+    interrupted,        // the caller asked to stop
     io_error,           // the system refused to open, map, read or write a file
     bad_version,        // a file version we do not know
     truncated,          // the file ends before what its header promises

@@ -5,6 +5,7 @@
 
 #include "decoder/network/model.hpp"
 #include "gearkv/decoder.hpp"
+#include "sessions.hpp"
 #include "support/catch.hpp"
 #include "support/count_memory.hpp"
 #include "support/model_maker.hpp"
@@ -12,52 +13,6 @@
 
 using namespace gearkv;
 using namespace gearkv::test;
-
-namespace {
-
-struct Fixture {
-    explicit Fixture(const char* spec = "f32", const ModelShape& shape = {}) : maker(shape) {
-        REQUIRE(parse_spec(spec, &config.spec).ok());
-        load();
-    }
-
-    void load() {
-        bytes = maker.file.write();
-        std::shared_ptr<const LlamaModel> loaded;
-        const Status status = LlamaModel::load_bytes(bytes.data(), bytes.size(), &loaded);
-        INFO(status.message());
-        REQUIRE(status.ok());
-        model = loaded;
-    }
-
-    std::unique_ptr<Session> session() {
-        std::unique_ptr<Session> session;
-        const Status status = Session::create(model, config, serial_executor(), &session);
-        INFO(status.message());
-        REQUIRE(status.ok());
-        return session;
-    }
-
-    ModelMaker maker;
-    Bytes bytes;
-    std::shared_ptr<const Model> model;
-    SessionConfig config;
-};
-
-std::vector<Token> some_tokens(std::size_t n) {
-    std::vector<Token> tokens(n);
-    for (std::size_t i = 0; i < n; i++) {
-        tokens[i] = static_cast<Token>(i * 37 % 290);
-    }
-    return tokens;
-}
-
-std::vector<float> copy_logits(const Session& session, std::size_t n_vocab) {
-    REQUIRE(session.logits() != nullptr);
-    return std::vector<float>(session.logits(), session.logits() + n_vocab);
-}
-
-}  // namespace
 
 TEST_CASE("a session has no logits before its first token and after a reset") {
     Fixture fixture;
@@ -347,29 +302,6 @@ TEST_CASE("a session that ran out of memory between two layers says so until it 
     CHECK(failed_between);
     CHECK(copy_logits(*session, fixture.maker.n_vocab) == expected);
 }
-
-namespace {
-
-// Feeds tokens one by one; their logits behind each other.
-std::vector<float> decode_all(Session* session, const std::vector<Token>& tokens, std::size_t n_vocab) {
-    std::vector<float> all;
-    for (const Token token : tokens) {
-        REQUIRE(session->decode(token).ok());
-        const std::vector<float> logits = copy_logits(*session, n_vocab);
-        all.insert(all.end(), logits.begin(), logits.end());
-    }
-    return all;
-}
-
-std::unique_ptr<Session> fork(const Session& session) {
-    std::unique_ptr<Session> fork;
-    const Status status = session.fork(serial_executor(), &fork);
-    INFO(status.message());
-    REQUIRE(status.ok());
-    return fork;
-}
-
-}  // namespace
 
 TEST_CASE("a truncated session and a fork go on as if nothing had come between") {
     Fixture fixture("gear-4");

@@ -1,7 +1,7 @@
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
+#include "decoder/generation/saved_session.hpp"
 #include "decoder/gguf/guarded.hpp"
 #include "decoder/network/forward.hpp"
 #include "decoder/network/model.hpp"
@@ -28,6 +28,12 @@ CacheConfig cache_config(const ModelParams& params, const SessionConfig& config,
     return cache;
 }
 
+// The tokens of a layer that were given back behind its window are [first, end).
+struct Gap {
+    std::uint64_t first;
+    std::uint64_t end;
+};
+
 class LlamaSession final : public Session {
   public:
     LlamaSession(std::shared_ptr<const LlamaModel> model, std::unique_ptr<Cache> cache,
@@ -39,22 +45,34 @@ class LlamaSession final : public Session {
           config_(config),
           chunk_(std::min(config.chunk, n_ctx_)),
           forward_(*model_, kernels, chunk_, executor),
-          logits_(model_->params().n_vocab) {}
-
-    // What a state file holds beside the cache; logits [n_vocab] behind it.
-    struct Extra {
-        std::uint64_t n_tokens;
-        std::uint32_t n_vocab;
-        std::uint32_t has_logits;
-    };
+          logits_(model_->params().n_vocab) {
+        tokens_.reserve(std::min<std::size_t>(n_ctx_, reserved_tokens));
+    }
 
     Status prefill(const Token* tokens, std::size_t n_tokens) noexcept override {
-        return feed_prompt(tokens, n_tokens, nullptr);
+        const Status status = check_prompt(tokens, n_tokens, n_tokens_);
+        return status.ok() ? feed_prompt(tokens, n_tokens, nullptr) : status;
     }
 
     Status prefill(const Token* tokens, std::size_t n_tokens, float* all_logits) noexcept override {
         if (all_logits == nullptr) return Status::error(Code::invalid_argument, "null logits");
-        return feed_prompt(tokens, n_tokens, all_logits);
+        const Status status = check_prompt(tokens, n_tokens, n_tokens_);
+        return status.ok() ? feed_prompt(tokens, n_tokens, all_logits) : status;
+    }
+
+    Status sync(const Token* tokens, std::size_t n_tokens, std::uint64_t* n_reused) noexcept override {
+        if (Status status = check_prompt(tokens, n_tokens, 0); !status.ok()) return status;
+        const std::uint64_t n_both = std::min<std::uint64_t>(n_tokens, n_tokens_);
+        std::uint64_t n_kept = static_cast<std::uint64_t>(
+            std::mismatch(tokens, tokens + n_both, tokens_.begin()).first - tokens);
+        const bool all = n_kept == n_tokens && n_kept == n_tokens_ && has_logits_;
+        if (!all) {
+            n_kept = std::min<std::uint64_t>(n_kept, n_tokens - 1);  // the last one gives the logits
+            if (truncation_leaves_hole(n_kept)) n_kept = 0;
+            if (Status status = truncate(n_kept, nullptr); !status.ok()) return status;
+        }
+        if (n_reused != nullptr) *n_reused = n_kept;
+        return all ? Status() : feed_prompt(tokens + n_kept, n_tokens - n_kept, nullptr);
     }
 
     Status decode(Token token) noexcept override {
@@ -62,29 +80,48 @@ class LlamaSession final : public Session {
         if (n_tokens_ == n_ctx_) {
             return Status::error(Code::context_full, "the context holds %u tokens, its limit", n_ctx_);
         }
-        const Status status = check_tokens(&token, 1);
-        return status.ok() ? feed_chunk(&token, 1, nullptr, true) : status;
+        Status status = check_tokens(&token, 1);
+        if (status.ok()) status = note_tokens(&token, 1);
+        if (status.ok()) status = feed_chunk(1, nullptr, true);
+        tokens_.resize(n_tokens_);
+        return status;
     }
 
     const float* logits() const noexcept override { return has_logits_ ? logits_.data() : nullptr; }
+    const std::vector<Token>& tokens() const noexcept override { return tokens_; }
     std::uint64_t n_tokens() const noexcept override { return n_tokens_; }
     std::uint32_t n_ctx() const noexcept override { return n_ctx_; }
     const Cache& cache() const noexcept override { return *cache_; }
 
     Status truncate(std::uint64_t n_tokens, bool* lossless) noexcept override {
         if (!failure_.ok()) return failure_;
+        if (n_tokens <= n_tokens_ && truncation_leaves_hole(n_tokens)) {
+            if (lossless != nullptr) *lossless = false;
+            tokens_.resize(n_tokens);
+            return compute_anew();
+        }
         const Status status = cache_->truncate(n_tokens, lossless);
         if (!status.ok()) return status;
+        if (n_tokens == 0) cache_->reset();
         has_logits_ = has_logits_ && n_tokens == n_tokens_;
         n_tokens_ = n_tokens;
+        tokens_.resize(n_tokens);
         return {};
     }
 
     Status remove(std::uint64_t first, std::uint64_t n_tokens) noexcept override {
         if (!failure_.ok()) return failure_;
-        const Status status = cache_->remove(first, n_tokens);
-        if (status.ok()) n_tokens_ -= n_tokens;
-        return status;
+        const bool sound = n_tokens > 0 && first >= config_.spec.sink_tokens && first <= n_tokens_ &&
+                           n_tokens <= n_tokens_ - first;
+        const bool anew = sound && removal_leaves_hole(first, n_tokens);
+        // It also says what is not sound.
+        const Status status = anew ? Status() : cache_->remove(first, n_tokens);
+        if (!status.ok()) return status;
+        const auto from = tokens_.begin() + static_cast<std::ptrdiff_t>(first);
+        tokens_.erase(from, from + static_cast<std::ptrdiff_t>(n_tokens));
+        if (anew) return compute_anew();
+        n_tokens_ -= n_tokens;
+        return {};
     }
 
     Status fork(Executor& executor, std::unique_ptr<Session>* out) const noexcept override {
@@ -95,20 +132,24 @@ class LlamaSession final : public Session {
             if (Status status = cache_->fork(&cache); !status.ok()) return status;
             auto session =
                 std::make_unique<LlamaSession>(model_, std::move(cache), kernels_, config_, executor);
-            session->go_on(n_tokens_, has_logits_ ? logits_.data() : nullptr);
+            session->go_on(tokens_, has_logits_ ? logits_.data() : nullptr);
             *out = std::move(session);
             return Status();
         });
     }
 
-    Status save(const char* path) const noexcept override {
+    Status save(const char* path, const SessionAttachments& attached) const noexcept override {
         if (!failure_.ok()) return failure_;
         return guarded([&] {
-            const Extra extra = {n_tokens_, model_->params().n_vocab, has_logits_};
-            const std::size_t n_logits = has_logits_ ? extra.n_vocab * sizeof(float) : 0;
-            std::vector<unsigned char> bytes(sizeof(extra) + n_logits);
-            std::memcpy(bytes.data(), &extra, sizeof(extra));
-            if (n_logits > 0) std::memcpy(bytes.data() + sizeof(extra), logits_.data(), n_logits);
+            SavedSession saved;
+            saved.n_vocab = n_vocab();
+            saved.tokens = tokens_;
+            if (has_logits_) saved.logits.assign(logits_.data(), logits_.data() + n_vocab());
+            saved.note = attached.note;
+            if (attached.sampler != nullptr) {
+                if (Status status = attached.sampler->save(&saved.sampler); !status.ok()) return status;
+            }
+            const std::vector<unsigned char> bytes = write_saved_session(saved);
             SaveOptions options;
             options.model = model_->fingerprint();
             options.extra = bytes.data();
@@ -119,55 +160,130 @@ class LlamaSession final : public Session {
 
     std::uint32_t n_vocab() const noexcept { return model_->params().n_vocab; }
 
-    // After a cache of n_tokens was put in; logits may be null.
-    void go_on(std::uint64_t n_tokens, const float* logits) noexcept {
-        n_tokens_ = n_tokens;
+    // After a cache of these tokens was put in; logits may be null. May throw std::bad_alloc.
+    void go_on(const std::vector<Token>& tokens, const float* logits) {
+        tokens_.assign(tokens.begin(), tokens.end());
+        n_tokens_ = tokens.size();
         has_logits_ = logits != nullptr;
-        if (has_logits_) std::copy_n(logits, model_->params().n_vocab, logits_.data());
+        if (has_logits_) std::copy_n(logits, n_vocab(), logits_.data());
     }
 
     void reset() noexcept override {
         cache_->reset();
+        tokens_.clear();
         n_tokens_ = 0;
         has_logits_ = false;
         failure_ = {};
     }
 
   private:
+    // Room for so many tokens is taken at once.
+    static constexpr std::size_t reserved_tokens = 1u << 17;
+
     Status check_tokens(const Token* tokens, std::size_t n) const noexcept {
-        const std::uint32_t n_vocab = model_->params().n_vocab;
         for (std::size_t i = 0; i < n; i++) {
-            if (tokens[i] >= 0 && static_cast<std::uint32_t>(tokens[i]) < n_vocab) continue;
+            if (tokens[i] >= 0 && static_cast<std::uint32_t>(tokens[i]) < n_vocab()) continue;
             return Status::error(Code::bad_token, "token %zu is %d, expected 0 to %u", i, tokens[i],
-                                 n_vocab - 1);
+                                 n_vocab() - 1);
         }
         return {};
     }
 
-    Status feed_prompt(const Token* tokens, std::size_t n, float* all_logits) noexcept {
+    // Of a prompt behind n_before tokens.
+    Status check_prompt(const Token* tokens, std::size_t n, std::uint64_t n_before) const noexcept {
         if (!failure_.ok()) return failure_;
         if (n == 0) return Status::error(Code::empty_prompt, "a prompt of no tokens, expected at least 1");
         if (tokens == nullptr) return Status::error(Code::invalid_argument, "null tokens");
-        if (n > n_ctx_ - n_tokens_) {
+        if (n > n_ctx_ - n_before) {
             return Status::error(Code::prompt_too_long,
                                  "a prompt of %zu tokens behind %llu others, expected at most %u together", n,
-                                 static_cast<unsigned long long>(n_tokens_), n_ctx_);
+                                 static_cast<unsigned long long>(n_before), n_ctx_);
         }
-        Status status = check_tokens(tokens, n);
-        for (std::size_t at = 0; status.ok() && at < n; at += chunk_) {
-            const std::size_t n_chunk = std::min<std::size_t>(chunk_, n - at);
-            float* logits = all_logits == nullptr ? nullptr : all_logits + at * model_->params().n_vocab;
-            status = feed_chunk(tokens + at, n_chunk, logits, at + n_chunk == n);
-        }
+        return check_tokens(tokens, n);
+    }
+
+    // Puts tokens behind those in the cache; tokens_ is to be cut to n_tokens_ after they were fed or not.
+    Status note_tokens(const Token* tokens, std::size_t n) noexcept {
+        return guarded([&] {
+            tokens_.insert(tokens_.end(), tokens, tokens + n);
+            return Status();
+        });
+    }
+
+    // Of checked tokens.
+    Status feed_prompt(const Token* tokens, std::size_t n, float* all_logits) noexcept {
+        Status status = note_tokens(tokens, n);
+        if (status.ok()) status = feed_noted(all_logits, true);
+        tokens_.resize(n_tokens_);
         return status;
     }
 
-    // Feeds up to chunk_ tokens. Logits of all of them go to all_logits unless it is null, those of the last
-    // one to logits_ when it is the last of the call. An error that leaves the layers with different tokens
-    // ends the session until it is reset.
-    Status feed_chunk(const Token* tokens, std::size_t n, float* all_logits, bool last) noexcept {
+    // Feeds tokens_ from n_tokens_ on, up to its end or the chunk where that stops.
+    Status feed_noted(float* all_logits, bool wants_logits) noexcept {
+        const std::uint64_t first = n_tokens_;
+        while (n_tokens_ < tokens_.size()) {
+            if (config_.interrupt.wanted != nullptr && config_.interrupt.wanted(config_.interrupt.context)) {
+                return Status::error(Code::interrupted, "interrupted with %llu tokens to go",
+                                     static_cast<unsigned long long>(tokens_.size() - n_tokens_));
+            }
+            const std::size_t n = std::min<std::size_t>(chunk_, tokens_.size() - n_tokens_);
+            const bool last = n_tokens_ + n == tokens_.size();
+            float* logits = all_logits == nullptr ? nullptr : all_logits + (n_tokens_ - first) * n_vocab();
+            if (Status status = feed_chunk(n, logits, last && wants_logits); !status.ok()) return status;
+        }
+        return {};
+    }
+
+    // Empties the cache and feeds tokens_ again.
+    Status compute_anew() noexcept {
+        cache_->reset();
+        n_tokens_ = 0;
+        has_logits_ = false;
+        const Status status = feed_noted(nullptr, false);
+        tokens_.resize(n_tokens_);
+        return status;
+    }
+
+    // Whether the token that comes next, as number n_tokens of a layer, sees some of the gap.
+    static bool sees(std::uint64_t window, std::uint64_t n_tokens, Gap gap) noexcept {
+        const std::uint64_t first_seen = n_tokens + 1 > window ? n_tokens + 1 - window : 0;
+        return std::max(first_seen, gap.first) < std::min(n_tokens, gap.end);
+    }
+
+    template <class Sees>
+    bool any_gap(const Sees& sees_gap) const noexcept {
+        const CacheConfig& cache = cache_->config();
+        if (cache.windows == nullptr) return false;
+        for (std::uint32_t layer = 0; layer < cache.n_layers; layer++) {
+            LayerStats stats;
+            if (cache.windows[layer] == 0 || !cache_->layer_stats(layer, &stats).ok()) continue;
+            const std::uint64_t n_sinks = std::min<std::uint64_t>(cache.spec.sink_tokens, stats.n_tokens);
+            if (stats.n_forgotten > 0 &&
+                sees_gap(cache.windows[layer], Gap{n_sinks, n_sinks + stats.n_forgotten}))
+                return true;
+        }
+        return false;
+    }
+
+    bool truncation_leaves_hole(std::uint64_t n_tokens) const noexcept {
+        if (n_tokens == n_tokens_) return false;
+        return any_gap([&](std::uint32_t window, Gap gap) { return sees(window, n_tokens, gap); });
+    }
+
+    bool removal_leaves_hole(std::uint64_t first, std::uint64_t n_removed) const noexcept {
+        return any_gap([&](std::uint32_t window, Gap gap) {
+            const std::uint64_t from = std::max(first, gap.first);
+            const std::uint64_t to = std::max(from, std::min(first + n_removed, gap.end));
+            return sees(window, n_tokens_ - n_removed, {gap.first, gap.end - (to - from)});
+        });
+    }
+
+    // Feeds up to chunk_ of tokens_, from n_tokens_ on. Logits of all of them go to all_logits unless it is
+    // null, those of the last one to logits_ when it is the last of the call. An error that leaves the layers
+    // with different tokens ends the session until it is reset.
+    Status feed_chunk(std::size_t n, float* all_logits, bool last) noexcept {
         bool touched = false;
-        Status status = forward_.feed(tokens, n, n_tokens_, *cache_, &touched);
+        Status status = forward_.feed(tokens_.data() + n_tokens_, n, n_tokens_, *cache_, &touched);
         if (!status.ok() && !touched) return status;
         has_logits_ = false;
         if (status.ok()) status = write_logits(n, all_logits, last);
@@ -182,10 +298,9 @@ class LlamaSession final : public Session {
     }
 
     Status write_logits(std::size_t n, float* all_logits, bool last) noexcept {
-        const std::size_t n_vocab = model_->params().n_vocab;
         if (all_logits != nullptr) {
             const Status status = forward_.compute_logits(0, n, all_logits);
-            if (status.ok() && last) std::copy_n(all_logits + (n - 1) * n_vocab, n_vocab, logits_.data());
+            if (status.ok() && last) std::copy_n(all_logits + (n - 1) * n_vocab(), n_vocab(), logits_.data());
             return status;
         }
         return last ? forward_.compute_logits(n - 1, 1, logits_.data()) : Status();
@@ -198,7 +313,8 @@ class LlamaSession final : public Session {
     SessionConfig config_;
     std::uint32_t chunk_;
     Forward forward_;
-    Floats logits_;  // [n_vocab]
+    Floats logits_;              // [n_vocab]
+    std::vector<Token> tokens_;  // those in the cache, and during a call those that are still to be fed
     std::uint64_t n_tokens_ = 0;
     bool has_logits_ = false;
     Status failure_;  // what ended the session, ok while it lives
@@ -234,6 +350,16 @@ Status make_session(std::shared_ptr<const Model> model, const SessionConfig& con
     });
 }
 
+Status restore_sampler(const SavedSession& saved, Sampler* sampler) {
+    if (!saved.sampler.empty()) return sampler->restore(saved.sampler.data(), saved.sampler.size());
+    std::vector<unsigned char> before;
+    if (Status status = sampler->save(&before); !status.ok()) return status;
+    sampler->forget();
+    const Status status = sampler->accept(saved.tokens.data(), saved.tokens.size());
+    if (!status.ok()) (void)sampler->restore(before.data(), before.size());
+    return status;
+}
+
 }  // namespace
 
 Status Session::create(std::shared_ptr<const Model> model, const SessionConfig& config, Executor& executor,
@@ -246,36 +372,41 @@ Status Session::create(std::shared_ptr<const Model> model, const SessionConfig& 
 }
 
 Status Session::load(const char* path, std::shared_ptr<const Model> model, const SessionConfig& config,
-                     StateLoading loading, Executor& executor, std::unique_ptr<Session>* out) noexcept {
-    using Extra = LlamaSession::Extra;
+                     StateLoading loading, Executor& executor, std::unique_ptr<Session>* out,
+                     const LoadedAttachments& attached) noexcept {
     std::vector<unsigned char> bytes;
-    std::size_t n_bytes = 0;
     const auto make_cache = [&](const LlamaModel& llama, const CacheConfig& cache,
                                 std::unique_ptr<Cache>* made) {
-        bytes.resize(sizeof(Extra) + std::size_t{llama.params().n_vocab} * sizeof(float));
+        StateInfo info;
+        if (Status status = inspect_state(path, &info); !status.ok()) return status;
+        bytes.resize(info.n_extra);
         LoadOptions options;
         options.model = llama.fingerprint();
         options.loading = loading;
         options.extra = bytes.data();
         options.extra_capacity = bytes.size();
-        return load_state(path, cache, options, executor, made, &n_bytes);
+        std::size_t n_bytes = 0;
+        const Status status = load_state(path, cache, options, executor, made, &n_bytes);
+        bytes.resize(n_bytes);
+        return status;
     };
     const auto take_over = [&](LlamaSession* session) {
-        Extra extra = {};
-        if (n_bytes >= sizeof(extra)) std::memcpy(&extra, bytes.data(), sizeof(extra));
-        const std::uint32_t n_vocab = session->n_vocab();
-        const std::size_t expected = sizeof(extra) + (extra.has_logits == 1 ? n_vocab * sizeof(float) : 0);
-        bool whole = n_bytes == expected && extra.has_logits <= 1 && extra.n_vocab == n_vocab;
-        for (std::uint32_t i = 0; i < session->cache().config().n_layers; ++i)
-            whole &= session->cache().n_tokens(i) == extra.n_tokens;
-        if (!whole) {
-            return Status::error(Code::corrupt_state,
-                                 "the file holds a cache, but not the rest of a session with it");
+        SavedSession saved;
+        if (Status status = read_saved_session(bytes, session->n_vocab(), &saved); !status.ok())
+            return status;
+        for (std::uint32_t i = 0; i < session->cache().config().n_layers; ++i) {
+            if (session->cache().n_tokens(i) == saved.tokens.size()) continue;
+            return Status::error(Code::corrupt_state, "a session of %zu tokens with a cache of %llu",
+                                 saved.tokens.size(),
+                                 static_cast<unsigned long long>(session->cache().n_tokens(i)));
         }
-        std::vector<float> logits(extra.has_logits == 1 ? n_vocab : 0);
-        if (!logits.empty())
-            std::memcpy(logits.data(), bytes.data() + sizeof(extra), logits.size() * sizeof(float));
-        session->go_on(extra.n_tokens, logits.empty() ? nullptr : logits.data());
+        session->go_on(saved.tokens, saved.logits.empty() ? nullptr : saved.logits.data());
+        std::string note(attached.note != nullptr ? saved.note : std::string_view());
+        if (attached.sampler != nullptr) {
+            const Status status = restore_sampler(saved, attached.sampler);
+            if (!status.ok()) return status;
+        }
+        if (attached.note != nullptr) attached.note->swap(note);
         return Status();
     };
     return make_session(std::move(model), config, executor, out, make_cache, take_over);
