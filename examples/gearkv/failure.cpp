@@ -8,14 +8,21 @@ namespace {
 
 volatile std::sig_atomic_t interrupt_flag = 0;
 
-// A second Ctrl-C ends the process at once: SA_RESETHAND restores the default action.
-extern "C" void note_interrupt(int) {
-    interrupt_flag = 1;
+extern "C" void note_interrupt(int signal) {
+    interrupt_flag = signal;
+}
+
+void catch_signal(int signal, int flags) {
+    struct sigaction action = {};
+    action.sa_handler = note_interrupt;
+    action.sa_flags = flags;
+    sigaction(signal, &action, nullptr);
 }
 
 }  // namespace
 
 void check(const Status& status) {
+    if (status.code() == Code::interrupted) check_interrupt();
     if (!status.ok()) throw Failure(std::string(code_name(status.code())) + ": " + status.message());
 }
 
@@ -24,10 +31,10 @@ void check_usage(const Status& status) {
 }
 
 void catch_interrupts() {
-    struct sigaction action = {};
-    action.sa_handler = note_interrupt;
-    action.sa_flags = static_cast<int>(SA_RESETHAND);
-    sigaction(SIGINT, &action, nullptr);
+    // With SA_RESETHAND the second one has its usual effect.
+    catch_signal(SIGINT, static_cast<int>(SA_RESETHAND));
+    catch_signal(SIGTERM, static_cast<int>(SA_RESETHAND));
+    catch_signal(SIGPIPE, 0);
 }
 
 bool interrupted() noexcept {
@@ -35,7 +42,16 @@ bool interrupted() noexcept {
 }
 
 void check_interrupt() {
-    if (interrupted()) throw Interrupted();
+    if (interrupted()) throw Interrupted{interrupt_flag};
+}
+
+Interrupt interrupt_between_chunks() noexcept {
+    return {[](void*) { return interrupted(); }, nullptr};
+}
+
+std::string interrupt_text(const Interrupted& interrupted) {
+    if (interrupted.signal == SIGPIPE) return "";
+    return interrupted.signal == SIGTERM ? "terminated" : "interrupted";
 }
 
 }  // namespace gearkv::tool

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <stdexcept>
+#include <string>
 
+#include "gearkv/session.hpp"
 #include "gearkv/status.hpp"
 
 namespace gearkv::tool {
 
-enum ExitCode : int { exit_ok = 0, exit_failure = 1, exit_usage = 2, exit_interrupted = 130 };
+enum ExitCode : int { exit_ok = 0, exit_failure = 1, exit_usage = 2, exit_signal = 128 };
 
 // The command line is right, but the work cannot be done. exit_failure.
 struct Failure : std::runtime_error {
@@ -19,17 +21,26 @@ struct UsageError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Ctrl-C. exit_interrupted.
-struct Interrupted {};
+// A signal asked to stop. exit_signal and its number: 130 after Ctrl-C, 143 when terminated, 141 when nobody
+// reads the output any more.
+struct Interrupted {
+    int signal;
+};
 
-// Throws Failure, with the code's name before the message, unless the status is ok.
+// Throws Failure, with the code's name before the message, unless the status is ok; Interrupted when that is
+// what it says.
 void check(const Status& status);
 // Throws UsageError with the library's message as it is.
 void check_usage(const Status& status);
 
-// Makes Ctrl-C set a flag instead of ending the process; check_interrupt throws Interrupted when it is set.
+// Makes SIGINT, SIGTERM and SIGPIPE set a flag instead of ending the process; the first two end it when they
+// come again. check_interrupt throws Interrupted when it is set.
 void catch_interrupts();
 bool interrupted() noexcept;
 void check_interrupt();
+// For a session, which asks between the chunks of a prompt.
+Interrupt interrupt_between_chunks() noexcept;
+// "interrupted", "terminated"; empty for a closed pipe, which has nobody to tell.
+std::string interrupt_text(const Interrupted& interrupted);
 
 }  // namespace gearkv::tool

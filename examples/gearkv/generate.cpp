@@ -8,6 +8,7 @@
 #include "command.hpp"
 #include "failure.hpp"
 #include "report.hpp"
+#include "sampling.hpp"
 
 namespace gearkv::tool {
 namespace {
@@ -39,12 +40,13 @@ std::string for_terminal(const std::string& bytes) {
 // What a run produced.
 struct Generated {
     std::string text;
-    std::size_t n_prompt = 0;
+    std::size_t n_prompt = 0;  // tokens fed
+    std::size_t n_reused = 0;  // tokens of the prompt that a loaded session had already
     std::size_t n_generated = 0;
     std::size_t n_decoded = 0;  // generated tokens that were fed back
     double prefill_seconds = 0;
     double decode_seconds = 0;    // sampling included
-    const char* stop = "length";  // length, end of text, context full, interrupted
+    const char* stop = "length";  // length, end of text, stop text, context full, interrupted
 };
 
 class Generate final : public Command {
@@ -54,26 +56,20 @@ class Generate final : public Command {
         options_.kv = {"gear-4"};
         options_.chunk = SessionConfig().chunk;
         add_model_option(*app_, options_);
-        CLI::Option_group* prompt = app_->add_option_group("prompt", "One of");
-        prompt->add_option("-p,--prompt", prompt_, "The text to continue");
-        prompt->add_option("--file", file_, "A file with the text to continue");
-        CLI::Option* load =
-            prompt->add_option("--load", load_, "Go on from a session saved by --save")->type_name("STATE");
-        prompt->require_option(1);
+        CLI::Option_group* begin = app_->add_option_group("beginning", "What the text begins with");
+        CLI::Option* prompt = begin->add_option("-p,--prompt", prompt_, "The text to continue");
+        begin->add_option("--file", file_, "A file with the text to continue")->excludes(prompt);
+        CLI::Option* load = begin
+                                ->add_option("--load", load_,
+                                             "Go on from a session saved by --save; with a text, compute "
+                                             "only what the session does not begin with")
+                                ->type_name("STATE");
+        begin->require_option(1, 2);
         app_->add_flag("--map", map_, "Attend the loaded cache where it lies in the file")->needs(load);
-        app_->add_option("--save", save_, "Save the session, cache and all, when done")->type_name("STATE");
+        app_->add_option("--save", save_, "Save the session, cache and all, when done or interrupted")
+            ->type_name("STATE");
         app_->add_option("-n", n_tokens_, "Tokens to generate")->capture_default_str();
-        app_->add_option("--temperature", sampler_.temperature, "0 takes the likeliest token")
-            ->capture_default_str();
-        app_->add_option("--top-k", sampler_.top_k, "Sample from this many likeliest tokens; 0: off")
-            ->capture_default_str();
-        app_->add_option("--top-p", sampler_.top_p,
-                         "Sample from the likeliest tokens of this total probability")
-            ->capture_default_str();
-        app_->add_option("--min-p", sampler_.min_p,
-                         "Drop tokens below this share of the likeliest one's probability")
-            ->capture_default_str();
-        app_->add_flag("--ignore-eos", ignore_eos_, "Go on after the end of text");
+        add_sampling_options(*app_, sampling_);
         app_->add_option("--stats", stats_, "Where the table goes: stdout, stderr or none")
             ->check(CLI::IsMember({"stdout", "stderr", "none"}))
             ->capture_default_str();
@@ -89,9 +85,13 @@ class Generate final : public Command {
         const NamedSpec spec = read_specs(options_).at(0);
         Machine machine = open_machine(options_);
         const std::shared_ptr<const Model> model = load_model(options_);
-        const std::unique_ptr<Session> session = open(model, spec.spec, machine);
-        const Generated result = generate(*model, *session);
-        if (!save_.empty()) check(session->save(save_.c_str()));
+        const std::unique_ptr<Sampler> sampler = make_sampler(sampling_, *model, options_.seed);
+        const std::unique_ptr<StopMatcher> stops = make_stop_matcher(sampling_);
+        const std::unique_ptr<Session> session = open(model, spec.spec, machine, *sampler);
+        Generated result;
+        feed_prompt(*model, *session, *sampler, result);
+        generate(*model, *session, *sampler, *stops, result);
+        save(*session, *sampler);
         if (options_.json) {
             print_as_json(result, spec, *session, machine);
         } else if (stats_ != "none") {
@@ -110,60 +110,102 @@ class Generate final : public Command {
     }
 
     std::unique_ptr<Session> open(const std::shared_ptr<const Model>& model, const KvSpec& spec,
-                                  Machine& machine) const {
+                                  Machine& machine, Sampler& sampler) const {
         if (load_.empty()) return open_session(model, options_, spec, machine);
         std::unique_ptr<Session> session;
+        // Random choices go on too, unless there is a new seed for them.
+        const LoadedAttachments attached = {app_->count("--seed") == 0 ? &sampler : nullptr, nullptr};
         check(Session::load(load_.c_str(), model, session_config(options_, spec, machine),
-                            map_ ? StateLoading::map : StateLoading::copy, *machine.executor, &session));
-        if (session->logits() == nullptr) throw Failure("the saved session has no logits to go on from");
+                            map_ ? StateLoading::map : StateLoading::copy, *machine.executor, &session,
+                            attached));
         return session;
     }
 
-    Generated generate(const Model& model, Session& session) {
-        const Tokenizer& tokenizer = model.tokenizer();
-        sampler_.seed = options_.seed;
-        std::unique_ptr<Sampler> sampler;
-        check_usage(Sampler::create(sampler_, &sampler));
-        Generated result;
-        auto start = std::chrono::steady_clock::now();
-        if (load_.empty()) {
-            std::vector<Token> tokens;
-            check(tokenizer.encode(file_.empty() ? prompt_ : read_text(file_), true, &tokens));
-            result.n_prompt = tokens.size();
-            start = std::chrono::steady_clock::now();
-            check(session.prefill(tokens.data(), tokens.size()));
+    void save(const Session& session, const Sampler& sampler) const {
+        if (!save_.empty()) check(session.save(save_.c_str(), {&sampler, {}}));
+    }
+
+    // What the text begins with; without a text the tokens that a loaded session has.
+    std::vector<Token> read_prompt(const Model& model, const Session& session) const {
+        std::vector<Token> tokens = session.tokens();
+        if (prompt_.empty() && file_.empty() && !load_.empty()) {
+            if (tokens.empty()) throw Failure("the saved session has no tokens to go on from");
+            return tokens;
         }
+        check(model.tokenizer().encode(file_.empty() ? prompt_ : read_text(file_), true, &tokens));
+        if (tokens.size() > model.params().n_ctx) {
+            std::cerr << "gearkv: a prompt of " << grouped(tokens.size())
+                      << " tokens, the model was trained on " << grouped(model.params().n_ctx)
+                      << ": expect it to lose the thread\n";
+        }
+        return tokens;
+    }
+
+    void feed_prompt(const Model& model, Session& session, Sampler& sampler, Generated& result) const {
+        const std::vector<Token> tokens = read_prompt(model, session);
+        const auto start = std::chrono::steady_clock::now();
+        std::uint64_t n_reused = 0;
+        const Status status = session.sync(tokens.data(), tokens.size(), &n_reused);
+        if (status.code() == Code::interrupted) save(session, sampler);
+        check(status);
         result.prefill_seconds = seconds_since(start);
-        check_interrupt();
-        start = std::chrono::steady_clock::now();
+        result.n_reused = load_.empty() ? 0 : n_reused;
+        result.n_prompt = tokens.size() - n_reused;
+        sampler.forget();
+        check(sampler.accept(tokens.data(), tokens.size()));
+    }
+
+    void generate(const Model& model, Session& session, Sampler& sampler, StopMatcher& stops,
+                  Generated& result) {
+        const Tokenizer& tokenizer = model.tokenizer();
+        const bool saves = !save_.empty();
+        const auto start = std::chrono::steady_clock::now();
         while (result.n_generated < n_tokens_) {
+            const bool full = session.n_tokens() == session.n_ctx();
+            if (interrupted() || (full && saves)) {
+                result.stop = interrupted() ? "interrupted" : "context full";
+                break;
+            }
             Token token;
-            check(sampler->sample(session.logits(), model.params().n_vocab, &token));
-            if (token == tokenizer.eos() && !ignore_eos_) {
+            check(sampler.sample(session.logits(), model.params().n_vocab, &token));
+            if (token == tokenizer.eos() && !sampling_.ignore_eos) {
                 result.stop = "end of text";
                 break;
             }
             result.n_generated += 1;
-            show(tokenizer, token, &result.text);
+            check(sampler.accept(token));
+            std::string piece;
+            check(tokenizer.decode(token, &piece));
+            show(piece, stops, result.text);
+            if (stops.stopped_by() >= 0) result.stop = "stop text";
+            const bool last = result.n_generated == n_tokens_ || stops.stopped_by() >= 0;
             // What is saved goes on behind the last token.
-            if (result.n_generated == n_tokens_ && save_.empty()) break;
-            if (interrupted() || session.n_tokens() == session.n_ctx()) {
-                result.stop = interrupted() ? "interrupted" : "context full";
+            if (last && !saves) break;
+            if (full) {
+                result.stop = "context full";
                 break;
             }
             check(session.decode(token));
             result.n_decoded += 1;
+            if (last) break;
         }
         result.decode_seconds = seconds_since(start);
+        std::string rest;
+        check(stops.finish(&rest));
+        print(rest, result.text);
         if (!options_.json) std::cout << std::endl;
-        return result;
     }
 
-    void show(const Tokenizer& tokenizer, Token token, std::string* text) const {
-        std::string piece;
-        check(tokenizer.decode(token, &piece));
-        *text += piece;
-        if (!options_.json) std::cout << (terminal_ ? for_terminal(piece) : piece) << std::flush;
+    // What is surely no part of a stop text.
+    void show(const std::string& piece, StopMatcher& stops, std::string& text) const {
+        std::string released;
+        check(stops.feed(piece, &released));
+        print(released, text);
+    }
+
+    void print(const std::string& bytes, std::string& text) const {
+        text += bytes;
+        if (!options_.json) std::cout << (terminal_ ? for_terminal(bytes) : bytes) << std::flush;
     }
 
     static void print_as_text(std::ostream& out, const Generated& result, const NamedSpec& spec,
@@ -192,6 +234,7 @@ class Generate final : public Command {
         json["kv"] = spec.canonical;
         json["text"] = result.text;
         json["stop"] = result.stop;
+        json["reused_tokens"] = result.n_reused;
         json["prefill"] = {{"tokens", result.n_prompt},
                            {"seconds", result.prefill_seconds},
                            {"tokens_per_second", per_second(result.n_prompt, result.prefill_seconds)}};
@@ -207,11 +250,10 @@ class Generate final : public Command {
     }
 
     Options options_;
-    SamplerConfig sampler_;
+    SamplingOptions sampling_;
     std::string prompt_, file_, load_, save_, stats_ = "stdout";
     bool map_ = false;
     std::size_t n_tokens_ = 128;
-    bool ignore_eos_ = false;
     bool terminal_ = isatty(STDOUT_FILENO) != 0;
 };
 

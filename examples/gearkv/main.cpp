@@ -1,8 +1,9 @@
 // gearkv: try, measure and plan compressed KV caches from the command line.
 //
 // Results go to stdout, progress and errors to stderr. Exit codes: 0, 1 for a failure, 2 for a wrong command
-// line, 130 after Ctrl-C.
+// line, 130 after Ctrl-C, 143 when terminated, 141 when nobody reads the results any more.
 #include <algorithm>
+#include <csignal>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -71,6 +72,7 @@ std::vector<std::unique_ptr<Command>> add_commands(CLI::App& app) {
 
 int report_error(const std::string& message, int code) {
     std::cout << std::flush;
+    if (message.empty()) return code;
     std::cerr << "gearkv: " << message << '\n';
     return code;
 }
@@ -93,13 +95,13 @@ int run(int argc, char** argv) {
                             exit_usage);
     } catch (const UsageError& error) {
         return report_error(error.what(), exit_usage);
-    } catch (const Interrupted&) {
-        return report_error("interrupted", exit_interrupted);
+    } catch (const Interrupted& interrupt) {
+        return report_error(interrupt_text(interrupt), exit_signal + interrupt.signal);
     } catch (const std::exception& error) {
         return report_error(error.what(), exit_failure);
     }
-    if (!std::cout.flush()) return report_error("the output cannot be written", exit_failure);
-    return exit_ok;
+    if (std::cout.flush()) return exit_ok;
+    return interrupted() ? exit_signal + SIGPIPE : report_error("the output cannot be written", exit_failure);
 }
 
 }  // namespace

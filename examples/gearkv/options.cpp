@@ -85,6 +85,7 @@ SessionConfig session_config(const Options& options, const KvSpec& spec, const M
     config.chunk = options.chunk;
     config.seed = options.seed;
     config.level = machine.level;
+    config.interrupt = interrupt_between_chunks();
     return config;
 }
 

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 TOOL, MODEL, DATA = sys.argv[1:4]
@@ -238,14 +239,126 @@ class Generate(ToolTest):
         self.fails(1, "prompt_too_long", "generate", MODEL, "-p", TEXT, "--ctx", 8)
         self.assertEqual(self.json("generate", MODEL, "-p", "Once", "-n", 0)["text"], "")
 
+    def test_a_stop_text_ends_the_text_before_it_wherever_tokens_end(self):
+        arguments = ["generate", MODEL, "-p", PROMPT, "-n", 60]
+        whole = self.json(*arguments)["text"]
+        for first, last in ((10, 12), (11, 20), (23, 40), (len(whole) - 3, len(whole))):
+            stop = whole[first:last]
+            for others in [], ["--stop", "never in it", "--stop", stop + "?"]:
+                answer = self.json(*arguments, *others, "--stop", stop)
+                self.assertEqual((answer["text"], answer["stop"]), (whole[: whole.index(stop)], "stop text"))
+        self.assertEqual(self.ok(*arguments, "--stats", "none", "--stop", whole[11:20]), whole[: whole.index(whole[11:20])] + "\n")
+        answer = self.json(*arguments, "--stop", whole[-4:] + "#")
+        self.assertEqual((answer["text"], answer["stop"]), (whole, "length"))
+        self.fails(2, "empty stop string", *arguments, "--stop", "")
+
+    def test_samplers_change_the_text_as_they_say(self):
+        arguments = ["generate", MODEL, "-p", PROMPT, "-n", 60, "--seed", 3]
+        greedy = self.json(*arguments)["text"]
+        warm = self.json(*arguments, "--temp", 1)["text"]
+        self.assertNotEqual(greedy, warm)
+        for option in ("--top-k=1", "--top-p=1e-6", "--min-p=0.999", "--top-n-sigma=1e-6"):
+            self.assertEqual(self.json(*arguments, "--temp", 1, option)["text"], greedy, option)
+        for options in (["--typical", 0.3], ["--xtc-probability", 1, "--xtc-threshold", 0.05],
+                        ["--repeat-penalty", 1.5], ["--frequency-penalty", 1], ["--presence-penalty", 1],
+                        ["--dry-multiplier", 5, "--dry-allowed-length", 1, "--dry-breaker", "#"]):
+            text = self.json(*arguments, "--temp", 1, *options)["text"]
+            self.assertNotEqual(text, warm, options)
+            self.assertEqual(text, self.json(*arguments, "--temp", 1, *options)["text"])
+        for bad in ("x=1", "5", "5=", "=1", "-1=2", "5=1x"):
+            self.fails(2, "expected TOKEN=BIAS", *arguments, "--logit-bias=" + bad)
+        self.fails(2, "the vocabulary has", *arguments, "--logit-bias", "99999999=1")
+        self.fails(2, "typical_p is 0, expected above 0 and at most 1", *arguments, "--typical", 0)
+        first = ["generate", MODEL, "-p", PROMPT, "-n", 3]
+        forced = self.json(*first, "--logit-bias", "7=1000", "--logit-bias=8=-inf")["text"]
+        self.assertEqual(forced, self.json(*first, "--logit-bias", "7=2000")["text"])
+        self.assertNotEqual(forced, self.json(*first)["text"])
+
+    def test_random_choices_of_a_saved_session_go_on(self):
+        state = self.path("session")
+        options = ["--temp", 1, "--repeat-penalty", 1.2]
+        whole = self.json("generate", MODEL, "-p", PROMPT, "-n", 90, "--seed", 5, *options)["text"]
+        first = self.json("generate", MODEL, "-p", PROMPT, "-n", 40, "--seed", 5, "--save", state, *options)["text"]
+        self.assertEqual(first + self.json("generate", MODEL, "--load", state, "-n", 50, *options)["text"], whole)
+        other = self.json("generate", MODEL, "--load", state, "-n", 50, "--seed", 6, *options)["text"]
+        self.assertNotEqual(first + other, whole)
+
+    def test_a_loaded_session_computes_only_what_a_text_has_more(self):
+        state = self.path("session")
+        self.ok("generate", MODEL, "-p", TEXT, "-n", 0, "--stats", "none", "--save", state, "--kv", "f32")
+        plain = self.json("generate", MODEL, "-p", TEXT + "And so", "-n", 20, "--kv", "f32")
+        answer = self.json("generate", MODEL, "--load", state, "-p", TEXT + "And so", "-n", 20)
+        self.assertEqual(answer["text"], plain["text"])
+        self.assertGreater(answer["reused_tokens"], 20)
+        self.assertEqual(answer["reused_tokens"] + answer["prefill"]["tokens"], plain["prefill"]["tokens"])
+        # Another text has nothing in common but perhaps its first token.
+        answer = self.json("generate", MODEL, "--load", state, "-p", "Once", "-n", 20)
+        self.assertEqual(answer["text"], self.json("generate", MODEL, "-p", "Once", "-n", 20, "--kv", "f32")["text"])
+        self.assertLess(answer["reused_tokens"], 3)
+
+    def test_a_prompt_beyond_the_trained_context_is_run_with_a_warning(self):
+        long = self.write("long.txt", TEXT * 120)
+        result = run("generate", MODEL, "--file", long, "-n", 1, "--ctx", 8192, "--kv", "gear-2")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stderr.decode(), r"^gearkv: a prompt of [0-9,]+ tokens, the model was trained on [0-9,]+: ")
+
+    def start(self, *arguments):
+        """A run that catches signals by now."""
+        process = subprocess.Popen([TOOL, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(1000):
+            with open("/proc/%d/status" % process.pid) as status:
+                caught = [line for line in status if line.startswith("SigCgt:")]
+            if caught and int(caught[0].split()[1], 16) >> (signal.SIGTERM - 1) & 1:
+                return process
+            time.sleep(0.01)
+        self.fail("the process catches no signals")
+
     def test_ctrl_c_ends_the_line_and_exits_with_130(self):
-        process = subprocess.Popen([TOOL, "generate", MODEL, "-p", PROMPT, "-n", "4000", "--ignore-eos", "--stats", "none",
-                                    "--level", "scalar"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = self.start("generate", MODEL, "-p", PROMPT, "-n", "4000", "--ignore-eos", "--stats", "none", "--level", "scalar")
         first = os.read(process.stdout.fileno(), 1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=600)
         self.assertEqual((process.returncode, (first + out)[-1:]), (130, b"\n"))
         self.assertEqual(err, b"gearkv: interrupted\n")
+
+    def test_what_is_interrupted_is_saved_and_goes_on_with_the_same_text(self):
+        state = self.path("session")
+        whole = self.json("generate", MODEL, "-p", PROMPT, "-n", 4000, "--ignore-eos")["text"]
+        for number, code, message in ((signal.SIGTERM, 143, b"gearkv: terminated\n"), (signal.SIGPIPE, 141, b"")):
+            process = self.start("generate", MODEL, "-p", PROMPT, "-n", 4000, "--ignore-eos", "--stats", "none",
+                                 "--save", state)
+            first = os.read(process.stdout.fileno(), 1)
+            if number == signal.SIGPIPE:
+                process.stdout.close()
+                err = process.stderr.read()
+                process.wait(timeout=600)
+                process.stderr.close()
+                first = None
+            else:
+                process.send_signal(number)
+                out, err = process.communicate(timeout=600)
+                first = (first + out).decode()[:-1]
+            self.assertEqual((process.returncode, err), (code, message))
+            answer = self.json("generate", MODEL, "--load", state, "-n", 20, "--ignore-eos")["text"]
+            if first is not None:
+                self.assertTrue(whole.startswith(first + answer))
+            self.assertIn(answer, whole)
+            os.remove(state)
+
+    def test_a_prompt_is_interrupted_within_a_chunk_and_what_was_fed_is_saved(self):
+        state, long = self.path("session"), self.write("long.txt", TEXT * 60)
+        arguments = ["--file", long, "-n", 5, "--chunk", 2]
+        for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            process = self.start("generate", MODEL, *arguments, "--save", state, "--level", "scalar", "--threads", 1)
+            time.sleep(0.3)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+            self.assertEqual((process.returncode, out), (code, b""), err)
+            n_saved = self.json("state", "info", state)["tokens"]
+            answer = self.json("generate", MODEL, "--load", state, *arguments)
+            self.assertEqual(answer["reused_tokens"], n_saved)
+            self.assertGreater(answer["prefill"]["tokens"], 0)
+        self.assertEqual(answer["text"], self.json("generate", MODEL, *arguments)["text"])
 
 
 class Perplexity(ToolTest):
