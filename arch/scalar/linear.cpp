@@ -54,10 +54,17 @@ void swiglu(float* gate, const float* up, std::size_t n) {
     }
 }
 
+void geglu(float* gate, const float* up, std::size_t n) {
+    for (std::size_t i = 0; i < n; i++) {
+        const float slope = (gelu_slope * gelu_cube * gate[i] * gate[i] + gelu_slope) * gate[i];
+        gate[i] = gate[i] / (1.0f + std::exp(-slope)) * up[i];
+    }
+}
+
 template <Expand*... expands>
 constexpr LinearKernels make_kernels() {
     static_assert(sizeof...(expands) == n_weight_types);
-    return {Level::scalar, {multiply<expands>...}, {expands...}, swiglu};
+    return {Level::scalar, {multiply<expands>...}, {expands...}, swiglu, geglu};
 }
 
 }  // namespace

@@ -336,6 +336,31 @@ TEST_CASE("swiglu is x / (1 + exp(-x)) * y over the whole range of x") {
     CHECK(std::isnan(nan));
 }
 
+TEST_CASE("geglu is GELU by tanh of x, times y, over the whole range of x") {
+    for (const std::size_t n : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 1000}) {
+        std::vector<float> gate = random_floats(n, 12, 3.0f);
+        gate[0] = -1e15f;
+        gate[n / 2] = 1e15f;
+        if (n > 4) gate[3] = -12.0f;
+        const std::vector<float> up = random_floats(n, 13);
+        std::vector<float> out = gate;
+        out.push_back(55.0f);
+        kernels().geglu(out.data(), up.data(), n);
+        for (std::size_t i = 0; i < n; i++) {
+            const double x = static_cast<double>(gate[i]);
+            const double z = 0.7978845608028654 * (x + 0.044715 * x * x * x);
+            const double exact = 0.5 * x * (1.0 + std::tanh(z)) * static_cast<double>(up[i]);
+            CAPTURE(n, i, gate[i], up[i]);
+            REQUIRE(static_cast<double>(out[i]) == Approx(exact).epsilon(1e-6).margin(3e-7));
+        }
+        REQUIRE(out[n] == 55.0f);
+    }
+    float nan = NAN;
+    const float one = 1.0f;
+    kernels().geglu(&nan, &one, 1);
+    CHECK(std::isnan(nan));
+}
+
 TEST_CASE("an engine gives every product of a batch, alike on one thread and on three", "[thread]") {
     std::unique_ptr<Executor> threads;
     REQUIRE(create_executor(3, &threads).ok());

@@ -28,6 +28,10 @@ struct LinearArgs {
     bool accumulate = false;   // add to y instead of writing it
 };
 
+// Of geglu. As 1 + tanh(z) = 2 / (1 + exp(-2 z)), gelu(x) = x / (1 + exp(-gelu_slope (x + gelu_cube x^3))).
+inline constexpr float gelu_cube = 0.044715f;
+inline constexpr float gelu_slope = 1.5957691216057308f;  // 2 sqrt(2 / pi)
+
 // One struct per level. Kernels allocate nothing and never read or write outside the arrays as described.
 // Each result is summed in an order that depends on n_cols only, never on n_rows or n_tokens.
 struct LinearKernels {
@@ -37,6 +41,8 @@ struct LinearKernels {
     void (*expand[n_weight_types])(float* out, const std::uint8_t* w, std::size_t first, std::size_t n);
     // gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i]
     void (*swiglu)(float* gate, const float* up, std::size_t n);
+    // gate[i] = gelu(gate[i]) * up[i], with gelu(x) = x / 2 (1 + tanh(sqrt(2 / pi) (x + gelu_cube x^3)))
+    void (*geglu)(float* gate, const float* up, std::size_t n);
 };
 
 // The tables, one per level of the build, filled in arch/.

@@ -216,7 +216,7 @@ void expand_scalar(float* out, const std::uint8_t* w, std::size_t first, std::si
     linear_scalar.expand[static_cast<std::size_t>(type)](out, w, first, n);
 }
 
-// ---- expand, swiglu ----
+// ---- expand, gates ----
 
 template <class L, class Weights>
 void expand(float* out, const std::uint8_t* w, std::size_t first, std::size_t n) {
@@ -229,22 +229,38 @@ void expand(float* out, const std::uint8_t* w, std::size_t first, std::size_t n)
     }
 }
 
-template <class L>
-typename L::Float swiglu_lanes(typename L::Float gate, typename L::Float up) {
+// x / (1 + exp(-slope(x))) for the gates below.
+struct Silu {
+    template <class L>
+    static typename L::Float slope(typename L::Float x) {
+        return x;
+    }
+};
+
+struct Gelu {
+    template <class L>
+    static typename L::Float slope(typename L::Float x) {
+        const auto cubic = L::fma(x * x, L::broadcast(gelu_slope * gelu_cube), L::broadcast(gelu_slope));
+        return cubic * x;
+    }
+};
+
+template <class L, class Gate>
+typename L::Float gate_lanes(typename L::Float gate, typename L::Float up) {
     const auto one = L::broadcast(1.0f);
-    return L::divide(gate, one + exponential<L>(-gate)) * up;
+    return L::divide(gate, one + exponential<L>(-Gate::template slope<L>(gate))) * up;
 }
 
-template <class L>
-void swiglu(float* gate, const float* up, std::size_t n) {
+template <class L, class Gate>
+void apply_gate(float* gate, const float* up, std::size_t n) {
     std::size_t i = 0;
     for (; i + L::width <= n; i += L::width) {
-        L::store(gate + i, swiglu_lanes<L>(L::load(gate + i), L::load(up + i)));
+        L::store(gate + i, gate_lanes<L, Gate>(L::load(gate + i), L::load(up + i)));
     }
     if (i == n) return;
     const std::size_t n_left = n - i;
-    L::store_first(gate + i, swiglu_lanes<L>(L::load_first(gate + i, n_left), L::load_first(up + i, n_left)),
-                   n_left);
+    const auto last = gate_lanes<L, Gate>(L::load_first(gate + i, n_left), L::load_first(up + i, n_left));
+    L::store_first(gate + i, last, n_left);
 }
 
 template <class L, WeightType type>
@@ -261,7 +277,7 @@ constexpr void set_own(LinearKernels& kernels) {
 
 template <class L>
 constexpr LinearKernels make_linear_kernels(Level level) {
-    LinearKernels kernels = {level, {}, {}, swiglu<L>};
+    LinearKernels kernels = {level, {}, {}, apply_gate<L, Silu>, apply_gate<L, Gelu>};
     set_own<L, WeightType::f32, WeightsF32<L>>(kernels);
     set_own<L, WeightType::f16, WeightsF16<L>>(kernels);
     set_own<L, WeightType::bf16, WeightsBf16<L>>(kernels);
