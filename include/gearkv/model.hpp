@@ -14,8 +14,10 @@
 
 namespace gearkv {
 
-// Sizes of a llama-architecture model, as its metadata states them.
+// Sizes of a model, as its metadata state them.
 struct ModelParams {
+    const char* family = "";         // "llama", "gemma3", ..., as general.architecture has it; never ends
+    std::uint64_t n_parameters = 0;  // elements of all tensors
     std::uint32_t n_vocab = 0;
     std::uint32_t n_embd = 0;
     std::uint32_t n_layers = 0;
@@ -24,9 +26,12 @@ struct ModelParams {
     std::uint32_t head_dim = 0;
     std::uint32_t n_ff = 0;
     std::uint32_t n_ctx = 0;     // trained context
-    std::uint32_t rope_dim = 0;  // channels that are rotated, in adjacent pairs
-    float rope_base = 0.0f;
+    std::uint32_t rope_dim = 0;  // channels of a head that are rotated
+    float rope_base = 0.0f;      // of the layers that see all tokens, where others have one of their own
     float norm_eps = 0.0f;
+    // [n_layers] tokens that a layer sees, its own last ones; 0 for all. Empty when all layers see all
+    // tokens.
+    std::vector<std::uint32_t> windows;
 };
 
 // One tensor of the file.
@@ -40,14 +45,16 @@ struct TensorInfo {
 class Model {
   public:
     virtual ~Model() = default;
-    // Maps a GGUF v2 or v3 file: llama architecture, F32, F16, BF16, Q2_K to Q8_0, IQ4_NL, IQ4_XS, MXFP4 or
-    // TQ2_0 tensors, "llama" tokenizer, no
-    // RoPE scaling but by rope_freqs, no biases, no experts, not split. What would be computed wrongly is
-    // refused. The file may come from anybody, but must stay as it is while the model lives: cutting a mapped
-    // file short raises SIGBUS at the next read. *out is untouched after an error. Errors: invalid_argument,
-    // io_error (also for all that is no regular file), not_a_model, bad_version, truncated, corrupt_model,
-    // missing_key, bad_metadata, unsupported_model, missing_tensor, shape_mismatch, bad_tokenizer,
-    // out_of_memory.
+    // Maps a GGUF v2 or v3 file. Families: llama (1 to 3.2, Mistral, SmolLM 1 and 2), qwen2, qwen3, gemma,
+    // gemma2, gemma3, phi3, smollm3, granite, olmo2; RoPE unscaled, linear, YaRN, by rope_freqs (Llama 3) or
+    // by short and long factors (Phi); F32, F16, BF16, Q2_K to Q8_0, IQ4_NL, IQ4_XS,
+    // MXFP4 or TQ2_0 tensors; "llama" tokenizer; dense; not split.
+    // What would be computed wrongly is refused by name: tensors that are left over, and metadata of the
+    // architecture that are not obeyed. The file may come from anybody, but must stay as it is while the
+    // model lives: cutting a mapped file short raises SIGBUS at the next read. *out is untouched after an
+    // error. Errors: invalid_argument, io_error (also for all that is no regular file), not_a_model,
+    // bad_version, truncated, corrupt_model, missing_key, bad_metadata, unsupported_model, missing_tensor,
+    // shape_mismatch, bad_tokenizer, out_of_memory.
     static Status load(const char* path, std::shared_ptr<const Model>* out) noexcept;
 
     virtual const ModelParams& params() const noexcept = 0;

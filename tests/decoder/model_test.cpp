@@ -168,6 +168,9 @@ TEST_CASE("the bundled model says what it is") {
     std::shared_ptr<const Model> model;
     REQUIRE(Model::load(GEARKV_MODEL_DIR "/tiny-q8_0.gguf", &model).ok());
     const ModelParams& params = model->params();
+    CHECK(params.family == std::string("llama"));
+    CHECK(params.n_parameters == 3410176);
+    CHECK(params.windows.empty());
     CHECK(params.n_vocab == 1024);
     CHECK(params.n_embd == 256);
     CHECK(params.n_layers == 4);

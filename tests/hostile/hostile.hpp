@@ -4,6 +4,7 @@
 #include <ctime>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "decoder/network/model.hpp"
 #include "support/catch.hpp"
@@ -57,6 +58,25 @@ inline bool mentions(const Status& status, const std::string& text) {
 // A sound small model to break.
 inline GgufWriter sound() {
     return ModelMaker({}).file;
+}
+
+// A sound file of every family, with all the tensors it may have.
+inline std::vector<GgufWriter> every_family() {
+    std::vector<GgufWriter> files;
+    for (const char* family :
+         {"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "smollm3", "granite", "olmo2"}) {
+        ModelShape shape;
+        shape.family = family;
+        shape.n_ff = 48;
+        shape.biases = shape.family == "qwen2";
+        shape.branch_biases = shape.family == "granite";
+        shape.fused_qkv = shape.rope_factor_sets = shape.family == "phi3";
+        shape.rope_factors = shape.own_output = shape.family == "llama";
+        if (shape.family == "gemma3") shape.window = 16;
+        if (shape.family == "granite") shape.logit_scale = 8.0f;
+        files.push_back(ModelMaker(shape).file);
+    }
+    return files;
 }
 
 }  // namespace gearkv::test

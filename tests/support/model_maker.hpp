@@ -1,9 +1,10 @@
-// Small random llama models of every shape the decoder accepts, as GGUF files.
+// Small random models of every family and shape the decoder accepts, as GGUF files.
 #pragma once
 
 #include <cmath>
 #include <random>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "support/blocks.hpp"
@@ -11,7 +12,9 @@
 
 namespace gearkv::test {
 
+// Metadata that are 0 or empty are not written, unless said otherwise.
 struct ModelShape {
+    std::string family = "llama";
     std::uint32_t n_embd = 32;
     std::uint32_t n_layers = 1;
     std::uint32_t n_heads = 4;
@@ -23,10 +26,35 @@ struct ModelShape {
     float rope_base = 10000.0f;
     float norm_eps = 1e-5f;
     bool own_output = false;
-    bool rope_factors = false;
+    bool rope_factors = false;      // rope_freqs
+    bool rope_factor_sets = false;  // rope_factors_long and _short
+    bool biases = false;            // of queries, keys and values
+    bool branch_biases = false;     // of the attention output and the feed-forward
+    bool fused_qkv = false;
+    float attention_scale = 0.0f;
+    float attention_cap = -1.0f;  // -1: not written
+    float logit_cap = -1.0f;
+    float embedding_scale = 0.0f;
+    float residual_scale = 0.0f;
+    float logit_scale = 0.0f;
+    std::uint32_t window = 0;
+    std::uint32_t window_period = 0;   // as an integer
+    std::vector<bool> window_pattern;  // as an array of booleans
+    float local_base = 0.0f;
+    std::string scaling;
+    float factor = 0.0f;
+    float attention_factor = 0.0f;
+    std::uint32_t original_context = 0;
+    float yarn_fast = 0.0f, yarn_slow = 0.0f, yarn_log_multiplier = 0.0f;
     std::uint32_t matrix_type = gguf_f32;
     std::uint64_t alignment = 32;
     unsigned seed = 1;
+
+    bool has_pre_norms() const { return family != "olmo2"; }
+    bool has_post_norms() const { return family == "gemma2" || family == "gemma3" || family == "olmo2"; }
+    bool has_head_norms() const { return family == "qwen3" || family == "gemma3"; }
+    bool has_whole_norms() const { return family == "olmo2"; }
+    bool has_fused_gate() const { return family == "phi3"; }
 };
 
 // Bytes of a matrix in the file, and in *values what they stand for. Types other than F32, F16, BF16 and Q8_0
@@ -100,33 +128,24 @@ class ModelMaker {
         set_metadata();
         set_tokenizer();
         const std::uint64_t d = shape.n_embd;
-        const std::uint64_t q = std::uint64_t{shape.n_heads} * shape.head_dim;
-        const std::uint64_t kv = std::uint64_t{shape.n_kv_heads} * shape.head_dim;
         add_matrix("token_embd.weight", n_vocab, d, 1.0f);
         for (std::uint32_t layer = 0; layer < shape.n_layers; layer++) {
-            const std::string prefix = "blk." + std::to_string(layer) + ".";
-            add_vector(prefix + "attn_norm.weight", d);
-            add_matrix(prefix + "attn_q.weight", q, d);
-            add_matrix(prefix + "attn_k.weight", kv, d);
-            add_matrix(prefix + "attn_v.weight", kv, d);
-            add_matrix(prefix + "attn_output.weight", d, q);
-            add_vector(prefix + "ffn_norm.weight", d);
-            add_matrix(prefix + "ffn_gate.weight", shape.n_ff, d);
-            add_matrix(prefix + "ffn_up.weight", shape.n_ff, d);
-            add_matrix(prefix + "ffn_down.weight", d, shape.n_ff);
+            add_layer("blk." + std::to_string(layer) + ".");
         }
         add_vector("output_norm.weight", d);
         if (shape.own_output) add_matrix("output.weight", n_vocab, d);
         if (shape.rope_factors) add_vector("rope_freqs.weight", shape.rope_dim / 2);
+        if (shape.rope_factor_sets) {
+            add_vector("rope_factors_long.weight", shape.rope_dim / 2);
+            add_vector("rope_factors_short.weight", shape.rope_dim / 2);
+        }
     }
 
     // What the weights of a tensor stand for, row after row.
     const std::vector<double>& values(const std::string& name) const {
-        for (const auto& [tensor, values] : values_) {
-            if (tensor == name) return values;
-        }
         static const std::vector<double> none;
-        return none;
+        const auto found = values_.find(name);
+        return found == values_.end() ? none : found->second;
     }
 
     ModelShape shape;
@@ -135,20 +154,83 @@ class ModelMaker {
 
   private:
     void set_metadata() {
-        file.set("general.architecture", "llama");
-        file.set("llama.block_count", shape.n_layers);
-        file.set("llama.embedding_length", shape.n_embd);
-        file.set("llama.feed_forward_length", shape.n_ff);
-        file.set("llama.context_length", shape.n_ctx);
-        file.set("llama.attention.head_count", shape.n_heads);
-        file.set("llama.attention.head_count_kv", shape.n_kv_heads);
-        file.set("llama.attention.key_length", shape.head_dim);
-        file.set("llama.attention.value_length", shape.head_dim);
-        file.set("llama.attention.layer_norm_rms_epsilon", shape.norm_eps);
-        file.set("llama.rope.dimension_count", shape.rope_dim);
-        file.set("llama.rope.freq_base", shape.rope_base);
+        const std::string prefix = shape.family + ".";
+        file.set("general.architecture", shape.family);
+        file.set(prefix + "block_count", shape.n_layers);
+        file.set(prefix + "embedding_length", shape.n_embd);
+        file.set(prefix + "feed_forward_length", shape.n_ff);
+        file.set(prefix + "context_length", shape.n_ctx);
+        file.set(prefix + "attention.head_count", shape.n_heads);
+        file.set(prefix + "attention.head_count_kv", shape.n_kv_heads);
+        file.set(prefix + "attention.key_length", shape.head_dim);
+        file.set(prefix + "attention.value_length", shape.head_dim);
+        file.set(prefix + "attention.layer_norm_rms_epsilon", shape.norm_eps);
+        file.set(prefix + "rope.dimension_count", shape.rope_dim);
+        file.set(prefix + "rope.freq_base", shape.rope_base);
+        set_optional("attention.scale", shape.attention_scale);
+        if (shape.attention_cap >= 0.0f) file.set(prefix + "attn_logit_softcapping", shape.attention_cap);
+        if (shape.logit_cap >= 0.0f) file.set(prefix + "final_logit_softcapping", shape.logit_cap);
+        set_optional("embedding_scale", shape.embedding_scale);
+        set_optional("residual_scale", shape.residual_scale);
+        set_optional("logit_scale", shape.logit_scale);
+        set_optional("attention.sliding_window", shape.window);
+        set_optional("attention.sliding_window_pattern", shape.window_period);
+        if (!shape.window_pattern.empty()) {
+            file.set_array(prefix + "attention.sliding_window_pattern", shape.window_pattern);
+        }
+        set_optional("rope.freq_base_swa", shape.local_base);
+        if (!shape.scaling.empty()) file.set(prefix + "rope.scaling.type", shape.scaling);
+        set_optional("rope.scaling.factor", shape.factor);
+        set_optional("rope.scaling.attn_factor", shape.attention_factor);
+        set_optional("rope.scaling.original_context_length", shape.original_context);
+        set_optional("rope.scaling.yarn_beta_fast", shape.yarn_fast);
+        set_optional("rope.scaling.yarn_beta_slow", shape.yarn_slow);
+        set_optional("rope.scaling.yarn_log_multiplier", shape.yarn_log_multiplier);
         if (shape.alignment != 32) file.set("general.alignment", static_cast<std::uint32_t>(shape.alignment));
         file.alignment = shape.alignment;
+    }
+
+    template <class T>
+    void set_optional(const std::string& key, T value) {
+        if (value != T{}) file.set(shape.family + "." + key, value);
+    }
+
+    void add_layer(const std::string& prefix) {
+        const std::uint64_t d = shape.n_embd;
+        const std::uint64_t q = std::uint64_t{shape.n_heads} * shape.head_dim;
+        const std::uint64_t kv = std::uint64_t{shape.n_kv_heads} * shape.head_dim;
+        const std::uint64_t f = shape.n_ff;
+        if (shape.has_pre_norms()) add_vector(prefix + "attn_norm.weight", d);
+        if (shape.fused_qkv) {
+            add_matrix(prefix + "attn_qkv.weight", q + 2 * kv, d);
+            if (shape.biases) add_bias(prefix + "attn_qkv.bias", q + 2 * kv);
+        } else {
+            add_matrix(prefix + "attn_q.weight", q, d);
+            add_matrix(prefix + "attn_k.weight", kv, d);
+            add_matrix(prefix + "attn_v.weight", kv, d);
+            if (shape.biases) {
+                add_bias(prefix + "attn_q.bias", q);
+                add_bias(prefix + "attn_k.bias", kv);
+                add_bias(prefix + "attn_v.bias", kv);
+            }
+        }
+        if (shape.has_head_norms() || shape.has_whole_norms()) {
+            add_vector(prefix + "attn_q_norm.weight", shape.has_whole_norms() ? q : shape.head_dim);
+            add_vector(prefix + "attn_k_norm.weight", shape.has_whole_norms() ? kv : shape.head_dim);
+        }
+        add_matrix(prefix + "attn_output.weight", d, q);
+        if (shape.has_post_norms()) add_vector(prefix + "post_attention_norm.weight", d);
+        if (shape.has_pre_norms()) add_vector(prefix + "ffn_norm.weight", d);
+        if (!shape.has_fused_gate()) add_matrix(prefix + "ffn_gate.weight", f, d);
+        add_matrix(prefix + "ffn_up.weight", shape.has_fused_gate() ? 2 * f : f, d);
+        add_matrix(prefix + "ffn_down.weight", d, f);
+        if (shape.branch_biases) {
+            add_bias(prefix + "attn_output.bias", d);
+            add_bias(prefix + "ffn_gate.bias", f);
+            add_bias(prefix + "ffn_up.bias", f);
+            add_bias(prefix + "ffn_down.bias", d);
+        }
+        if (shape.has_post_norms()) add_vector(prefix + "post_ffw_norm.weight", d);
     }
 
     void set_tokenizer() {
@@ -179,6 +261,10 @@ class ModelMaker {
         std::uniform_real_distribution<float> uniform(0.5f, 1.5f);
         add(name, {n}, gguf_f32, [&] { return uniform(random_); });
     }
+    void add_bias(const std::string& name, std::uint64_t n) {
+        std::normal_distribution<float> normal(0.0f, 0.5f);
+        add(name, {n}, gguf_f32, [&] { return normal(random_); });
+    }
     template <class Draw>
     void add(const std::string& name, const std::vector<std::uint64_t>& dims, std::uint32_t type,
              Draw&& draw) {
@@ -190,15 +276,14 @@ class ModelMaker {
         for (float& weight : weights) {
             weight = draw();
         }
-        values_.emplace_back(name, std::vector<double>());
         GgufWriter::Tensor& tensor = file.tensor(name);
         tensor.dims = dims;
         tensor.type = type;
-        tensor.data = encode_weights(weights, type, &values_.back().second);
+        tensor.data = encode_weights(weights, type, &values_[name]);
     }
 
     std::mt19937 random_;
-    std::vector<std::pair<std::string, std::vector<double>>> values_;
+    std::unordered_map<std::string, std::vector<double>> values_;
 };
 
 }  // namespace gearkv::test

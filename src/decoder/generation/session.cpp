@@ -5,26 +5,49 @@
 #include "decoder/gguf/guarded.hpp"
 #include "decoder/network/forward.hpp"
 #include "decoder/network/model.hpp"
+#include "decoder/network/rope.hpp"
 #include "gearkv/session.hpp"
 
 namespace gearkv {
 namespace {
 
-// `frequencies` must outlive the result.
-CacheConfig cache_config(const ModelParams& params, const SessionConfig& config,
-                         const std::vector<double>& frequencies) {
+// What a CacheConfig points to.
+struct LayerShapes {
+    Rope rope;
+    std::vector<std::uint32_t> windows;  // empty: none
+};
+
+// A window as long as the context is none.
+LayerShapes layer_shapes(const LlamaModel& model, std::uint32_t n_ctx) {
+    const NetworkParams& network = model.network();
+    LayerShapes shapes = {make_rope(model, network.layer_ropes[0], n_ctx), network.sizes.windows};
+    for (std::uint32_t& window : shapes.windows) {
+        if (window >= n_ctx) window = 0;
+    }
+    const bool has_window = std::any_of(shapes.windows.begin(), shapes.windows.end(),
+                                        [](std::uint32_t window) { return window > 0; });
+    if (!has_window) shapes.windows.clear();
+    return shapes;
+}
+
+// `shapes` must outlive the result.
+CacheConfig cache_config(const LlamaModel& model, const SessionConfig& config, std::uint32_t n_ctx,
+                         const LayerShapes& shapes) {
+    const ModelParams& params = model.params();
     CacheConfig cache;
     cache.n_layers = params.n_layers;
     cache.n_kv_heads = params.n_kv_heads;
     cache.key_dim = params.head_dim;
     cache.value_dim = params.head_dim;
-    cache.max_tokens = config.n_ctx != 0 ? config.n_ctx : params.n_ctx;
+    cache.max_tokens = n_ctx;
     cache.spec = config.spec;
     cache.seed = config.seed;
     cache.rollback_tokens = config.rollback_tokens;
     cache.error_every = config.error_every;
     cache.level = config.level;
-    cache.rope = {frequencies.data(), params.rope_dim / 2, true};
+    if (!shapes.windows.empty()) cache.windows = shapes.windows.data();
+    cache.rope = {shapes.rope.frequencies.data(), static_cast<std::uint32_t>(shapes.rope.frequencies.size()),
+                  model.network().family->pairing == Pairing::adjacent};
     return cache;
 }
 
@@ -44,7 +67,7 @@ class LlamaSession final : public Session {
           kernels_(kernels),
           config_(config),
           chunk_(std::min(config.chunk, n_ctx_)),
-          forward_(*model_, kernels, chunk_, executor),
+          forward_(*model_, kernels, n_ctx_, chunk_, executor),
           logits_(model_->params().n_vocab) {
         tokens_.reserve(std::min<std::size_t>(n_ctx_, reserved_tokens));
     }
@@ -113,7 +136,8 @@ class LlamaSession final : public Session {
         if (!failure_.ok()) return failure_;
         const bool sound = n_tokens > 0 && first >= config_.spec.sink_tokens && first <= n_tokens_ &&
                            n_tokens <= n_tokens_ - first;
-        const bool anew = sound && removal_leaves_hole(first, n_tokens);
+        // The cache knows one set of frequencies, by which the keys of all layers move up.
+        const bool anew = sound && (removal_leaves_hole(first, n_tokens) || !has_one_rope(model_->network()));
         // It also says what is not sound.
         const Status status = anew ? Status() : cache_->remove(first, n_tokens);
         if (!status.ok()) return status;
@@ -332,10 +356,10 @@ Status make_session(std::shared_ptr<const Model> model, const SessionConfig& con
     if (llama == nullptr)
         return Status::error(Code::invalid_argument, "a model that Model::load did not make");
     return guarded([&] {
-        const std::vector<double> frequencies =
-            rope_frequencies(llama->params(), llama->weights().rope_factors);
+        const std::uint32_t n_ctx = config.n_ctx != 0 ? config.n_ctx : llama->params().n_ctx;
+        const LayerShapes shapes = layer_shapes(*llama, n_ctx);
         std::unique_ptr<Cache> cache;
-        Status status = make_cache(*llama, cache_config(llama->params(), config, frequencies), &cache);
+        Status status = make_cache(*llama, cache_config(*llama, config, n_ctx, shapes), &cache);
         if (!status.ok()) return status;
         const LinearKernels* kernels = find_linear_kernels(cache->level());
         if (kernels == nullptr) {

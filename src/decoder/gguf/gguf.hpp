@@ -91,6 +91,9 @@ struct IntegerRange {
 };
 Status read_integer(const GgufFile& file, std::string_view key, bool required, IntegerRange range,
                     std::uint32_t* out) noexcept;
+// An array of n integers that is there. May throw std::bad_alloc. Errors: bad_metadata.
+Status read_integers(const GgufFile& file, std::string_view key, std::uint32_t n, IntegerRange range,
+                     std::vector<std::uint32_t>* out);
 Status read_float(const GgufFile& file, std::string_view key, bool required, float* out) noexcept;
 Status read_bool(const GgufFile& file, std::string_view key, bool required, bool* out) noexcept;
 Status read_string(const GgufFile& file, std::string_view key, bool required, std::string_view* out) noexcept;

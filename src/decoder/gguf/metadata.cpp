@@ -77,6 +77,40 @@ bool load_integer(const GgufValue& value, bool* negative, std::uint64_t* magnitu
     return true;
 }
 
+Status load_in_range(const GgufValue& value, IntegerRange range, std::uint32_t* out) {
+    bool negative = false;
+    std::uint64_t magnitude = 0;
+    if (!load_integer(value, &negative, &magnitude)) return wrong_type(value, "an integer");
+    if (negative || magnitude < range.min || magnitude > range.max) {
+        return Status::error(
+            Code::bad_metadata, "'%.*s' is %s%llu, expected %llu to %llu", static_cast<int>(value.key.size()),
+            value.key.data(), negative ? "-" : "", static_cast<unsigned long long>(magnitude),
+            static_cast<unsigned long long>(range.min), static_cast<unsigned long long>(range.max));
+    }
+    *out = static_cast<std::uint32_t>(magnitude);
+    return {};
+}
+
+// Of an integer; 0 for any other type.
+std::size_t element_bytes(ValueType type) {
+    switch (type) {
+        case ValueType::u8:
+        case ValueType::i8:
+            return 1;
+        case ValueType::u16:
+        case ValueType::i16:
+            return 2;
+        case ValueType::u32:
+        case ValueType::i32:
+            return 4;
+        case ValueType::u64:
+        case ValueType::i64:
+            return 8;
+        default:
+            return 0;
+    }
+}
+
 std::string scalar_text(const GgufValue& value) {
     bool negative = false;
     std::uint64_t magnitude = 0;
@@ -133,17 +167,28 @@ Status read_integer(const GgufFile& file, std::string_view key, bool required, I
                     std::uint32_t* out) noexcept {
     Status status;
     const GgufValue* value = find_scalar(file, key, required, &status);
-    if (value == nullptr) return status;
-    bool negative = false;
-    std::uint64_t magnitude = 0;
-    if (!load_integer(*value, &negative, &magnitude)) return wrong_type(*value, "an integer");
-    if (negative || magnitude < range.min || magnitude > range.max) {
-        return Status::error(
-            Code::bad_metadata, "'%.*s' is %s%llu, expected %llu to %llu", static_cast<int>(key.size()),
-            key.data(), negative ? "-" : "", static_cast<unsigned long long>(magnitude),
-            static_cast<unsigned long long>(range.min), static_cast<unsigned long long>(range.max));
+    return value == nullptr ? status : load_in_range(*value, range, out);
+}
+
+Status read_integers(const GgufFile& file, std::string_view key, std::uint32_t n, IntegerRange range,
+                     std::vector<std::uint32_t>* out) {
+    const GgufValue* value = find_value(file, key);
+    if (value == nullptr || !value->is_array || element_bytes(value->element) == 0) {
+        return Status::error(Code::bad_metadata, "'%.*s' is no array of integers",
+                             static_cast<int>(key.size()), key.data());
     }
-    *out = static_cast<std::uint32_t>(magnitude);
+    if (value->n != n) {
+        return Status::error(Code::bad_metadata, "'%.*s' has %llu entries, expected %u",
+                             static_cast<int>(key.size()), key.data(),
+                             static_cast<unsigned long long>(value->n), n);
+    }
+    out->resize(n);
+    GgufValue element = *value;
+    for (std::uint32_t& number : *out) {
+        const Status status = load_in_range(element, range, &number);
+        if (!status.ok()) return status;
+        element.data += element_bytes(value->element);
+    }
     return {};
 }
 

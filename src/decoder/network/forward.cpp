@@ -1,12 +1,13 @@
 #include "decoder/network/forward.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 namespace gearkv {
 namespace {
 
-// y = x / rms(x) * weight; the sum of squares in eight interleaved parts.
+// y = x / rms(x) * weight; the sum of squares in eight interleaved parts. y may be x.
 void normalise_row(float* y, const float* x, const float* weight, std::size_t n, float eps) {
     float parts[8] = {};
     std::size_t i = 0;
@@ -26,51 +27,53 @@ void normalise_row(float* y, const float* x, const float* weight, std::size_t n,
     }
 }
 
-// Turns adjacent pairs of the first 2 * n_pairs channels.
-void rotate_head(float* x, const float* turns, std::size_t n_pairs) {
-    for (std::size_t i = 0; i < n_pairs; i++) {
-        const float cosine = turns[2 * i];
-        const float sine = turns[2 * i + 1];
-        const float even = x[2 * i];
-        const float odd = x[2 * i + 1];
-        x[2 * i] = even * cosine - odd * sine;
-        x[2 * i + 1] = even * sine + odd * cosine;
+// A bias of no entries is none.
+void add_bias(float* x, const std::vector<float>& bias) {
+    for (std::size_t i = 0; i < bias.size(); i++) {
+        x[i] += bias[i];
     }
+}
+
+// Normalises n floats in place, as many at once as the norm has weights: heads one by one, all heads at once,
+// or a whole row. A norm of no entries is none.
+void normalise_parts(float* x, std::size_t n, const std::vector<float>& norm, float eps) {
+    if (norm.empty()) return;
+    for (std::size_t at = 0; at < n; at += norm.size()) {
+        normalise_row(x + at, x + at, norm.data(), norm.size(), eps);
+    }
+}
+
+Floats turns_of(const NetworkParams& params, LayerRope kind, std::size_t chunk) {
+    const auto& layers = params.layer_ropes;
+    const bool used = std::find(layers.begin(), layers.end(), kind) != layers.end();
+    return Floats(used ? chunk * params.sizes.rope_dim : 0);
 }
 
 }  // namespace
 
-std::vector<double> rope_frequencies(const ModelParams& params, const std::vector<float>& factors) {
-    std::vector<double> frequencies(params.rope_dim / 2);
-    for (std::size_t i = 0; i < frequencies.size(); i++) {
-        const double exponent = -2.0 * static_cast<double>(i) / params.rope_dim;
-        frequencies[i] = std::pow(static_cast<double>(params.rope_base), exponent);
-        if (!factors.empty()) frequencies[i] /= static_cast<double>(factors[i]);
-    }
-    return frequencies;
-}
-
-Forward::Forward(const LlamaModel& model, const LinearKernels& kernels, std::size_t chunk, Executor& executor)
-    : params_(model.params()),
+Forward::Forward(const LlamaModel& model, const LinearKernels& kernels, std::uint32_t n_ctx,
+                 std::size_t chunk, Executor& executor)
+    : params_(model.network()),
+      sizes_(model.params()),
       weights_(model.weights()),
       executor_(executor),
       engine_(kernels, executor),
-      frequencies_(rope_frequencies(params_, weights_.rope_factors)),
-      turns_(chunk * params_.rope_dim),
-      x_(chunk * params_.n_embd),
+      ropes_{make_rope(model, LayerRope::global, n_ctx), make_rope(model, LayerRope::local, n_ctx)},
+      turns_{turns_of(params_, LayerRope::global, chunk), turns_of(params_, LayerRope::local, chunk)},
+      x_(chunk * sizes_.n_embd),
       normed_(x_.size()),
-      query_(chunk * params_.n_heads * params_.head_dim),
-      key_(chunk * params_.n_kv_heads * params_.head_dim),
+      query_(chunk * sizes_.n_heads * sizes_.head_dim),
+      key_(chunk * sizes_.n_kv_heads * sizes_.head_dim),
       value_(key_.size()),
       mixed_(query_.size()),
-      gate_(chunk * params_.n_ff),
+      gate_(chunk * sizes_.n_ff),
       up_(gate_.size()) {}
 
 Status Forward::feed(const Token* tokens, std::size_t n, std::uint64_t position, Cache& cache,
                      bool* touched) noexcept {
     *touched = false;
     embed(tokens, n, position);
-    for (std::uint32_t i = 0; i < params_.n_layers; i++) {
+    for (std::uint32_t i = 0; i < sizes_.n_layers; i++) {
         const LayerWeights& layer = weights_.layers[i];
         const Status status = attend(layer, i, n, cache, touched);
         if (!status.ok()) return status;
@@ -80,18 +83,32 @@ Status Forward::feed(const Token* tokens, std::size_t n, std::uint64_t position,
 }
 
 Status Forward::compute_logits(std::size_t first, std::size_t n, float* logits) noexcept {
-    normalise(first, n, weights_.output_norm);
-    const Product product = {&weights_.output, normed_.data() + first * params_.n_embd, logits};
+    const float* x = normalise(first, n, weights_.output_norm);
+    const Product product = {&weights_.output, x, logits};
     engine_.multiply(&product, 1, n);
-    const std::size_t n_logits = n * params_.n_vocab;
-    for (std::size_t i = 0; i < n_logits; i++) {
-        if (!std::isfinite(logits[i])) {
-            return Status::error(Code::non_finite,
-                                 "logit %zu is %g: the weights or the cache do not hold numbers",
-                                 i % params_.n_vocab, static_cast<double>(logits[i]));
+
+    constexpr std::size_t logits_per_task = 16384;
+    const std::size_t n_logits = n * sizes_.n_vocab;
+    const float scale = params_.logit_scale;
+    const float cap = params_.logit_cap;
+    std::atomic<std::size_t> bad{n_logits};
+    parallel_for(executor_, (n_logits + logits_per_task - 1) / logits_per_task, [&](std::size_t task) {
+        const std::size_t begin = task * logits_per_task;
+        const std::size_t end = std::min(n_logits, begin + logits_per_task);
+        for (std::size_t i = begin; i < end; i++) {
+            if (!std::isfinite(logits[i])) {
+                std::size_t known = bad.load();
+                while (i < known && !bad.compare_exchange_weak(known, i)) {
+                }
+                return;
+            }
+            if (scale != 1.0f) logits[i] *= scale;
+            if (cap > 0.0f) logits[i] = cap * std::tanh(logits[i] / cap);
         }
-    }
-    return {};
+    });
+    if (bad.load() == n_logits) return {};
+    return Status::error(Code::non_finite, "logit %zu is %g: the weights or the cache do not hold numbers",
+                         bad.load() % sizes_.n_vocab, static_cast<double>(logits[bad.load()]));
 }
 
 void Forward::embed(const Token* tokens, std::size_t n, std::uint64_t position) noexcept {
@@ -99,40 +116,43 @@ void Forward::embed(const Token* tokens, std::size_t n, std::uint64_t position) 
     const auto expand = engine_.kernels().expand[static_cast<std::size_t>(embedding.type)];
     for_tokens(n, [&](std::size_t t) {
         const std::uint8_t* row = embedding.data + static_cast<std::size_t>(tokens[t]) * embedding.row_bytes;
-        expand(x_.data() + t * params_.n_embd, row, 0, params_.n_embd);
-        float* turns = turns_.data() + t * params_.rope_dim;
-        for (std::size_t i = 0; i < frequencies_.size(); i++) {
-            // In double: a float angle of some thousand radians would be off in the fourth digit.
-            const double angle = static_cast<double>(position + t) * frequencies_[i];
-            turns[2 * i] = static_cast<float>(std::cos(angle));
-            turns[2 * i + 1] = static_cast<float>(std::sin(angle));
+        float* x = x_.data() + t * sizes_.n_embd;
+        expand(x, row, 0, sizes_.n_embd);
+        if (params_.embedding_scale != 1.0f) {
+            for (std::size_t i = 0; i < sizes_.n_embd; i++) {
+                x[i] *= params_.embedding_scale;
+            }
+        }
+        for (std::size_t kind = 0; kind < std::size(turns_); kind++) {
+            if (turns_[kind].size() == 0) continue;
+            write_turns(turns_[kind].data() + t * sizes_.rope_dim, ropes_[kind], position + t);
         }
     });
 }
 
 Status Forward::attend(const LayerWeights& layer, std::uint32_t index, std::size_t n, Cache& cache,
                        bool* touched) noexcept {
-    normalise(0, n, layer.attention_norm);
-    const Product projections[] = {{&layer.query, normed_.data(), query_.data()},
-                                   {&layer.key, normed_.data(), key_.data()},
-                                   {&layer.value, normed_.data(), value_.data()}};
+    const float* x = normalise(0, n, layer.attention_norm);
+    const Product projections[] = {
+        {&layer.query, x, query_.data()}, {&layer.key, x, key_.data()}, {&layer.value, x, value_.data()}};
     engine_.multiply(projections, std::size(projections), n);
-    rotate(query_.data(), params_.n_heads, n);
-    rotate(key_.data(), params_.n_kv_heads, n);
+    prepare_heads(layer, params_.layer_ropes[index], n);
 
-    const std::size_t kv_stride = std::size_t{params_.n_kv_heads} * params_.head_dim;
+    const std::size_t kv_stride = std::size_t{sizes_.n_kv_heads} * sizes_.head_dim;
     const auto n_tokens = static_cast<std::uint32_t>(n);
-    Status status = cache.append(index, {key_.data(), kv_stride, params_.head_dim},
-                                 {value_.data(), kv_stride, params_.head_dim}, n_tokens, executor_);
+    Status status = cache.append(index, {key_.data(), kv_stride, sizes_.head_dim},
+                                 {value_.data(), kv_stride, sizes_.head_dim}, n_tokens, executor_);
     if (!status.ok()) return status;
     *touched = true;
     Queries queries;
     queries.data = query_.data();
-    queries.query_stride = std::size_t{params_.n_heads} * params_.head_dim;
-    queries.head_stride = params_.head_dim;
+    queries.query_stride = std::size_t{sizes_.n_heads} * sizes_.head_dim;
+    queries.head_stride = sizes_.head_dim;
     queries.n_queries = n_tokens;
-    queries.n_heads = params_.n_heads;
-    queries.scale = 1.0f / std::sqrt(static_cast<float>(params_.head_dim));
+    queries.n_heads = sizes_.n_heads;
+    queries.scale = params_.attention_scale;
+    queries.soft_cap = params_.attention_cap;
+    if (!sizes_.windows.empty()) queries.window = sizes_.windows[index];
     status = cache.attend(index, queries, mixed_.data(), executor_);
     // What a chunk filled up is compressed before the next layer needs the same room, but not what may be a
     // draft to be taken back.
@@ -141,23 +161,74 @@ Status Forward::attend(const LayerWeights& layer, std::uint32_t index, std::size
     if (status.ok() && n > 1 && !is_draft) status = cache.compress(index, executor_);
     if (!status.ok()) return status;
 
-    const Product output = {&layer.attention_output, mixed_.data(), x_.data(), true};
-    engine_.multiply(&output, 1, n);
+    end_branch({layer.attention_output, layer.attention_output_bias, layer.attention_post_norm},
+               mixed_.data(), n);
     return {};
 }
 
-// x += down(silu(gate(norm(x))) * up(norm(x)))
-void Forward::feed_forward(const LayerWeights& layer, std::size_t n) noexcept {
-    normalise(0, n, layer.ffn_norm);
-    const Product inner[] = {{&layer.gate, normed_.data(), gate_.data()},
-                             {&layer.up, normed_.data(), up_.data()}};
-    engine_.multiply(inner, std::size(inner), n);
+// Biases, norms of heads, and RoPE.
+void Forward::prepare_heads(const LayerWeights& layer, LayerRope rope, std::size_t n) noexcept {
+    const std::size_t dim = sizes_.head_dim;
+    const std::size_t n_query = sizes_.n_heads * dim;
+    const std::size_t n_kv = sizes_.n_kv_heads * dim;
+    const std::size_t kind = static_cast<std::size_t>(rope);
+    const auto turn = [&](float* heads, std::size_t n_channels, std::size_t t) {
+        if (rope == LayerRope::none) return;
+        const float* turns = turns_[kind].data() + t * sizes_.rope_dim;
+        for (std::size_t at = 0; at < n_channels; at += dim) {
+            turn_head(heads + at, turns, sizes_.rope_dim / 2, params_.family->pairing);
+        }
+    };
     for_tokens(n, [&](std::size_t t) {
-        engine_.kernels().swiglu(gate_.data() + t * params_.n_ff, up_.data() + t * params_.n_ff,
-                                 params_.n_ff);
+        float* query = query_.data() + t * n_query;
+        float* key = key_.data() + t * n_kv;
+        add_bias(query, layer.query_bias);
+        add_bias(key, layer.key_bias);
+        add_bias(value_.data() + t * n_kv, layer.value_bias);
+        normalise_parts(query, n_query, layer.query_norm, sizes_.norm_eps);
+        normalise_parts(key, n_kv, layer.key_norm, sizes_.norm_eps);
+        turn(query, n_query, t);
+        turn(key, n_kv, t);
     });
-    const Product down = {&layer.down, gate_.data(), x_.data(), true};
-    engine_.multiply(&down, 1, n);
+}
+
+// down(gate(x) * up(x)), where the gate is SiLU or GELU of its product.
+void Forward::feed_forward(const LayerWeights& layer, std::size_t n) noexcept {
+    const float* x = normalise(0, n, layer.ffn_norm);
+    const Product inner[] = {{&layer.gate, x, gate_.data()}, {&layer.up, x, up_.data()}};
+    engine_.multiply(inner, std::size(inner), n);
+    const LinearKernels& kernels = engine_.kernels();
+    const auto apply_gate = params_.family->gate == Gate::gelu ? kernels.geglu : kernels.swiglu;
+    for_tokens(n, [&](std::size_t t) {
+        float* gate = gate_.data() + t * sizes_.n_ff;
+        float* up = up_.data() + t * sizes_.n_ff;
+        add_bias(gate, layer.gate_bias);
+        add_bias(up, layer.up_bias);
+        apply_gate(gate, up, sizes_.n_ff);
+    });
+    end_branch({layer.down, layer.down_bias, layer.ffn_post_norm}, gate_.data(), n);
+}
+
+// Adds weight x to the residual stream, on the way with a bias, a norm and a scale where the model has them.
+void Forward::end_branch(const BranchEnd& end, const float* x, std::size_t n) noexcept {
+    const float scale = params_.branch_scale;
+    if (end.bias.empty() && end.norm.empty() && scale == 1.0f) {
+        const Product product = {&end.weight, x, x_.data(), true};
+        engine_.multiply(&product, 1, n);
+        return;
+    }
+    const Product product = {&end.weight, x, normed_.data()};
+    engine_.multiply(&product, 1, n);
+    const std::size_t width = sizes_.n_embd;
+    for_tokens(n, [&](std::size_t t) {
+        float* branch = normed_.data() + t * width;
+        float* stream = x_.data() + t * width;
+        add_bias(branch, end.bias);
+        normalise_parts(branch, width, end.norm, sizes_.norm_eps);
+        for (std::size_t i = 0; i < width; i++) {
+            stream[i] += branch[i] * scale;
+        }
+    });
 }
 
 template <class Function>
@@ -171,20 +242,14 @@ void Forward::for_tokens(std::size_t n, Function&& fn) noexcept {
     });
 }
 
-void Forward::normalise(std::size_t first, std::size_t n, const std::vector<float>& weight) noexcept {
+const float* Forward::normalise(std::size_t first, std::size_t n, const std::vector<float>& weight) noexcept {
+    const std::size_t width = sizes_.n_embd;
+    if (weight.empty()) return x_.data() + first * width;
     for_tokens(n, [&](std::size_t t) {
-        const std::size_t at = (first + t) * params_.n_embd;
-        normalise_row(normed_.data() + at, x_.data() + at, weight.data(), params_.n_embd, params_.norm_eps);
+        const std::size_t at = (first + t) * width;
+        normalise_row(normed_.data() + at, x_.data() + at, weight.data(), width, sizes_.norm_eps);
     });
-}
-
-void Forward::rotate(float* x, std::size_t n_heads, std::size_t n) noexcept {
-    for_tokens(n, [&](std::size_t t) {
-        for (std::size_t head = 0; head < n_heads; head++) {
-            rotate_head(x + (t * n_heads + head) * params_.head_dim, turns_.data() + t * params_.rope_dim,
-                        params_.rope_dim / 2);
-        }
-    });
+    return normed_.data() + first * width;
 }
 
 }  // namespace gearkv

@@ -1,4 +1,4 @@
-// One pass of tokens through a llama-architecture model.
+// One pass of tokens through a model of any family.
 #pragma once
 
 #include <vector>
@@ -6,19 +6,19 @@
 #include "decoder/network/floats.hpp"
 #include "decoder/network/model.hpp"
 #include "decoder/network/product.hpp"
+#include "decoder/network/rope.hpp"
 #include "gearkv/cache.hpp"
 #include "gearkv/executor.hpp"
 
 namespace gearkv {
 
-// [rope_dim / 2], radians per position.
-std::vector<double> rope_frequencies(const ModelParams& params, const std::vector<float>& factors);
-
 // Working memory and products of one session. Allocates in its constructor only.
 class Forward {
   public:
-    // Everything is borrowed. Feeds up to `chunk` tokens at once. May throw std::bad_alloc.
-    Forward(const LlamaModel& model, const LinearKernels& kernels, std::size_t chunk, Executor& executor);
+    // Everything is borrowed. Feeds up to `chunk` tokens at once, into a context of n_ctx. May throw
+    // std::bad_alloc.
+    Forward(const LlamaModel& model, const LinearKernels& kernels, std::uint32_t n_ctx, std::size_t chunk,
+            Executor& executor);
 
     // Appends n <= chunk tokens at positions [position, position + n) to every layer of the cache.
     // Errors: those of Cache; *touched tells whether some layer already holds the tokens then.
@@ -32,31 +32,41 @@ class Forward {
     Executor& executor() const noexcept { return executor_; }
 
   private:
+    // What a branch multiplies last, on its way back to the residual stream.
+    struct BranchEnd {
+        const Weight& weight;
+        const std::vector<float>& bias;
+        const std::vector<float>& norm;
+    };
+
     void embed(const Token* tokens, std::size_t n, std::uint64_t position) noexcept;
     Status attend(const LayerWeights& layer, std::uint32_t index, std::size_t n, Cache& cache,
                   bool* touched) noexcept;
+    void prepare_heads(const LayerWeights& layer, LayerRope rope, std::size_t n) noexcept;
     void feed_forward(const LayerWeights& layer, std::size_t n) noexcept;
+    void end_branch(const BranchEnd& end, const float* x, std::size_t n) noexcept;
 
     // Calls fn(t) for every token t < n, a few tokens to a task.
     template <class Function>
     void for_tokens(std::size_t n, Function&& fn) noexcept;
-    void normalise(std::size_t first, std::size_t n, const std::vector<float>& weight) noexcept;
-    void rotate(float* x, std::size_t n_heads, std::size_t n) noexcept;
+    // The tokens [first, first + n) of the residual stream with this norm, or as they are without one.
+    const float* normalise(std::size_t first, std::size_t n, const std::vector<float>& weight) noexcept;
 
-    const ModelParams& params_;
+    const NetworkParams& params_;
+    const ModelParams& sizes_;
     const Weights& weights_;
     Executor& executor_;
     ProductEngine engine_;
-    std::vector<double> frequencies_;  // [rope_dim / 2], radians per position
-    Floats turns_;                     // [chunk, rope_dim / 2, 2], cosine and sine
-    Floats x_;                         // [chunk, n_embd], the residual stream
-    Floats normed_;                    // [chunk, n_embd]
-    Floats query_;                     // [chunk, n_heads, head_dim]
-    Floats key_;                       // [chunk, n_kv_heads, head_dim]
-    Floats value_;                     // [chunk, n_kv_heads, head_dim]
-    Floats mixed_;                     // [chunk, n_heads, head_dim], attention output
-    Floats gate_;                      // [chunk, n_ff]
-    Floats up_;                        // [chunk, n_ff]
+    Rope ropes_[2];    // by LayerRope
+    Floats turns_[2];  // [chunk, 2, rope_dim / 2], cosines and sines; empty where no layer has that RoPE
+    Floats x_;         // [chunk, n_embd], the residual stream
+    Floats normed_;    // [chunk, n_embd]
+    Floats query_;     // [chunk, n_heads, head_dim]
+    Floats key_;       // [chunk, n_kv_heads, head_dim]
+    Floats value_;     // [chunk, n_kv_heads, head_dim]
+    Floats mixed_;     // [chunk, n_heads, head_dim], attention output
+    Floats gate_;      // [chunk, n_ff]
+    Floats up_;        // [chunk, n_ff]
 };
 
 }  // namespace gearkv

@@ -1,4 +1,4 @@
-// A llama-architecture model: checked sizes, and weights where they lie in the file.
+// A model: what its file says about the forward pass, checked, and weights where they lie in the file.
 #pragma once
 
 #include <memory>
@@ -7,6 +7,7 @@
 
 #include "decoder/gguf/gguf.hpp"
 #include "decoder/network/linear.hpp"
+#include "decoder/network/params.hpp"
 #include "file/mapped_file.hpp"
 #include "gearkv/model.hpp"
 
@@ -21,36 +22,52 @@ struct Weight {
     std::size_t row_bytes = 0;
 };
 
-// d = n_embd, q = n_heads * head_dim, kv = n_kv_heads * head_dim, f = n_ff
+// d = n_embd, q = n_heads * head_dim, kv = n_kv_heads * head_dim, f = n_ff. Vectors are empty where the
+// model has none; norms of heads are [head_dim], or [q] and [kv] over all heads at once.
 struct LayerWeights {
-    std::vector<float> attention_norm;  // [d]
-    Weight query;                       // [q, d]
-    Weight key;                         // [kv, d]
-    Weight value;                       // [kv, d]
-    Weight attention_output;            // [d, q]
-    std::vector<float> ffn_norm;        // [d]
-    Weight gate;                        // [f, d]
-    Weight up;                          // [f, d]
-    Weight down;                        // [d, f]
+    std::vector<float> attention_norm;         // [d]
+    Weight query;                              // [q, d]
+    Weight key;                                // [kv, d]
+    Weight value;                              // [kv, d]
+    std::vector<float> query_bias;             // [q]
+    std::vector<float> key_bias;               // [kv]
+    std::vector<float> value_bias;             // [kv]
+    std::vector<float> query_norm;             // of heads
+    std::vector<float> key_norm;               // of heads
+    Weight attention_output;                   // [d, q]
+    std::vector<float> attention_output_bias;  // [d]
+    std::vector<float> attention_post_norm;    // [d]
+    std::vector<float> ffn_norm;               // [d]
+    Weight gate;                               // [f, d]
+    Weight up;                                 // [f, d]
+    Weight down;                               // [d, f]
+    std::vector<float> gate_bias;              // [f]
+    std::vector<float> up_bias;                // [f]
+    std::vector<float> down_bias;              // [d]
+    std::vector<float> ffn_post_norm;          // [d]
 };
 
+// Frequencies of RoPE are divided by the factors, [rope_dim / 2] each; empty: all 1.
 struct Weights {
     Weight embedding;  // [n_vocab, d]
     std::vector<LayerWeights> layers;
-    std::vector<float> output_norm;   // [d]
-    Weight output;                    // [n_vocab, d]; the embedding when the file has no own
-    std::vector<float> rope_factors;  // [rope_dim / 2], by which frequencies are divided; empty: all 1
+    std::vector<float> output_norm;         // [d]
+    Weight output;                          // [n_vocab, d]; the embedding when the file has no own
+    std::vector<float> rope_factors;        // at any length
+    std::vector<float> rope_factors_short;  // up to the original context; these two or neither
+    std::vector<float> rope_factors_long;   // beyond it
 };
 
 class LlamaModel final : public Model {
   public:
-    const ModelParams& params() const noexcept override { return params_; }
+    const ModelParams& params() const noexcept override { return network_.sizes; }
     const Tokenizer& tokenizer() const noexcept override { return *tokenizer_; }
     const std::vector<TensorInfo>& tensors() const noexcept override { return tensors_; }
     const std::vector<std::pair<std::string, std::string>>& metadata() const noexcept override {
         return metadata_;
     }
     ModelFingerprint fingerprint() const noexcept override { return fingerprint_; }
+    const NetworkParams& network() const noexcept { return network_; }
     const Weights& weights() const noexcept { return weights_; }
 
     // A model over bytes that outlive it. May throw std::bad_alloc. Errors: as Model::load, but for io_error.
@@ -63,7 +80,7 @@ class LlamaModel final : public Model {
     static Status build(const std::uint8_t* bytes, std::uint64_t n_bytes, LlamaModel& model);
 
     MappedFile file_;
-    ModelParams params_;
+    NetworkParams network_;
     ModelFingerprint fingerprint_;
     Weights weights_;
     std::unique_ptr<Tokenizer> tokenizer_;
