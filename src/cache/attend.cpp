@@ -167,7 +167,7 @@ Status begin_job(std::uint32_t layer, const AttendRequest& request, Executor& ex
     job->layer = stream;
     job->queries = queries;
     job->out = request.out;
-    job->n_runs = stream->n_runs();
+    job->n_runs = stream->tokens().n_runs();
     job->n_tokens = n_tokens;
     job->n_groups =
         ceil_div(std::uint64_t{queries.n_queries} * (queries.n_heads / config.n_kv_heads), max_rows);
@@ -259,7 +259,7 @@ class Call {
         for (std::size_t i = 0; i < n_jobs_; ++i) {
             Job& job = jobs_[i];
             job.runs = runs;
-            job.layer->list_runs(runs);
+            job.layer->tokens().list_runs(runs);
             job.n_tiles = count_tiles(runs, job.n_runs);
             runs += job.n_runs;
         }

@@ -3,8 +3,8 @@
 #include <cmath>
 
 #include "cache/check.hpp"
-#include "cache/layer.hpp"
 #include "cache/rates.hpp"
+#include "cache/rules.hpp"
 
 namespace gearkv {
 namespace {

@@ -290,8 +290,8 @@ void BlockTable::forget_profiles_of(const Memory& memory, TensorKind kind) noexc
     profile_bytes_[i] = 0;
 }
 
-BlockView BlockTable::view(std::uint64_t i, TensorKind kind) const noexcept {
-    BlockView view = trusted_block(kind == TensorKind::key ? blocks_[i].key : blocks_[i].value);
+BlockView BlockTable::view_of(const ClosedBlock& block, TensorKind kind) const noexcept {
+    BlockView view = trusted_block(kind == TensorKind::key ? block.key : block.value);
     if (view.trellis() && view.profiles == nullptr) view.use_profiles(profiles(kind));
     return view;
 }

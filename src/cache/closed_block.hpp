@@ -93,7 +93,9 @@ class BlockTable {
     // Looks at the bytes of the first n blocks that come from a file and that nobody has looked at. Errors:
     // damaged.
     Status check(std::uint64_t n, Executor& executor) const noexcept;
-    BlockView view(std::uint64_t i, TensorKind kind) const noexcept;
+    BlockView view(std::uint64_t i, TensorKind kind) const noexcept { return view_of(blocks_[i], kind); }
+    // The same of a block that is about to be pushed.
+    BlockView view_of(const ClosedBlock& block, TensorKind kind) const noexcept;
     // What the first block carries for all; null but for a trellis.
     const unsigned char* profiles(TensorKind kind) const noexcept;
     // Null while the first block is there.

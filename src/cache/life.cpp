@@ -70,67 +70,9 @@ Status Cache::shrink(std::uint64_t target_bytes, std::uint64_t* freed) noexcept 
     return status;
 }
 
-Status Cache::Impl::shrink(std::uint64_t target_bytes) noexcept {
-    const std::uint32_t n_layers = context.config.n_layers;
-    // Outliers of all blocks first, then low rank; the oldest blocks of all layers before younger ones.
-    for (const bool drop_low_rank : {false, true}) {
-        for (std::uint64_t i = 0; context.ledger.total() > target_bytes; ++i) {
-            std::uint64_t next = UINT64_MAX;
-            for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
-                if (layers[layer] == nullptr) continue;
-                const std::uint64_t at = next_reducible(layer, i, drop_low_rank);
-                if (at < layers[layer]->blocks().size()) next = std::min(next, at);
-            }
-            if (next == UINT64_MAX) break;
-            i = next;
-            for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
-                if (layers[layer] == nullptr || i >= layers[layer]->blocks().size()) continue;
-                if (next_reducible(layer, i, drop_low_rank) != i) continue;
-                if (Status status = own(layer); !status.ok()) return status;
-                (void)layers[layer]->reduce(&context, i, drop_low_rank);
-            }
-        }
-    }
-    return {};
-}
-
-std::uint64_t Cache::Impl::next_reducible(std::uint32_t layer, std::uint64_t i, bool drop_low_rank) noexcept {
-    const BlockTable& blocks = layers[layer]->blocks();
-    std::uint64_t& n_known = irreducible[(drop_low_rank ? context.config.n_layers : 0) + layer];
-    const bool from_known = i <= n_known;
-    i = std::max(i, n_known);
-    while (i < blocks.size() && !blocks.can_reduce(i, drop_low_rank))
-        ++i;
-    if (from_known) n_known = i;
-    return i;
-}
-
-void Cache::Impl::look_again() noexcept {
-    std::fill_n(irreducible, 2 * std::uint64_t{context.config.n_layers}, 0);
-}
-
 Status Cache::forget_before(std::uint32_t layer, std::uint64_t token) noexcept {
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
     return impl_->forget_before(layer, token);
-}
-
-Status Cache::Impl::forget_before(std::uint32_t layer, std::uint64_t token) noexcept {
-    if (layers[layer] == nullptr || layers[layer]->n_forgettable(token) == 0) return {};
-    if (Status status = own(layer); !status.ok()) return status;
-    if (Status status = layers[layer]->check_first_block(); !status.ok()) return status;
-    if (!layers[layer]->reserve_cut(&context))
-        return memory_error(context, "to cut the blocks of layer %u", layer);
-    layers[layer]->forget_before(&context, token);
-    irreducible[layer] = irreducible[context.config.n_layers + layer] = 0;
-    return {};
-}
-
-Status Cache::Impl::keep_within(std::uint32_t layer) noexcept {
-    const std::uint64_t token = first_visible(context.config, layer, n_tokens(layer));
-    if (Status status = forget_before(layer, token); !status.ok()) return status;
-    const std::uint64_t soft_bytes = context.config.soft_bytes;
-    if (soft_bytes > 0 && context.ledger.total() > soft_bytes) (void)shrink(soft_bytes);  // as far as it can
-    return {};
 }
 
 }  // namespace gearkv

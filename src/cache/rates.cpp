@@ -95,8 +95,8 @@ class LayerMeasure {
 
     LayerMeasure(const CacheContext& context, const LayerStream& layer, const QuerySample& sample)
         : context_(context), config_(context.config), layer_(layer), sample_(sample) {
-        layer.list_runs(runs_);
-        n_runs_ = layer.n_runs();
+        layer.tokens().list_runs(runs_);
+        n_runs_ = layer.tokens().n_runs();
         first_ = n_runs_ - 1;
         // The tokens that are compressed, and those behind them, which are not.
         const KvRun buffered = runs_[first_];
@@ -145,7 +145,7 @@ class LayerMeasure {
     BlockView compress(const Memory& memory, TensorKind kind, float rate, Executor& executor) const {
         CompressTask task;
         task.kernels = context_.kernels;
-        task.rows = layer_.buffered_rows(kind);
+        task.rows = layer_.tokens().buffer(kind).source(0);
         task.header = lay_out(kind, config_, n_tokens(), rate, true);
         compress_into(memory.block, memory.compress, task, executor);
         return trusted_block(memory.block);
@@ -427,7 +427,7 @@ Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Ex
         ++n_layers;
         n_rows =
             std::max<std::uint64_t>(n_rows, samples_[i].n_queries * samples_[i].n_heads / config.n_kv_heads);
-        n_tokens = std::max(n_tokens, std::min<std::uint64_t>(layers[i]->n_buffered(), most_tokens));
+        n_tokens = std::max(n_tokens, std::min<std::uint64_t>(layers[i]->tokens().n_buffered(), most_tokens));
     }
     LayerMeasure::Memory memory = {};
     const std::uint64_t measure_bytes = place_memory(config, n_rows, n_tokens, nullptr, &memory);
@@ -463,8 +463,8 @@ Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Ex
     }
     // What a layer has now is its even share.
     const auto even_planes = [&](TensorKind kind) {
-        return std::int64_t{
-            section_planes(kind, config.n_kv_heads, dim_of(kind, config), layers[0]->spec(kind).rate)};
+        return std::int64_t{section_planes(kind, config.n_kv_heads, dim_of(kind, config),
+                                           layers[0]->rates().spec(kind).rate)};
     };
     const std::int64_t layer_units =
         even_planes(TensorKind::key) + std::int64_t{value_units} * even_planes(TensorKind::value);
@@ -479,7 +479,8 @@ Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Ex
             }
             for (std::uint32_t head = 0; head < config.n_kv_heads; ++head)
                 starts[head + 1] += starts[head];
-            layers[i]->set_planes(*context, kind, starts, rate_of(kind, config, starts[config.n_kv_heads]));
+            layers[i]->mutable_rates()->set_planes(kind, starts,
+                                                   rate_of(kind, config, starts[config.n_kv_heads]));
         }
     }
     context->memory().give_back(base, n_bytes, Use::scratch);

@@ -55,7 +55,7 @@ class RateChooser {
 
   private:
     bool can_measure(std::uint32_t i, const LayerStream& layer) const noexcept {
-        return samples_[i].n_queries > 0 && layer.n_buffered() > 0;
+        return samples_[i].n_queries > 0 && layer.tokens().n_buffered() > 0;
     }
     void forget_queries(CacheContext* context) noexcept;
 

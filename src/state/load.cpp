@@ -80,8 +80,8 @@ class Loader {
             const int i = static_cast<int>(kind);
             const float rate = kind == TensorKind::key ? sections.spec.key.rate : sections.spec.value.rate;
             if (sections.planes[i] != nullptr)
-                stream.set_planes(impl_.context, kind, static_cast<const std::uint32_t*>(sections.planes[i]),
-                                  rate);
+                stream.mutable_rates()->set_planes(
+                    kind, static_cast<const std::uint32_t*>(sections.planes[i]), rate);
             if (sections.profiles[i] != nullptr &&
                 !stream.mutable_blocks()->set_profiles(memory, kind, sections.profiles[i],
                                                        sections.profile_bytes[i]))
@@ -110,7 +110,7 @@ class Loader {
 
     bool push_block(LayerStream* stream, const Memory& memory, const StateBlock& found) noexcept {
         ClosedBlock block;
-        const BlockTable& table = stream->blocks();
+        const BlockTable& table = stream->tokens().blocks();
         if (found.repeats) {
             block = table[table.size() - 1];
             block.owner->add_user();

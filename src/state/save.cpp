@@ -29,7 +29,8 @@ class Sections {
     void list(unsigned char* composed, const Visit& visit) const noexcept {
         for (std::uint32_t i = 0; i < impl_.context.config.n_layers; ++i) {
             const LayerStream* stream = impl_.layers[i];
-            if (stream != nullptr && (stream->n_tokens() > 0 || stream->planes(TensorKind::key) != nullptr))
+            if (stream != nullptr &&
+                (stream->n_tokens() > 0 || stream->rates().planes(TensorKind::key) != nullptr))
                 list_layer(i, *stream, &composed, visit);
         }
         if (options_.n_extra > 0) visit(section(StateKind::extra, 0, options_.n_extra), options_.extra);
@@ -56,24 +57,25 @@ class Sections {
     void list_layer(std::uint32_t layer, const LayerStream& stream, unsigned char** composed,
                     const Visit& visit) const noexcept {
         const CacheConfig& config = impl_.context.config;
-        const LayerShape shape = stream.shape();
+        const LayerShape shape = stream.tokens().shape();
         compose_layer(stream, *composed);
         visit(section(StateKind::layer, layer, sizeof(StateLayer)), *composed);
         if (*composed != nullptr) *composed += sizeof(StateLayer);
         for (const TensorKind kind : kinds) {
             const std::uint64_t n_bytes = (config.n_kv_heads + std::uint64_t{1}) * sizeof(std::uint32_t);
-            if (stream.planes(kind) != nullptr)
-                visit(section(state_kind(StateKind::key_planes, kind), layer, n_bytes), stream.planes(kind));
+            if (stream.rates().planes(kind) != nullptr)
+                visit(section(state_kind(StateKind::key_planes, kind), layer, n_bytes),
+                      stream.rates().planes(kind));
         }
         for (const TensorKind kind : kinds) {
-            const TokenBuffer& sinks = stream.sinks(kind);
+            const TokenBuffer& sinks = stream.tokens().sinks(kind);
             if (shape.n_sinks > 0)
                 visit(section(state_kind(StateKind::key_sinks, kind), layer, sinks.n_bytes(shape.n_sinks)),
                       sinks.data());
         }
-        list_blocks(layer, stream.blocks(), visit);
+        list_blocks(layer, stream.tokens().blocks(), visit);
         for (const TensorKind kind : kinds) {
-            const TokenBuffer& buffer = stream.buffer(kind);
+            const TokenBuffer& buffer = stream.tokens().buffer(kind);
             if (shape.n_buffered > 0)
                 visit(
                     section(state_kind(StateKind::key_buffer, kind), layer, buffer.n_bytes(shape.n_buffered)),
@@ -108,7 +110,7 @@ class Sections {
 
     static void compose_layer(const LayerStream& stream, unsigned char* to) noexcept {
         if (to == nullptr) return;
-        const LayerShape shape = stream.shape();
+        const LayerShape shape = stream.tokens().shape();
         const LayerProgress progress = stream.progress();
         StateLayer layer = {};
         layer.n_sinks = shape.n_sinks;
@@ -120,8 +122,8 @@ class Sections {
         layer.pending_appended = progress.pending_appended;
         layer.flags = static_cast<std::uint32_t>(progress.prompt) |
                       static_cast<std::uint32_t>(progress.pending_prompt) << 1;
-        layer.key_rate = stream.spec(TensorKind::key).rate;
-        layer.value_rate = stream.spec(TensorKind::value).rate;
+        layer.key_rate = stream.rates().spec(TensorKind::key).rate;
+        layer.value_rate = stream.rates().spec(TensorKind::value).rate;
         std::memcpy(to, &layer, sizeof(layer));
     }
 

@@ -1,18 +1,11 @@
-// The streaming buffer: tokens that do not fill a block yet, uncompressed (paper section 3.2).
+#include "cache/token_buffer.hpp"
+
 #include <algorithm>
 #include <cstring>
 
-#include "cache/layer.hpp"
+#include "cache/rules.hpp"
 
 namespace gearkv {
-
-std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint64_t n_tokens) noexcept {
-    const bool keys = kind == TensorKind::key;
-    const std::uint64_t stride = round_up(keys ? config.key_dim : config.value_dim, 16);
-    const std::uint64_t element_bytes =
-        (keys ? config.spec.key : config.spec.value).backbone == Backbone::raw32 ? 4 : 2;
-    return n_tokens * config.n_kv_heads * stride * element_bytes;
-}
 
 bool TokenBuffer::create(const CacheConfig& config, const Memory& memory, TensorKind kind,
                          std::uint32_t n_tokens) noexcept {
@@ -32,37 +25,61 @@ bool TokenBuffer::create(const CacheConfig& config, const Memory& memory, Tensor
 
 void TokenBuffer::destroy(const Memory& memory) noexcept {
     if (base_ == nullptr) return;
-    drop_front(memory, 0, 0);
+    keep(memory, 0, 0);
+    n_aside_ = n_tokens_ = 0;
     memory.give_back(base_, n_bytes(base_tokens_), Use::buffer);
     base_ = data_ = nullptr;
 }
 
-bool TokenBuffer::grow(const Memory& memory, std::uint64_t n_tokens, std::uint64_t n_kept) noexcept {
-    const std::uint64_t n_needed = n_aside_ + n_tokens;
+bool TokenBuffer::reserve(const Memory& memory, std::uint64_t n_more) noexcept {
+    const std::uint64_t n_held = n_aside_ + n_tokens_, n_needed = n_held + n_more;
     if (n_needed <= capacity_) return true;
     auto* larger = static_cast<unsigned char*>(memory.take(n_bytes(n_needed), Use::buffer));
     if (larger == nullptr) return false;
-    if (n_aside_ + n_kept > 0) std::memcpy(larger, data_, n_bytes(n_aside_ + n_kept));
+    if (n_held > 0) std::memcpy(larger, data_, n_bytes(n_held));
     if (data_ != base_) memory.give_back(data_, n_bytes(capacity_), Use::buffer);
     data_ = larger;
     capacity_ = n_needed;
     return true;
 }
 
-bool TokenBuffer::copy(const Memory& memory, const TokenBuffer& other, std::uint64_t n_tokens) noexcept {
-    if (!grow(memory, other.n_aside_ + n_tokens, 0)) return false;
+bool TokenBuffer::copy(const Memory& memory, const TokenBuffer& other) noexcept {
+    const std::uint64_t n_held = other.n_aside_ + other.n_tokens_;
+    if (!reserve(memory, n_held)) return false;
     n_aside_ = other.n_aside_;
-    if (n_aside_ + n_tokens > 0) std::memcpy(data_, other.data_, n_bytes(n_aside_ + n_tokens));
+    n_tokens_ = other.n_tokens_;
+    if (n_held > 0) std::memcpy(data_, other.data_, n_bytes(n_held));
     return true;
 }
 
-void TokenBuffer::drop_front(const Memory& memory, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept {
-    keep(memory, n_aside_ + n_dropped, n_tokens - n_dropped);
-    n_aside_ = 0;
+void TokenBuffer::fill(const void* rows, std::uint64_t n_tokens) noexcept {
+    if (n_tokens > 0) std::memcpy(data_, rows, n_bytes(n_tokens));
+    n_tokens_ = n_tokens;
 }
 
-void TokenBuffer::drop_back(const Memory& memory, std::uint64_t n_dropped, std::uint64_t n_tokens) noexcept {
-    keep(memory, 0, n_aside_ + n_tokens - n_dropped);
+void TokenBuffer::drop_front(const Memory& memory, std::uint64_t n) noexcept {
+    n_tokens_ -= n;
+    keep(memory, n, n_tokens_);
+}
+
+void TokenBuffer::drop_back(const Memory& memory, std::uint64_t n) noexcept {
+    n_tokens_ -= n;
+    keep(memory, 0, n_aside_ + n_tokens_);
+}
+
+void TokenBuffer::set_aside(std::uint64_t n) noexcept {
+    n_aside_ += n;
+    n_tokens_ -= n;
+}
+
+void TokenBuffer::bring_back(std::uint64_t n) noexcept {
+    n_aside_ -= n;
+    n_tokens_ += n;
+}
+
+void TokenBuffer::drop_aside(const Memory& memory, std::uint64_t n) noexcept {
+    n_aside_ -= n;
+    keep(memory, n, n_aside_ + n_tokens_);
 }
 
 void TokenBuffer::keep(const Memory& memory, std::uint64_t first, std::uint64_t n_left) noexcept {
@@ -76,19 +93,18 @@ void TokenBuffer::keep(const Memory& memory, std::uint64_t first, std::uint64_t 
     }
 }
 
-void TokenBuffer::remove(const Memory& memory, std::uint64_t first, std::uint64_t n,
-                         std::uint64_t n_tokens) noexcept {
+void TokenBuffer::remove(const Memory& memory, std::uint64_t first, std::uint64_t n) noexcept {
     if (n == 0) return;
-    std::memmove(data() + n_bytes(first), data() + n_bytes(first + n), n_bytes(n_tokens - first - n));
-    drop_back(memory, n, n_tokens);
+    std::memmove(data() + n_bytes(first), data() + n_bytes(first + n), n_bytes(n_tokens_ - first - n));
+    drop_back(memory, n);
 }
 
-void TokenBuffer::write(const Kernels& kernels, std::uint64_t first, const Rows& rows,
-                        std::uint32_t n_tokens) noexcept {
+void TokenBuffer::append(const Kernels& kernels, const Rows& rows, std::uint32_t n_tokens) noexcept {
     for (std::size_t t = 0; t < n_tokens; ++t) {
         for (std::size_t head = 0; head < n_heads_; ++head) {
             const float* row = rows.data + t * rows.token_stride + head * rows.head_stride;
-            unsigned char* to = data() + ((first + t) * token_stride_ + head * row_stride_) * element_bytes_;
+            unsigned char* to =
+                data() + ((n_tokens_ + t) * token_stride_ + head * row_stride_) * element_bytes_;
             if (element_bytes_ == sizeof(float)) {
                 std::memcpy(to, row, dim_ * sizeof(float));
             } else {
@@ -97,13 +113,13 @@ void TokenBuffer::write(const Kernels& kernels, std::uint64_t first, const Rows&
             std::memset(to + dim_ * element_bytes_, 0, (row_stride_ - dim_) * element_bytes_);
         }
     }
+    n_tokens_ += n_tokens;
 }
 
-void TokenBuffer::rotate(const Kernels& kernels, const Rotation& turn, std::uint64_t first,
-                         std::uint64_t end) noexcept {
+void TokenBuffer::rotate(const Kernels& kernels, const Rotation& turn, std::uint64_t first) noexcept {
     constexpr float most = 65504.0f;  // a component can outgrow fp16 where the whole does not
     float row[max_dim];
-    for (std::uint64_t i = first * n_heads_; i < end * n_heads_; ++i) {
+    for (std::uint64_t i = first * n_heads_; i < n_tokens_ * n_heads_; ++i) {
         unsigned char* at = data() + i * row_stride_ * element_bytes_;
         if (element_bytes_ == sizeof(float)) {
             gearkv::rotate(turn, reinterpret_cast<float*>(at));

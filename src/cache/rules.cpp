@@ -1,0 +1,51 @@
+#include "cache/rules.hpp"
+
+#include <algorithm>
+
+namespace gearkv {
+
+Status lay_out_unit(const CacheConfig& config, const TensorSpec& spec, TensorKind kind, const Unit& unit,
+                    BlockHeader* out) noexcept {
+    const bool keys = kind == TensorKind::key;
+    const BlockShape shape = {kind, unit.n_tokens, config.n_kv_heads,
+                              keys ? config.key_dim : config.value_dim};
+    return lay_out_block(shape, spec, unit.prompt ? spec.rank_prompt : spec.rank_decode, out, unit.first);
+}
+
+std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) noexcept {
+    const std::uint32_t step = config.spec.buffer_tokens;
+    const std::uint32_t wanted = config.block_tokens == 0 ? max_unit_tokens : config.block_tokens;
+    const std::uint64_t most = std::max(std::min(wanted, max_unit_tokens) / step, 1u) * std::uint64_t{step};
+    const std::uint64_t n = n_buffered - std::min<std::uint64_t>(n_buffered, config.spec.recent_tokens);
+    return static_cast<std::uint32_t>(std::min(n / step * step, most));
+}
+
+std::uint32_t spread_tokens(const CacheConfig& config) noexcept {
+    return std::min(config.spread_tokens, config.spec.buffer_tokens);
+}
+
+std::uint32_t base_tokens(const CacheConfig& config) noexcept {
+    return config.spec.buffer_tokens + config.spec.recent_tokens + spread_tokens(config) +
+           config.rollback_tokens;
+}
+
+std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint64_t n_tokens) noexcept {
+    const bool keys = kind == TensorKind::key;
+    const std::uint64_t stride = round_up(keys ? config.key_dim : config.value_dim, 16);
+    const std::uint64_t element_bytes =
+        (keys ? config.spec.key : config.spec.value).backbone == Backbone::raw32 ? 4 : 2;
+    return n_tokens * config.n_kv_heads * stride * element_bytes;
+}
+
+std::uint64_t max_blocks(const CacheConfig& config) noexcept {
+    return config.max_tokens / config.spec.buffer_tokens;
+}
+
+std::uint64_t first_visible(const CacheConfig& config, std::uint32_t layer, std::uint64_t n_tokens) noexcept {
+    const std::uint32_t window = window_of(config, layer);
+    if (window == 0) return 0;
+    const std::uint64_t n_visible = std::uint64_t{window} + config.rollback_tokens;
+    return n_tokens > n_visible ? n_tokens - n_visible : 0;
+}
+
+}  // namespace gearkv

@@ -1,0 +1,39 @@
+// What follows from a configuration alone: when tokens fill a unit, what a window shows, and how much room
+// that takes.
+#pragma once
+
+#include "format/block.hpp"
+#include "gearkv/cache.hpp"
+
+namespace gearkv {
+
+// Longest run of tokens that is compressed as one unit; a longer prompt makes several.
+inline constexpr std::uint32_t max_unit_tokens = 4096;
+
+// A run of tokens that is closed as one block.
+struct Unit {
+    std::uint32_t n_tokens = 0;
+    bool prompt = false;  // it came in an append of a block's worth of tokens or more
+    bool first = false;   // of its stream
+};
+Status lay_out_unit(const CacheConfig& config, const TensorSpec& spec, TensorKind kind, const Unit& unit,
+                    BlockHeader* out) noexcept;
+// The configured number, as far as it is allowed.
+std::uint32_t spread_tokens(const CacheConfig& config) noexcept;
+// Tokens that a buffer always has room for: a unit, and those that come while it is compressed.
+std::uint32_t base_tokens(const CacheConfig& config) noexcept;
+// Tokens of the next unit out of n_buffered; 0 when they do not fill one.
+std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) noexcept;
+// Bytes of n_tokens keys or values in the buffer.
+std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint64_t n_tokens) noexcept;
+// Most blocks a layer can hold that was never cut.
+std::uint64_t max_blocks(const CacheConfig& config) noexcept;
+
+// Of a layer; 0 without one.
+inline std::uint32_t window_of(const CacheConfig& config, std::uint32_t layer) noexcept {
+    return config.windows == nullptr ? 0 : config.windows[layer];
+}
+// The first token of a layer of n_tokens that its window, if it has one, and rollbacks leave visible.
+std::uint64_t first_visible(const CacheConfig& config, std::uint32_t layer, std::uint64_t n_tokens) noexcept;
+
+}  // namespace gearkv

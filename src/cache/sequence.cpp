@@ -1,0 +1,113 @@
+#include "cache/sequence.hpp"
+
+#include <algorithm>
+
+namespace gearkv {
+namespace {
+
+std::uint64_t rope_bytes(const RopeConfig& rope) {
+    return std::max(rope.n_pairs, 1u) * sizeof(double);
+}
+
+}  // namespace
+
+bool Sequence::create(const Sequence* shared) noexcept {
+    const CacheConfig& config = context.config;
+    const Memory memory = context.memory();
+    const RopeConfig& rope = config.rope;
+    frequencies = static_cast<double*>(memory.take(rope_bytes(rope), Use::table));
+    if (frequencies == nullptr) return false;
+    layers = static_cast<LayerStream**>(memory.take(config.n_layers * sizeof(LayerStream*), Use::table));
+    if (layers == nullptr) return false;
+    std::fill_n(layers, config.n_layers, nullptr);
+    std::copy_n(rope.frequencies, rope.n_pairs, frequencies);
+    context.config.rope.frequencies = frequencies;
+    if (config.windows != nullptr) {
+        windows =
+            static_cast<std::uint32_t*>(memory.take(config.n_layers * sizeof(std::uint32_t), Use::table));
+        if (windows == nullptr) return false;
+        std::copy_n(config.windows, config.n_layers, windows);
+        context.config.windows = windows;
+    }
+    irreducible = static_cast<std::uint64_t*>(memory.take(irreducible_bytes(config), Use::table));
+    if (irreducible == nullptr) return false;
+    look_again();
+    if (!context.errors.create(config, memory)) return false;
+    if (shared == nullptr ? !rates.create(&context) : !rates.copy(&context, shared->rates)) return false;
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        if (shared == nullptr) {
+            layers[i] = LayerStream::make(&context, i, first_spec(config, i));
+            if (layers[i] == nullptr) return false;
+        } else if (shared->layers[i] != nullptr) {
+            layers[i] = shared->layers[i];
+            layers[i]->join(&context);
+        }
+    }
+    return true;
+}
+
+void Sequence::destroy() noexcept {
+    const Memory memory = context.memory();
+    const std::uint32_t n_layers = context.config.n_layers;
+    for (std::uint32_t i = 0; layers != nullptr && i < n_layers; ++i) {
+        if (layers[i] != nullptr) layers[i]->leave(&context);
+    }
+    memory.give_back(layers, n_layers * sizeof(LayerStream*), Use::table);
+    memory.give_back(frequencies, rope_bytes(context.config.rope), Use::table);
+    memory.give_back(windows, n_layers * sizeof(std::uint32_t), Use::table);
+    memory.give_back(irreducible, irreducible_bytes(context.config), Use::table);
+    rates.destroy(&context);
+    context.errors.destroy(memory);
+}
+
+Status Sequence::check_layer(std::uint32_t layer) const noexcept {
+    if (layer < context.config.n_layers) return {};
+    return Status::error(Code::invalid_argument, "layer %u, expected below %u", layer,
+                         context.config.n_layers);
+}
+
+Status Sequence::own(std::uint32_t layer) noexcept {
+    LayerStream* stream = layers[layer];
+    if (stream != nullptr && !stream->is_shared()) return {};
+    LayerStream* own = stream == nullptr
+                           ? LayerStream::make(&context, layer, first_spec(context.config, layer))
+                           : stream->clone(&context);
+    if (own == nullptr) return memory_error(context, "for the buffers and tables of layer %u", layer);
+    if (stream != nullptr) stream->leave(&context);
+    layers[layer] = own;
+    return {};
+}
+
+Status Sequence::own_all() noexcept {
+    Status status;
+    for (std::uint32_t i = 0; status.ok() && i < context.config.n_layers; ++i)
+        status = own(i);
+    return status;
+}
+
+Status Sequence::choose_rates(std::uint32_t layer, Executor& executor) noexcept {
+    if (!rates.waits() || unit_tokens(context.config, layers[layer]->tokens().n_buffered()) == 0) return {};
+    if (Status status = own_all(); !status.ok()) return status;
+    return rates.choose(&context, layers, executor);
+}
+
+Status Sequence::forget_before(std::uint32_t layer, std::uint64_t token) noexcept {
+    if (layers[layer] == nullptr || layers[layer]->tokens().n_forgettable(token) == 0) return {};
+    if (Status status = own(layer); !status.ok()) return status;
+    if (Status status = layers[layer]->check_first_block(); !status.ok()) return status;
+    if (!layers[layer]->reserve_cut(&context))
+        return memory_error(context, "to cut the blocks of layer %u", layer);
+    layers[layer]->forget_before(&context, token);
+    look_again(layer);
+    return {};
+}
+
+Status Sequence::keep_within(std::uint32_t layer) noexcept {
+    const std::uint64_t token = first_visible(context.config, layer, n_tokens(layer));
+    if (Status status = forget_before(layer, token); !status.ok()) return status;
+    const std::uint64_t soft_bytes = context.config.soft_bytes;
+    if (soft_bytes > 0 && context.ledger.total() > soft_bytes) (void)shrink(soft_bytes);  // as far as it can
+    return {};
+}
+
+}  // namespace gearkv

@@ -1,0 +1,51 @@
+// What a sequence is, apart from the working memory of calls: layers that hold its tokens, what they share,
+// and rates yet to be chosen.
+#pragma once
+
+#include "cache/layer.hpp"
+#include "cache/rates.hpp"
+
+namespace gearkv {
+
+struct Sequence {
+    CacheContext context;
+    double* frequencies = nullptr;     // of the rotary embedding, [rope.n_pairs]
+    std::uint32_t* windows = nullptr;  // [n_layers], null without
+    LayerStream** layers = nullptr;    // null: without tokens, and without memory yet
+    RateChooser rates;
+    // [drop_low_rank][n_layers] So many first blocks are known not to shrink any more.
+    std::uint64_t* irreducible = nullptr;
+
+    explicit Sequence(const CacheConfig& config) noexcept : context(config) {}
+    // Layers are made too, or taken from `shared`. False when memory is short; destroy() is right in any
+    // case.
+    bool create(const Sequence* shared) noexcept;
+    void destroy() noexcept;
+
+    std::uint64_t n_tokens(std::uint32_t layer) const noexcept {
+        return layers[layer] == nullptr ? 0 : layers[layer]->n_tokens();
+    }
+    Status check_layer(std::uint32_t layer) const noexcept;
+    // Before a layer changes: it is there, and no other cache's. Errors: out_of_memory, over_budget.
+    Status own(std::uint32_t layer) noexcept;
+    Status own_all() noexcept;
+    // Before this layer compresses, if it is about to for the first time. Errors: as above.
+    Status choose_rates(std::uint32_t layer, Executor& executor) noexcept;
+    // Gives back the blocks of a layer without a token from `token` on. Errors: as above, and damaged.
+    Status forget_before(std::uint32_t layer, std::uint64_t token) noexcept;
+    // After a layer has grown: what its window leaves behind goes, and older blocks shrink to soft_bytes.
+    Status keep_within(std::uint32_t layer) noexcept;
+
+    // ---- shrink.cpp ----
+    Status shrink(std::uint64_t target_bytes) noexcept;
+    // The first block of a layer from i on that can shrink; its number of blocks when there is none.
+    std::uint64_t next_reducible(std::uint32_t layer, std::uint64_t i, bool drop_low_rank) noexcept;
+    // After blocks of any layer have gone, or of one.
+    void look_again() noexcept;
+    void look_again(std::uint32_t layer) noexcept;
+    static std::uint64_t irreducible_bytes(const CacheConfig& config) noexcept {
+        return 2 * config.n_layers * sizeof(std::uint64_t);
+    }
+};
+
+}  // namespace gearkv

@@ -1,0 +1,189 @@
+#include "cache/tokens.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "cache/rules.hpp"
+#include "codec/decompress.hpp"
+
+namespace gearkv {
+namespace {
+
+// Keys that were read, to where their tokens are now.
+void turn_rows(const CacheConfig& config, std::int64_t shift, std::size_t n_rows, float* rows) {
+    if (shift == 0 || config.rope.n_pairs == 0) return;
+    float angles[max_dim];
+    const Rotation turn =
+        make_rotation(config.rope.frequencies, config.rope.n_pairs, config.rope.interleaved, shift, angles);
+    for (std::size_t i = 0; i < n_rows; ++i)
+        rotate(turn, rows + i * config.key_dim);
+}
+
+}  // namespace
+
+bool LayerTokens::create(const CacheConfig& config, const Memory& memory) noexcept {
+    return blocks_.create(memory, std::max<std::uint64_t>(max_blocks(config), 1)) &&
+           buffer_.create(config, memory, base_tokens(config)) &&
+           sinks_.create(config, memory, config.spec.sink_tokens);
+}
+
+bool LayerTokens::copy(const Memory& memory, const LayerTokens& other) noexcept {
+    blocks_.destroy(memory);
+    n_forgotten_ = other.n_forgotten_;
+    return blocks_.copy(memory, other.blocks_) && sinks_.copy(memory, other.sinks_) &&
+           buffer_.copy(memory, other.buffer_);
+}
+
+void LayerTokens::destroy(const Memory& memory) noexcept {
+    buffer_.destroy(memory);
+    sinks_.destroy(memory);
+    blocks_.destroy(memory);
+}
+
+bool LayerTokens::restore(const Memory& memory, const LayerShape& shape, const void* const* sinks,
+                          const void* const* buffer) noexcept {
+    if (!buffer_.reserve(memory, shape.n_buffered)) return false;
+    sinks_.fill(sinks, shape.n_sinks);
+    buffer_.fill(buffer, shape.n_buffered);
+    n_forgotten_ = shape.n_forgotten;
+    return true;
+}
+
+void LayerTokens::append(const CacheContext& context, const Rows& keys, const Rows& values,
+                         std::uint32_t n_tokens) noexcept {
+    const auto skip = [](const Rows& rows, std::size_t n) {
+        return Rows{rows.data + n * rows.token_stride, rows.token_stride, rows.head_stride};
+    };
+    const auto n_missing = static_cast<std::uint32_t>(context.config.spec.sink_tokens - sinks_.n_tokens());
+    const std::uint32_t n_sinks = std::min(n_missing, n_tokens);
+    sinks_.append(*context.kernels, keys, values, n_sinks);
+    buffer_.append(*context.kernels, skip(keys, n_sinks), skip(values, n_sinks), n_tokens - n_sinks);
+}
+
+void LayerTokens::close(const Memory& memory, const ClosedBlock& block, bool set_aside) noexcept {
+    blocks_.push(block);
+    if (set_aside) {
+        buffer_.set_aside(block.n_tokens);
+    } else {
+        buffer_.drop_front(memory, block.n_tokens);
+    }
+}
+
+void LayerTokens::reopen() noexcept {
+    const std::uint64_t n = blocks_[blocks_.size() - 1].n_tokens;
+    blocks_.pop();
+    buffer_.bring_back(n);
+}
+
+void LayerTokens::drop_aside(const Memory& memory) noexcept {
+    buffer_.drop_aside(memory, buffer_.n_aside());
+}
+
+void LayerTokens::truncate(const Memory& memory, std::uint64_t n_tokens) noexcept {
+    const LayerShape held = shape();
+    const auto kept = [&](std::uint64_t start, std::uint64_t n) {
+        return std::clamp(n_tokens, start, start + n) - start;
+    };
+    buffer_.drop_back(memory, held.n_buffered - kept(held.buffer_start(), held.n_buffered));
+    blocks_.truncate(memory, kept(held.gap_end(), held.n_closed));
+    n_forgotten_ = kept(held.n_sinks, held.n_forgotten);
+    sinks_.drop_back(memory, held.n_sinks - kept(0, held.n_sinks));
+}
+
+void LayerTokens::remove(const Memory& memory, const Kernels& kernels, std::uint64_t first, std::uint64_t n,
+                         const Rotation& turn) noexcept {
+    const LayerShape held = shape();
+    const std::uint64_t end = first + n;
+    // The part of the range in [start, start + count), from start.
+    const auto part = [&](std::uint64_t start, std::uint64_t count) {
+        const std::uint64_t from = std::clamp(first, start, start + count);
+        return std::pair(from - start, std::clamp(end, start, start + count) - from);
+    };
+    const std::uint64_t forgotten = part(held.n_sinks, held.n_forgotten).second;
+    const auto [closed_at, closed] = part(held.gap_end(), held.n_closed);
+    const auto [buffered_at, buffered] = part(held.buffer_start(), held.n_buffered);
+    // Blocks behind the range move even when none of their tokens goes.
+    const std::uint64_t from = first > held.gap_end() ? closed_at : 0;
+    blocks_.remove(memory, from, closed, n);
+    buffer_.remove(memory, buffered_at, buffered);
+    n_forgotten_ -= forgotten;
+    if (turn.n_pairs > 0) buffer_.rotate_keys(kernels, turn, buffered_at);
+}
+
+std::uint64_t LayerTokens::n_forgettable(std::uint64_t token) const noexcept {
+    const std::uint64_t start = shape().gap_end();
+    std::uint64_t n = 0;
+    for (std::uint64_t i = 0; i < blocks_.size() && start + n + blocks_[i].n_tokens <= token; ++i)
+        n += blocks_[i].n_tokens;
+    return n;
+}
+
+void LayerTokens::forget(const Memory& memory, std::uint64_t n) noexcept {
+    blocks_.remove(memory, 0, n, 0);
+    n_forgotten_ += n;
+}
+
+void LayerTokens::skip(const Memory& memory, std::uint64_t n) noexcept {
+    n_forgotten_ += blocks_.n_tokens() + n;
+    blocks_.truncate(memory, 0);
+    blocks_.forget_profiles(memory);
+    buffer_.drop_front(memory, n);
+}
+
+void LayerTokens::list_runs(KvRun* runs) const noexcept {
+    if (sinks_.n_tokens() > 0) *runs++ = sinks_.run(sinks_.n_tokens());
+    if (n_forgotten_ > 0) *runs++ = gap_run(n_forgotten_);
+    for (std::uint64_t i = 0; i < blocks_.size(); ++i)
+        *runs++ = run_of(blocks_[i]);
+    if (buffer_.n_tokens() > 0) *runs = buffer_.run(buffer_.n_tokens());
+}
+
+KvRun LayerTokens::run_of(const ClosedBlock& block) const noexcept {
+    return {run_of_block(blocks_.view_of(block, TensorKind::key)),
+            run_of_block(blocks_.view_of(block, TensorKind::value)),
+            block.first + block.n_tokens,
+            block.first,
+            block.shift,
+            {}};
+}
+
+void LayerTokens::read_range(const CacheContext& context, std::uint64_t first, std::uint64_t n, float* keys,
+                             float* values) const noexcept {
+    const std::uint64_t key_row = std::uint64_t{context.config.n_kv_heads} * context.config.key_dim;
+    const std::uint64_t value_row = std::uint64_t{context.config.n_kv_heads} * context.config.value_dim;
+    const LayerShape held = shape();
+    const auto read_row = [&](const KvBuffer& from, std::uint64_t token, std::uint64_t at) {
+        if (keys != nullptr)
+            from.of(TensorKind::key).read(*context.kernels, token, keys + (at - first) * key_row);
+        if (values != nullptr)
+            from.of(TensorKind::value).read(*context.kernels, token, values + (at - first) * value_row);
+    };
+    const std::uint64_t end = first + n;
+    std::uint64_t at = first;
+    for (; at < std::min(end, held.n_sinks); ++at)
+        read_row(sinks_, at, at);
+    std::uint64_t start = held.gap_end();
+    for (std::uint64_t i = 0; i < blocks_.size() && at < end; ++i) {
+        const std::uint64_t stop = start + blocks_[i].n_tokens;
+        if (at < stop) {
+            const auto from = blocks_[i].first + static_cast<std::uint32_t>(at - start);
+            const auto count = static_cast<std::uint32_t>(std::min(stop, end) - at);
+            if (keys != nullptr) {
+                float* to = keys + (at - first) * key_row;
+                decompress_rows(blocks_.view(i, TensorKind::key), from, count, to);
+                turn_rows(context.config, blocks_[i].shift, count * std::size_t{context.config.n_kv_heads},
+                          to);
+            }
+            if (values != nullptr) {
+                decompress_rows(blocks_.view(i, TensorKind::value), from, count,
+                                values + (at - first) * value_row);
+            }
+            at += count;
+        }
+        start = stop;
+    }
+    for (; at < end; ++at)
+        read_row(buffer_, at - held.buffer_start(), at);
+}
+
+}  // namespace gearkv

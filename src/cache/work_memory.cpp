@@ -1,0 +1,88 @@
+#include "cache/work_memory.hpp"
+
+#include <algorithm>
+#include <new>
+
+#include "cache/rates.hpp"
+#include "codec/compress.hpp"
+
+namespace gearkv {
+namespace {
+
+// Scratch to compress a full buffer, whatever its layer. False when a block cannot be laid out.
+bool most_compress_bytes(const CacheConfig& config, std::uint64_t* most) {
+    const LayerRule* last = nullptr;
+    for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
+        const LayerRule* rule = config.spec.rule_of(layer, config.n_layers);
+        if (layer > 0 && rule == last) continue;
+        last = rule;
+        const KvSpec spec = first_spec(config, layer);
+        for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+            for (const bool prompt : {false, true}) {
+                BlockHeader header;
+                const TensorSpec& tensor = kind == TensorKind::key ? spec.key : spec.value;
+                const Unit unit = {config.spec.buffer_tokens, prompt, true};
+                if (!lay_out_unit(config, tensor, kind, unit, &header).ok()) return false;
+                *most = std::max(*most, compress_scratch_bytes(header));
+            }
+        }
+    }
+    return true;
+}
+
+}  // namespace
+
+bool WorkMemory::create(const CacheConfig& config, const Memory& memory) noexcept {
+    const std::uint64_t slot_bytes = attend_scratch_bytes(config.key_dim, config.value_dim);
+    std::uint64_t compress_bytes = 0;
+    return reserve_runs(memory, max_blocks(config) + 3) &&
+           attend.ensure(memory, slot_bytes * config.n_kv_heads) &&
+           most_compress_bytes(config, &compress_bytes) && compress.ensure(memory, compress_bytes);
+}
+
+bool WorkMemory::reserve_runs(const Memory& memory, std::uint64_t n) noexcept {
+    if (n <= max_runs) return true;
+    n = std::max(n, 2 * max_runs);
+    auto* more = static_cast<KvRun*>(memory.take(n * sizeof(KvRun), Use::table));
+    if (more == nullptr) return false;
+    memory.give_back(runs, max_runs * sizeof(KvRun), Use::table);
+    runs = more;
+    max_runs = n;
+    return true;
+}
+
+void WorkMemory::free(const Memory& memory) noexcept {
+    memory.give_back(runs, max_runs * sizeof(KvRun), Use::table);
+    runs = nullptr;
+    max_runs = 0;
+    for (Scratch* scratch : {&jobs, &attend, &turns, &compress, &batch})
+        scratch->free(memory);
+}
+
+Status Workspace::create(const Allocator& allocator, std::unique_ptr<Workspace>* out) noexcept {
+    if (out == nullptr || allocator.allocate == nullptr || allocator.release == nullptr)
+        return Status::error(Code::invalid_argument, "%s",
+                             out == nullptr ? "out is null" : "allocator has a null function");
+    void* place = allocator.allocate(allocator.context, sizeof(Impl), alignof(Impl));
+    Impl* impl = place == nullptr ? nullptr : new (place) Impl(allocator);
+    Workspace* workspace = impl == nullptr ? nullptr : new (std::nothrow) Workspace(impl);
+    if (workspace == nullptr) {
+        if (place != nullptr) allocator.release(allocator.context, place, sizeof(Impl));
+        return Status::error(Code::out_of_memory, "no memory for a workspace");
+    }
+    out->reset(workspace);
+    return {};
+}
+
+Workspace::~Workspace() {
+    const Allocator allocator = impl_->ledger.allocator();
+    impl_->work.free(impl_->memory());
+    impl_->~Impl();
+    allocator.release(allocator.context, impl_, sizeof(Impl));
+}
+
+std::uint64_t Workspace::n_bytes() const noexcept {
+    return impl_->ledger.total() + sizeof(Impl);
+}
+
+}  // namespace gearkv
