@@ -51,6 +51,8 @@ const char* code_name(Code code) noexcept {
             return "io_error";
         case Code::not_a_model:
             return "not_a_model";
+        case Code::protected_file:
+            return "protected_file";
         case Code::bad_version:
             return "bad_version";
         case Code::truncated:

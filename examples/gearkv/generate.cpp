@@ -88,6 +88,7 @@ class Generate final : public Command {
         const std::unique_ptr<Sampler> sampler = make_sampler(sampling_, *model, options_.seed);
         const std::unique_ptr<StopMatcher> stops = make_stop_matcher(sampling_);
         const std::unique_ptr<Session> session = open(model, spec.spec, machine, *sampler);
+        if (!save_.empty()) check(session->check_save(save_.c_str()));
         Generated result;
         feed_prompt(*model, *session, *sampler, result);
         generate(*model, *session, *sampler, *stops, result);
@@ -122,7 +123,10 @@ class Generate final : public Command {
     }
 
     void save(const Session& session, const Sampler& sampler) const {
-        if (!save_.empty()) check(session.save(save_.c_str(), {&sampler, {}}));
+        if (save_.empty()) return;
+        Status warning;
+        check(session.save(save_.c_str(), {&sampler, {}}, &warning));
+        if (!warning.ok()) std::cerr << "gearkv: saved, but " << warning.message() << '\n';
     }
 
     // What the text begins with; without a text the tokens that a loaded session has.

@@ -96,10 +96,14 @@ class Session {
     // invalid_argument, out_of_memory.
     virtual Status fork(Executor& executor, std::unique_ptr<Session>* out) const noexcept = 0;
     // Writes cache, tokens and logits to a file, as save_state, and what is attached; load goes on where it
-    // was. n_ctx, chunk and level may be others; spec and model may not. Errors: those of save_state and
-    // load_state, of Sampler::save and restore; bad_version for a file without tokens, as sessions were saved
-    // before they had any. After an error of load nothing it was given is changed.
-    virtual Status save(const char* path, const SessionAttachments& attached = {}) const noexcept = 0;
+    // was. n_ctx, chunk and level may be others; spec and model may not. The model's own file is not
+    // replaced. Errors: those of save_state and load_state, of Sampler::save and restore; bad_version for a
+    // file without tokens, as sessions were saved before they had any. After an error of load nothing it was
+    // given is changed. *warning: as save_state.
+    virtual Status save(const char* path, const SessionAttachments& attached = {},
+                        Status* warning = nullptr) const noexcept = 0;
+    // Whether save could begin now, as check_save_target.
+    virtual Status check_save(const char* path) const noexcept = 0;
     static Status load(const char* path, std::shared_ptr<const Model> model, const SessionConfig& config,
                        StateLoading loading, Executor& executor, std::unique_ptr<Session>* out,
                        const LoadedAttachments& attached = {}) noexcept;

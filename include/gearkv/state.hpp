@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "gearkv/cache.hpp"
+#include "gearkv/file_id.hpp"
 
 namespace gearkv {
 
@@ -24,14 +25,26 @@ struct SaveOptions {
     ModelFingerprint model;
     const void* extra = nullptr;  // bytes of the caller's that go with the cache: tokens, a sampler's state
     std::size_t n_extra = 0;
+    const FileId* kept = nullptr;  // files that must not be replaced by the save [n_kept]
+    std::size_t n_kept = 0;
 };
 
-// Writes the cache to `path`: beside it first, under "<path>.<process>-<number>.tmp", forced to the disk and
-// then renamed over it. What ends the process on the way leaves the old file, or none, and perhaps the
-// temporary one. Nothing is copied. Errors: invalid_argument, io_error, out_of_memory, damaged (blocks of a
-// mapped file that were not looked at before). Threads: as any call on the cache.
-Status save_state(const Cache& cache, const char* path, const SaveOptions& options,
-                  Executor& executor) noexcept;
+// Writes the cache to a file: where nobody sees it first, forced to the disk and then renamed over what is at
+// `path`, or where its symbolic links lead. A file there is replaced, by one of the same mode and, where the
+// system allows it, the same owner; its hard links keep the old bytes. Refused before anything is done: a
+// directory, device, FIFO or socket, a file without permission to write, and the kept ones. What ends the
+// process on the way leaves the old file, or none. On systems that cannot make files without a name it leaves
+// "<path>.<process>-<number>.tmp" too, which the next save to that path removes. Nothing is copied.
+// Errors: invalid_argument, io_error, protected_file, out_of_memory, damaged (blocks of a mapped file that
+// were not looked at before); a file there is as it was. ok: the new file is in place, and *warning, when
+// given, is ok too or says what did not go well beside it: the owner or mode could not be kept, or the
+// directory not be forced to the disk, so that a loss of power may bring the old file back. Threads: as any
+// call on the cache.
+Status save_state(const Cache& cache, const char* path, const SaveOptions& options, Executor& executor,
+                  Status* warning = nullptr) noexcept;
+
+// Whether save_state could begin now, for those who have hours of work before it. Errors: as save_state.
+Status check_save_target(const char* path, const SaveOptions& options = {}) noexcept;
 
 enum class StateLoading : std::uint8_t {
     copy,  // blocks are read into the allocator's memory

@@ -28,6 +28,7 @@ enum class Code : std::uint8_t {
     thread_failure,     // the system refused a thread
     interrupted,        // the caller asked to stop
     io_error,           // the system refused to open, map, read or write a file
+    protected_file,     // a path to save to whose file must be kept, such as the model
     bad_version,        // a file version we do not know
     truncated,          // the file ends before what its header promises
     // gearkv-decoder

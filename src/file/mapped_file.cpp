@@ -8,21 +8,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "file/file_kind.hpp"
 #include "file/system_error.hpp"
 
 namespace gearkv {
 namespace {
 
-const char* file_kind(mode_t mode) {
-    if (S_ISDIR(mode)) return "a directory";
-    if (S_ISFIFO(mode)) return "a FIFO";
-    if (S_ISCHR(mode)) return "a character device";
-    if (S_ISBLK(mode)) return "a block device";
-    if (S_ISSOCK(mode)) return "a socket";
-    return "no regular file";
-}
-
-Status map_descriptor(int descriptor, const char* path, const std::uint8_t** bytes, std::uint64_t* n_bytes) {
+Status map_descriptor(int descriptor, const char* path, const std::uint8_t** bytes, std::uint64_t* n_bytes,
+                      FileId* id) {
     struct stat info = {};
     if (fstat(descriptor, &info) != 0) return system_error("inspect", path);
     if (!S_ISREG(info.st_mode)) {
@@ -35,6 +28,7 @@ Status map_descriptor(int descriptor, const char* path, const std::uint8_t** byt
     }
     *bytes = nullptr;
     *n_bytes = size;
+    *id = file_id(info);
     if (size == 0) return {};
     void* mapping = mmap(nullptr, static_cast<std::size_t>(size), PROT_READ, MAP_PRIVATE, descriptor, 0);
     if (mapping == MAP_FAILED) return system_error("map", path);
@@ -51,11 +45,14 @@ MappedFile::~MappedFile() {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : bytes_(std::exchange(other.bytes_, nullptr)), n_bytes_(std::exchange(other.n_bytes_, 0)) {}
+    : bytes_(std::exchange(other.bytes_, nullptr)),
+      n_bytes_(std::exchange(other.n_bytes_, 0)),
+      id_(other.id_) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
     std::swap(bytes_, other.bytes_);
     std::swap(n_bytes_, other.n_bytes_);
+    std::swap(id_, other.id_);
     return *this;
 }
 
@@ -69,7 +66,7 @@ Status MappedFile::map(const char* path, MappedFile* out) noexcept {
     } while (descriptor < 0 && errno == EINTR);
     if (descriptor < 0) return system_error("open", path);
     MappedFile file;
-    const Status status = map_descriptor(descriptor, path, &file.bytes_, &file.n_bytes_);
+    const Status status = map_descriptor(descriptor, path, &file.bytes_, &file.n_bytes_, &file.id_);
     close(descriptor);
     if (!status.ok()) return status;
     *out = std::move(file);

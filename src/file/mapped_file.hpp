@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "gearkv/file_id.hpp"
 #include "gearkv/status.hpp"
 
 namespace gearkv {
@@ -23,10 +24,13 @@ class MappedFile {
 
     const std::uint8_t* bytes() const noexcept { return bytes_; }
     std::uint64_t n_bytes() const noexcept { return n_bytes_; }
+    // Of the file that is mapped, whatever has its name now.
+    const FileId& id() const noexcept { return id_; }
 
   private:
     const std::uint8_t* bytes_ = nullptr;
     std::uint64_t n_bytes_ = 0;
+    FileId id_;
 };
 
 }  // namespace gearkv

@@ -175,7 +175,7 @@ bool repeats(const StateSection* sections, const void* const* bytes, std::uint64
     return kind == StateKind::key_block || kind == StateKind::value_block;
 }
 
-Status write_all(const char* path, StateHeader* header, StateSection* sections, const void* const* bytes,
+Status write_all(AtomicFile* file, StateHeader* header, StateSection* sections, const void* const* bytes,
                  Executor& executor) noexcept {
     const std::uint64_t n = header->n_sections;
     std::uint64_t place = sizeof(StateHeader) + n * sizeof(StateSection);
@@ -193,24 +193,31 @@ Status write_all(const char* path, StateHeader* header, StateSection* sections, 
     header->n_bytes = place;
     header->table_checksum = xxh64(sections, n * sizeof(StateSection));
     header->checksum = xxh64(header, offsetof(StateHeader, checksum));
-    AtomicFile file;
-    Status status = file.open(path);
-    if (status.ok()) status = file.write(header, sizeof(*header));
-    if (status.ok()) status = file.write(sections, n * sizeof(StateSection));
+    Status status = file->write(header, sizeof(*header));
+    if (status.ok()) status = file->write(sections, n * sizeof(StateSection));
     for (std::uint64_t i = 0; status.ok() && i < n; ++i) {
         if (repeats(sections, bytes, i)) continue;
-        status = file.write(bytes[i], sections[i].n_bytes);
-        if (status.ok()) status = file.pad(state_alignment);
+        status = file->write(bytes[i], sections[i].n_bytes);
+        if (status.ok()) status = file->pad(state_alignment);
     }
-    return status.ok() ? file.commit() : status;
+    return status;
+}
+
+Status check_options(const char* path, const SaveOptions& options) noexcept {
+    const char* null = path == nullptr                                   ? "path"
+                       : options.extra == nullptr && options.n_extra > 0 ? "extra"
+                       : options.kept == nullptr && options.n_kept > 0   ? "kept"
+                                                                         : nullptr;
+    return null == nullptr ? Status() : Status::error(Code::invalid_argument, "null %s", null);
 }
 
 }  // namespace
 
-Status save_state(const Cache& cache, const char* path, const SaveOptions& options,
-                  Executor& executor) noexcept {
-    if (path == nullptr || (options.extra == nullptr && options.n_extra > 0))
-        return Status::error(Code::invalid_argument, "%s", path == nullptr ? "null path" : "null extra");
+Status save_state(const Cache& cache, const char* path, const SaveOptions& options, Executor& executor,
+                  Status* warning) noexcept {
+    if (Status status = check_options(path, options); !status.ok()) return status;
+    AtomicFile file;
+    if (Status status = file.open(path, options.kept, options.n_kept); !status.ok()) return status;
     const CacheAccess::Impl& impl = CacheAccess::of(cache);
     const CacheConfig& config = impl.context.config;
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
@@ -240,9 +247,15 @@ Status save_state(const Cache& cache, const char* path, const SaveOptions& optio
         sections[i] = section;
         bytes[i++] = from;
     });
-    const Status status = write_all(path, &header, sections, bytes, executor);
+    const Status status = write_all(&file, &header, sections, bytes, executor);
     allocator.release(allocator.context, memory, n_bytes);
-    return status;
+    return status.ok() ? file.commit(warning) : status;
+}
+
+Status check_save_target(const char* path, const SaveOptions& options) noexcept {
+    if (Status status = check_options(path, options); !status.ok()) return status;
+    AtomicFile file;
+    return file.open(path, options.kept, options.n_kept);
 }
 
 }  // namespace gearkv

@@ -373,6 +373,20 @@ TEST_CASE("after a context shift the rest is attended at its new place") {
     CHECK(shifted->n_tokens() == 30);
 }
 
+TEST_CASE("a session is not saved over its own model") {
+    Fixture fixture("gear-4");
+    const gearkv::testing::TemporaryFile model, other;
+    model.write(fixture.bytes);
+    REQUIRE(Model::load(model.path(), &fixture.model).ok());
+    auto session = fixture.session();
+    REQUIRE(session->prefill(some_tokens(3).data(), 3).ok());
+    CHECK(session->check_save(model.path()).code() == Code::protected_file);
+    CHECK(session->save(model.path()).code() == Code::protected_file);
+    CHECK(model.read() == fixture.bytes);
+    CHECK(session->check_save(other.path()).ok());
+    CHECK(session->save(other.path()).ok());
+}
+
 TEST_CASE("a loaded session gives the logits of the saved one") {
     Fixture fixture("gear-3");
     const std::size_t n_vocab = fixture.model->params().n_vocab;

@@ -233,6 +233,18 @@ class Generate(ToolTest):
         self.fails(2, "A subcommand is required", "state")
         self.fails(1, "io_error", "generate", MODEL, "-p", "x", "-n", 0, "--json", "--save", self.path("no/such/folder"))
 
+    def test_where_a_session_cannot_be_saved_is_said_before_the_work(self):
+        model = self.write("model.gguf", read_bytes(MODEL))
+        os.symlink(model, self.path("link"))
+        os.mkfifo(self.path("fifo"))
+        cases = [(model, "protected_file"), (self.path("link"), "protected_file"), (self.path("fifo"), "io_error"),
+                 (self.folder, "io_error"), (self.path("no/such/folder"), "io_error")]
+        for target, code in cases:
+            result = run("generate", model, "-p", PROMPT, "-n", 3, "--save", target)
+            self.assertEqual((result.returncode, result.stdout), (1, b""), target)
+            self.assertIn(code.encode(), result.stderr)
+        self.assertEqual(read_bytes(model), read_bytes(MODEL))
+
     def test_it_stops_at_the_end_of_the_context(self):
         answer = self.json("generate", MODEL, "-p", "Once", "-n", 100, "--ctx", 32, "--ignore-eos")
         self.assertEqual((answer["stop"], answer["cache"]["tokens"]), ("context full", 32))

@@ -162,7 +162,12 @@ class LlamaSession final : public Session {
         });
     }
 
-    Status save(const char* path, const SessionAttachments& attached) const noexcept override {
+    Status check_save(const char* path) const noexcept override {
+        return failure_.ok() ? check_save_target(path, save_options()) : failure_;
+    }
+
+    Status save(const char* path, const SessionAttachments& attached,
+                Status* warning) const noexcept override {
         if (!failure_.ok()) return failure_;
         return guarded([&] {
             SavedSession saved;
@@ -174,11 +179,10 @@ class LlamaSession final : public Session {
                 if (Status status = attached.sampler->save(&saved.sampler); !status.ok()) return status;
             }
             const std::vector<unsigned char> bytes = write_saved_session(saved);
-            SaveOptions options;
-            options.model = model_->fingerprint();
+            SaveOptions options = save_options();
             options.extra = bytes.data();
             options.n_extra = bytes.size();
-            return save_state(*cache_, path, options, forward_.executor());
+            return save_state(*cache_, path, options, forward_.executor(), warning);
         });
     }
 
@@ -201,6 +205,14 @@ class LlamaSession final : public Session {
     }
 
   private:
+    SaveOptions save_options() const noexcept {
+        SaveOptions options;
+        options.model = model_->fingerprint();
+        options.kept = model_->file_id();
+        options.n_kept = options.kept == nullptr ? 0 : 1;
+        return options;
+    }
+
     // Room for so many tokens is taken at once.
     static constexpr std::size_t reserved_tokens = 1u << 17;
 

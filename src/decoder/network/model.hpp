@@ -69,6 +69,8 @@ class LlamaModel final : public Model {
     ModelFingerprint fingerprint() const noexcept override { return fingerprint_; }
     const NetworkParams& network() const noexcept { return network_; }
     const Weights& weights() const noexcept { return weights_; }
+    // Of the file the weights lie in; null when they lie in the caller's memory.
+    const FileId* file_id() const noexcept { return file_.bytes() == nullptr ? nullptr : &file_.id(); }
 
     // A model over bytes that outlive it. May throw std::bad_alloc. Errors: as Model::load, but for io_error.
     static Status load_bytes(const std::uint8_t* bytes, std::uint64_t n_bytes,

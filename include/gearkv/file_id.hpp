@@ -1,0 +1,15 @@
+// A file by what it is and not by its name.
+#pragma once
+
+#include <cstdint>
+
+namespace gearkv {
+
+// st_dev and st_ino of stat. Stands for one file as long as somebody has it open or mapped.
+struct FileId {
+    std::uint64_t device = 0;
+    std::uint64_t inode = 0;
+    friend bool operator==(const FileId&, const FileId&) = default;
+};
+
+}  // namespace gearkv
