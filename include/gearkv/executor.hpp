@@ -13,6 +13,8 @@ namespace gearkv {
 
 // Runs independent tasks. Results of the library do not depend on the executor nor on its thread count.
 // One parallel_for at a time per executor; calls from several threads must be serialised by the caller.
+// Whatever rounding mode, denormals and traps the threads have: tasks compute to nearest, with denormals and
+// without traps, and leave the threads as they found them.
 class Executor {
   public:
     using Task = void (*)(void* context, std::size_t index);
@@ -21,7 +23,8 @@ class Executor {
     // Calls task(context, i) once for every i in [0, n_tasks), in any order and on any thread,
     // and returns when all calls have returned. Tasks do not throw.
     virtual void parallel_for(std::size_t n_tasks, Task task, void* context) noexcept = 0;
-    // Threads that may run tasks at once, the caller's included; at least 1.
+    // Threads that may run tasks at once, the caller's included; at least 1, else calls fail with
+    // invalid_argument. Asked for once a call; it may change from one call to the next.
     virtual unsigned n_threads() const noexcept = 0;
 };
 

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "cache/impl.hpp"
+#include "executor/call.hpp"
 
 namespace gearkv {
 namespace {
@@ -396,7 +397,9 @@ class Call {
 
 }  // namespace
 
-Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept {
+Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Executor& caller) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
     Job job;
     const AttendRequest request = {this, queries, out};
     if (Status status = begin_job(layer, request, executor, &job); !status.ok()) return status;
@@ -407,7 +410,9 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Ex
 }
 
 Status Cache::attend_batch(std::uint32_t layer, const AttendRequest* requests, std::size_t n_requests,
-                           Executor& executor) noexcept {
+                           Executor& caller) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
     if (requests == nullptr || n_requests == 0) {
         return Status::error(Code::invalid_argument, "%s",
                              requests == nullptr ? "requests are null" : "0 requests, expected at least 1");

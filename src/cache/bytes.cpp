@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../arch/float_mode.hpp"
 #include "cache/check.hpp"
 #include "cache/rates.hpp"
 #include "cache/rules.hpp"
@@ -121,6 +122,7 @@ Status check_config(const CacheConfig& config) noexcept {
 
 Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::uint64_t prompt_tokens,
                       CacheBytes* out) noexcept {
+    const FloatMode mode;
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     if (Status status = check_config(config); !status.ok()) return status;
     if (n_tokens > config.max_tokens || prompt_tokens > n_tokens) {

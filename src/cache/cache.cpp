@@ -6,6 +6,7 @@
 
 #include "cache/check.hpp"
 #include "cache/impl.hpp"
+#include "executor/call.hpp"
 
 namespace gearkv {
 
@@ -49,6 +50,7 @@ Status Cache::Impl::make(const CacheConfig& config, const Kernels* kernels, cons
 }
 
 Status Cache::create(const CacheConfig& config, std::unique_ptr<Cache>* out) noexcept {
+    const FloatMode mode;
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     if (Status status = check_config(config); !status.ok()) return status;
     Level level;
@@ -69,7 +71,9 @@ Cache::~Cache() {
 }
 
 Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, std::uint32_t n_tokens,
-                     Executor& executor) noexcept {
+                     Executor& caller) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
     CacheContext& context = impl_->context;
     const CacheConfig& config = context.config;
@@ -102,7 +106,9 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     return {};
 }
 
-Status Cache::compress(std::uint32_t layer, Executor& executor) noexcept {
+Status Cache::compress(std::uint32_t layer, Executor& caller) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
     const LayerStream* stream = impl_->layers[layer];
     if (stream == nullptr || unit_tokens(config(), stream->tokens().n_buffered()) == 0) return {};
@@ -118,6 +124,7 @@ Status Cache::compress(std::uint32_t layer, Executor& executor) noexcept {
 
 Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
                    float* values) noexcept {
+    const FloatMode mode;
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
     const std::uint64_t n_held = this->n_tokens(layer);
     if (first > n_held || n_tokens > n_held - first) {

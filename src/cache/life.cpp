@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cache/impl.hpp"
+#include "executor/call.hpp"
 
 namespace gearkv {
 
@@ -30,6 +31,7 @@ Status Cache::truncate(std::uint64_t n_tokens, bool* lossless) noexcept {
 }
 
 Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens) noexcept {
+    const FloatMode mode;
     const std::uint32_t n_layers = config().n_layers;
     if (n_tokens == 0) return Status::error(Code::wrong_size, "removal of 0 tokens, expected at least 1");
     if (first < config().spec.sink_tokens) {

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "codec/trellis.hpp"
+#include "executor/call.hpp"
 
 namespace gearkv {
 namespace {
@@ -258,7 +259,9 @@ Status block_bytes(const BlockShape& shape, const BlockOptions& options, BlockBy
 }
 
 Status compress_block(void* block, std::size_t n_bytes, const Rows& rows, const BlockShape& shape,
-                      const BlockOptions& options, Executor& executor, const Allocator& allocator) noexcept {
+                      const BlockOptions& options, Executor& caller, const Allocator& allocator) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
     if (block == nullptr || rows.data == nullptr || allocator.allocate == nullptr ||
         allocator.release == nullptr) {
         return Status::error(Code::invalid_argument, "%s is null",

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../arch/float_mode.hpp"
 #include "format/trellis.hpp"
 #include "kernels/kernels.hpp"
 
@@ -178,6 +179,7 @@ void decompress_rows(const BlockView& view, std::uint32_t first, std::uint32_t n
 }
 
 Status decompress_block(float* out, std::size_t n_floats, const void* block, std::size_t n_bytes) noexcept {
+    const FloatMode mode;
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     BlockView view;
     if (Status status = open_block(block, n_bytes, &view); !status.ok()) return status;

@@ -100,7 +100,7 @@ void factor_head(const BlockWork& work, std::size_t head) noexcept {
     float* p = a + rank * a_stride;
     const float* residual = work.x_head(head);
 
-    seed_start(p, work, residual, mix_bits(work.seed ^ (head << 32)));
+    seed_start(p, work, residual, mix_bits(work.seed ^ (std::uint64_t{head} << 32)));
     for (int pass = 0; pass < n_passes; ++pass) {
         codec.project(a, a_stride, residual, work.stride, n, dim, p, work.stride, rank);
         orthonormalize(a, a_stride, n, rank);

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "../arch/float_mode.hpp"
 #include "format/spec.hpp"
 
 namespace gearkv {
@@ -373,6 +374,7 @@ class Parser {
 }  // namespace
 
 Status parse_spec(const char* text, KvSpec* out) noexcept {
+    const FloatMode mode;
     if (text == nullptr || out == nullptr) {
         return Status::error(Code::invalid_argument, "%s is null", text == nullptr ? "text" : "out");
     }

@@ -3,6 +3,7 @@
 #include <charconv>
 #include <cstdio>
 
+#include "../arch/float_mode.hpp"
 #include "format/spec.hpp"
 
 namespace gearkv {
@@ -274,6 +275,7 @@ Status validate_spec(const KvSpec& spec) noexcept {
 }
 
 Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept {
+    const FloatMode mode;
     if (text == nullptr) return Status::error(Code::invalid_argument, "text is null");
     if (Status status = validate_spec(spec); !status.ok()) return status;
     Writer writer(text, n_chars);

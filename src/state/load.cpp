@@ -2,6 +2,7 @@
 #include <new>
 
 #include "cache/check.hpp"
+#include "executor/call.hpp"
 #include "file/xxh64.hpp"
 #include "state/state_file.hpp"
 
@@ -205,8 +206,10 @@ Status open_and_inspect(const char* path, StateFile* file, StateInfo* info) noex
 
 }  // namespace
 
-Status load_state(const char* path, const CacheConfig& config, const LoadOptions& options, Executor& executor,
+Status load_state(const char* path, const CacheConfig& config, const LoadOptions& options, Executor& caller,
                   std::unique_ptr<Cache>* out, std::size_t* n_extra) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
     if (out == nullptr || (options.extra == nullptr && options.extra_capacity > 0))
         return Status::error(Code::invalid_argument, "%s is null", out == nullptr ? "out" : "extra");
     if (Status status = check_config(config); !status.ok()) return status;
@@ -247,7 +250,9 @@ Status inspect_state(const char* path, StateInfo* out) noexcept {
     return {};
 }
 
-Status verify_state(const char* path, Executor& executor, StateInfo* out) noexcept {
+Status verify_state(const char* path, Executor& caller, StateInfo* out) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     StateFile file;
     StateInfo info;

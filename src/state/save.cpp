@@ -1,6 +1,7 @@
 #include <cstring>
 
 #include "cache/impl.hpp"
+#include "executor/call.hpp"
 #include "file/atomic_file.hpp"
 #include "file/xxh64.hpp"
 #include "format/state.hpp"
@@ -213,8 +214,10 @@ Status check_options(const char* path, const SaveOptions& options) noexcept {
 
 }  // namespace
 
-Status save_state(const Cache& cache, const char* path, const SaveOptions& options, Executor& executor,
+Status save_state(const Cache& cache, const char* path, const SaveOptions& options, Executor& caller,
                   Status* warning) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
     if (Status status = check_options(path, options); !status.ok()) return status;
     AtomicFile file;
     if (Status status = file.open(path, options.kept, options.n_kept); !status.ok()) return status;
