@@ -27,7 +27,7 @@ std::string generate(const std::shared_ptr<const Model>& model, const char* spec
     require(Session::create(model, config, executor, &session));
 
     std::vector<Token> tokens;
-    require(model->tokenizer().encode(prompt, true, &tokens));
+    require(model->tokenizer().encode(prompt, {}, &tokens));
     require(session->prefill(tokens.data(), tokens.size()));
 
     std::unique_ptr<Sampler> sampler;

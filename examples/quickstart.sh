@@ -14,7 +14,7 @@ mkdir -p "$build"
 
 echo "[1/4] packages"
 install_packages g++ meson ninja-build pkg-config libxsimd-dev libtbb-dev libopenblas-dev libcli11-dev \
-  nlohmann-json3-dev
+  nlohmann-json3-dev libpcre2-dev
 
 echo "[2/4] build in $build, one to two minutes from nothing"
 log=$build/quickstart.log

@@ -136,7 +136,7 @@ class Generate final : public Command {
             if (tokens.empty()) throw Failure("the saved session has no tokens to go on from");
             return tokens;
         }
-        check(model.tokenizer().encode(file_.empty() ? prompt_ : read_text(file_), true, &tokens));
+        check(model.tokenizer().encode(file_.empty() ? prompt_ : read_text(file_), {}, &tokens));
         if (tokens.size() > model.params().n_ctx) {
             std::cerr << "gearkv: a prompt of " << grouped(tokens.size())
                       << " tokens, the model was trained on " << grouped(model.params().n_ctx)
@@ -172,7 +172,7 @@ class Generate final : public Command {
             }
             Token token;
             check(sampler.sample(session.logits(), model.params().n_vocab, &token));
-            if (token == tokenizer.eos() && !sampling_.ignore_eos) {
+            if (tokenizer.is_end_of_generation(token) && !sampling_.ignore_eos) {
                 result.stop = "end of text";
                 break;
             }

@@ -93,7 +93,7 @@ class Perplexity final : public Command {
 
   private:
     void read_tokens() {
-        check(model_->tokenizer().encode(read_text(file_), false, &tokens_));
+        check(model_->tokenizer().encode(read_text(file_), {.add_special = false}, &tokens_));
         if (n_max_ != 0 && tokens_.size() > n_max_) tokens_.resize(n_max_);
         if (tokens_.empty()) throw Failure(file_ + ": no tokens to score");
         if (model_->tokenizer().bos() < 0) throw Failure("the model has no BOS token to start a window with");

@@ -92,7 +92,7 @@ class Recall final : public Command {
     void split_prompt(const std::string& place, const std::string& prompt, std::size_t n_expected,
                       Case* a_case) {
         std::vector<Token> tokens;
-        check(model_->tokenizer().encode(prompt, true, &tokens));
+        check(model_->tokenizer().encode(prompt, {}, &tokens));
         if (tokens.size() != n_expected) {
             throw Failure(place + "the prompt is " + std::to_string(tokens.size()) +
                           " tokens, the file says " + std::to_string(n_expected) +

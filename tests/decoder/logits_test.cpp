@@ -103,7 +103,7 @@ TEST_CASE("the model recalls every sampled fact with an uncompressed cache", "[s
         if (sample["bucket"].get<std::size_t>() > longest) continue;
         n_cases++;
         std::vector<Token> tokens;
-        REQUIRE(model->tokenizer().encode(sample["prompt"].get<std::string>(), true, &tokens).ok());
+        REQUIRE(model->tokenizer().encode(sample["prompt"].get<std::string>(), {}, &tokens).ok());
         session->reset();
         REQUIRE(session->prefill(tokens.data(), tokens.size()).ok());
         n_right += greedy_answer(*session, *model, 4) == sample["answer"].get<std::string>() ? 1 : 0;

@@ -234,7 +234,7 @@ TEST_CASE("without memory, creating a session or encoding a text fails cleanly a
         }
         {
             const RefuseAfter refuse(n);
-            encoded = fixture.model->tokenizer().encode("the and then", true, &tokens);
+            encoded = fixture.model->tokenizer().encode("the and then", {}, &tokens);
         }
         CHECK((created.ok() || created.code() == Code::out_of_memory));
         CHECK(created.ok() == (session != nullptr));

@@ -1,14 +1,15 @@
-// The SentencePiece-style BPE tokenizer.
+// Tokenizers of both kinds, on vocabularies made for the purpose.
+#include <algorithm>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <random>
 
-#include <nlohmann/json.hpp>
-
-#include "decoder/text/tokenizer.hpp"
 #include "gearkv/decoder.hpp"
 #include "support/catch.hpp"
+#include "support/vocabulary_maker.hpp"
 
 using namespace gearkv;
+using namespace gearkv::test;
 using nlohmann::json;
 
 namespace {
@@ -21,41 +22,46 @@ std::shared_ptr<const Model> tiny_model() {
     return model;
 }
 
-// Texts with types: 1 normal, 3 control, 4 user defined, 5 unused, 6 byte.
-struct Entry {
-    std::string text;
-    float score;
-    TokenType type = TokenType::normal;
-};
-
-std::unique_ptr<Tokenizer> make_tokenizer(const std::vector<Entry>& entries, bool space_prefix = false) {
-    Vocabulary vocabulary;
-    std::fill(std::begin(vocabulary.byte_tokens), std::end(vocabulary.byte_tokens), -1);
-    for (const Entry& entry : entries) {
-        const auto token = static_cast<Token>(vocabulary.texts.size());
-        vocabulary.texts.push_back(entry.text);
-        vocabulary.scores.push_back(entry.score);
-        vocabulary.types.push_back(entry.type);
-        if (entry.type == TokenType::byte) vocabulary.byte_tokens[parse_byte_token(entry.text)] = token;
-    }
-    vocabulary.add_bos = false;
-    vocabulary.add_space_prefix = space_prefix;
-    return create_tokenizer(std::move(vocabulary));
+std::shared_ptr<const Tokenizer> make(const GgufWriter& file, const TokenizerOptions& options = {}) {
+    std::shared_ptr<const Tokenizer> tokenizer;
+    const Status status = try_tokenizer(file, &tokenizer, options);
+    INFO(status.message());
+    REQUIRE(status.ok());
+    return tokenizer;
 }
 
-std::vector<Token> encode(const Tokenizer& tokenizer, std::string_view text, bool add_bos = false) {
+std::shared_ptr<const Tokenizer> make_tokenizer(const std::vector<Entry>& entries,
+                                                bool space_prefix = false) {
+    GgufWriter file = sentencepiece_file(entries);
+    file.set("tokenizer.ggml.add_space_prefix", space_prefix);
+    return make(file);
+}
+
+constexpr EncodeOptions plain = {.add_special = false, .parse_special = false};
+constexpr EncodeOptions parsing = {.add_special = false, .parse_special = true};
+
+std::vector<Token> encode(const Tokenizer& tokenizer, std::string_view text,
+                          const EncodeOptions& options = plain) {
     std::vector<Token> tokens;
-    const Status status = tokenizer.encode(text, add_bos, &tokens);
+    const Status status = tokenizer.encode(text, options, &tokens);
     INFO(status.message());
     REQUIRE(status.ok());
     return tokens;
 }
 
-std::string decode(const Tokenizer& tokenizer, const std::vector<Token>& tokens) {
+// As a whole, which must be what its tokens give one by one.
+std::string decode(const Tokenizer& tokenizer, const std::vector<Token>& tokens,
+                   const DecodeOptions& options = {}) {
     std::string text;
+    REQUIRE(tokenizer.decode(tokens.data(), tokens.size(), options, &text).ok());
+    const std::shared_ptr<const Tokenizer> shared(std::shared_ptr<const Tokenizer>(), &tokenizer);
+    TextStream stream(shared, options);
+    std::string streamed;
     for (const Token token : tokens) {
-        REQUIRE(tokenizer.decode(token, &text).ok());
+        REQUIRE(stream.push(token, &streamed).ok());
     }
+    REQUIRE(stream.flush(&streamed).ok());
+    REQUIRE(streamed == text);
     return text;
 }
 
@@ -88,7 +94,7 @@ TEST_CASE("the reference prompt encodes to its tokens") {
     const auto model = tiny_model();
     const json reference = json::parse(std::ifstream(GEARKV_DATA_DIR "/tiny-logits.json"));
     const auto text = reference["text"].get<std::string>();
-    CHECK(encode(model->tokenizer(), text, true) == reference["tokens"].get<std::vector<Token>>());
+    CHECK(encode(model->tokenizer(), text, {}) == reference["tokens"].get<std::vector<Token>>());
     CHECK(model->tokenizer().bos() == 1);
     CHECK(model->tokenizer().eos() == 2);
 }
@@ -100,7 +106,7 @@ TEST_CASE("recall prompts encode to as many tokens as recorded and decode to the
     for (std::string line; std::getline(lines, line); n_cases++) {
         const json sample = json::parse(line);
         const auto prompt = sample["prompt"].get<std::string>();
-        const std::vector<Token> tokens = encode(model->tokenizer(), prompt, true);
+        const std::vector<Token> tokens = encode(model->tokenizer(), prompt, {});
         CHECK(tokens.size() == sample["tokens"].get<std::size_t>());
         CHECK(decode(model->tokenizer(), tokens) == prompt);
     }
@@ -132,7 +138,7 @@ TEST_CASE("any bytes survive encoding and decoding") {
     CHECK(decode(tokenizer, encode(tokenizer, "\xed\xa0\x80 lone surrogate")) ==
           "\xed\xa0\x80 lone surrogate");
     CHECK(encode(tokenizer, "").empty());
-    CHECK(encode(tokenizer, "", true) == std::vector<Token>{1});
+    CHECK(encode(tokenizer, "", {}) == std::vector<Token>{1});
 }
 
 TEST_CASE("text never becomes a control token") {
@@ -191,9 +197,9 @@ TEST_CASE("tokens may consist of characters that are no tokens themselves") {
     CHECK(encode(*tokenizer, "xyz") == std::vector<Token>{1});
     CHECK(encode(*tokenizer, "xyx") == std::vector<Token>{0, 2});
     std::vector<Token> tokens = {42};
-    const Status status = tokenizer->encode("xyy", false, &tokens);
+    const Status status = tokenizer->encode("xyy", plain, &tokens);
     CHECK(status.code() == Code::bad_tokenizer);
-    CHECK(std::string(status.message()).find("0x79") != std::string::npos);
+    CHECK(std::string(status.message()).find("nothing for 'y'") != std::string::npos);
     CHECK(tokens == std::vector<Token>{42});
 }
 
@@ -215,7 +221,9 @@ TEST_CASE("a space prefix is added when the vocabulary asks for one") {
     const auto without = make_tokenizer(entries, false);
     CHECK(encode(*with, "a a") == std::vector<Token>{2, 2});
     CHECK(encode(*without, "a a") == std::vector<Token>{1, 2});
-    CHECK(decode(*with, encode(*with, "a a")) == " a a");
+    CHECK(decode(*with, encode(*with, "a a")) == "a a");
+    CHECK(decode(*with, encode(*with, "a a"), {.at_start = false}) == " a a");
+    CHECK(decode(*with, encode(*with, " a")) == " a");
     CHECK(encode(*with, "").empty());
 }
 
@@ -225,7 +233,7 @@ TEST_CASE("a token outside the vocabulary decodes to an error and leaves the tex
     CHECK(tokenizer->decode(-1, &text).code() == Code::bad_token);
     CHECK(tokenizer->decode(2, &text).code() == Code::bad_token);
     CHECK(tokenizer->decode(0, nullptr).code() == Code::invalid_argument);
-    CHECK(tokenizer->encode("a", false, nullptr).code() == Code::invalid_argument);
+    CHECK(tokenizer->encode("a", plain, nullptr).code() == Code::invalid_argument);
     REQUIRE(tokenizer->decode(1, &text).ok());
     CHECK(text == "before");
 }

@@ -36,7 +36,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t n_by
     const Tokenizer& tokenizer = model->tokenizer();
     const std::string text(reinterpret_cast<const char*>(data), n_bytes);
     std::vector<Token> tokens;
-    if (!tokenizer.encode(text, false, &tokens).ok()) std::abort();
+    if (!tokenizer.encode(text, {.add_special = false}, &tokens).ok()) std::abort();
     std::string decoded;
     for (const Token token : tokens) {
         if (!tokenizer.decode(token, &decoded).ok()) std::abort();

@@ -58,7 +58,7 @@ std::shared_ptr<const Model> load_with(const std::vector<std::string>& texts, By
 double encode_seconds(const Tokenizer& tokenizer, const std::string& text) {
     std::vector<Token> tokens;
     const double start = cpu_seconds();
-    const Status status = tokenizer.encode(text, true, &tokens);
+    const Status status = tokenizer.encode(text, {}, &tokens);
     INFO(status.message());
     REQUIRE(status.ok());
     return cpu_seconds() - start;
@@ -78,8 +78,10 @@ TEST_CASE("a vocabulary that is absent, empty or of another kind is refused") {
         CHECK((code_of(file) == "bad_tokenizer" || code_of(file) == "bad_metadata"));
     }
     GgufWriter file = sound();
-    file.set("tokenizer.ggml.model", "gpt2");
+    file.set("tokenizer.ggml.model", "bert");
     CHECK(code_of(file) == "unsupported_model");
+    file.set("tokenizer.ggml.model", "gpt2");
+    CHECK(code_of(file) == "missing_key");  // no merges
     CHECK(code_of(only_vocabulary({})) == "bad_tokenizer");
     GgufWriter one = only_vocabulary({"a"});
     CHECK(code_of(one) == "bad_tokenizer");  // BOS is token 1

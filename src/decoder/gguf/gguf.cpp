@@ -334,26 +334,39 @@ Status read_alignment(GgufFile& file) {
     return {};
 }
 
-}  // namespace
-
-Status parse_gguf(GgufFile* out, const std::uint8_t* bytes, std::uint64_t n_bytes) {
-    GgufFile file;
-    Reader reader(bytes, n_bytes);
+// Everything before the tensors.
+Status read_values(Reader& reader, GgufFile& file, std::uint64_t* n_tensors) {
     Status status = read_version(reader, file);
-    std::uint64_t n_tensors = 0;
     std::uint64_t n_values = 0;
-    if (status.ok()) status = reader.read(&n_tensors, "the number of tensors");
+    if (status.ok()) status = reader.read(n_tensors, "the number of tensors");
     if (status.ok()) status = reader.read(&n_values, "the number of metadata values");
     if (status.ok()) status = check_count(reader, n_values, 8 + 1 + 4 + 1, "metadata values");
-    if (status.ok()) status = check_count(reader, n_tensors, 8 + 1 + 4 + 8 + 4 + 8, "tensors");
+    if (status.ok()) status = check_count(reader, *n_tensors, 8 + 1 + 4 + 8 + 4 + 8, "tensors");
     if (!status.ok()) return status;
-
     file.values.resize(static_cast<std::size_t>(n_values));
     for (std::size_t i = 0; i < file.values.size(); i++) {
         status = read_value(reader, i, &file.values[i]);
         if (!status.ok()) return status;
     }
-    status = index_names(file.values, &GgufValue::key, "metadata key", &file.value_by_key);
+    return index_names(file.values, &GgufValue::key, "metadata key", &file.value_by_key);
+}
+
+}  // namespace
+
+Status parse_gguf_values(GgufFile* out, const std::uint8_t* bytes, std::uint64_t n_bytes) {
+    GgufFile file;
+    Reader reader(bytes, n_bytes);
+    std::uint64_t n_tensors = 0;
+    const Status status = read_values(reader, file, &n_tensors);
+    if (status.ok()) *out = std::move(file);
+    return status;
+}
+
+Status parse_gguf(GgufFile* out, const std::uint8_t* bytes, std::uint64_t n_bytes) {
+    GgufFile file;
+    Reader reader(bytes, n_bytes);
+    std::uint64_t n_tensors = 0;
+    Status status = read_values(reader, file, &n_tensors);
     if (status.ok()) status = read_alignment(file);
     if (!status.ok()) return status;
 

@@ -77,6 +77,8 @@ struct GgufFile {
 // by a small multiple of n_bytes, time by n_bytes log n_bytes. Errors: not_a_model, bad_version, truncated,
 // corrupt_model, bad_metadata (alignment), unsupported_model.
 Status parse_gguf(GgufFile* out, const std::uint8_t* bytes, std::uint64_t n_bytes);
+// The metadata alone: tensors are counted, and looked at no further. The same errors.
+Status parse_gguf_values(GgufFile* out, const std::uint8_t* bytes, std::uint64_t n_bytes);
 
 // Null when there is none.
 const GgufValue* find_value(const GgufFile& file, std::string_view key) noexcept;

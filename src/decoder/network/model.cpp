@@ -51,21 +51,20 @@ ModelFingerprint fingerprint_of(const GgufFile& file, const std::uint8_t* bytes,
 
 }  // namespace
 
-Status LlamaModel::build(const std::uint8_t* bytes, std::uint64_t n_bytes, LlamaModel& model) {
+Status LlamaModel::build(const std::uint8_t* bytes, std::uint64_t n_bytes, const ModelOptions& options,
+                         LlamaModel& model) {
     GgufFile file;
     Status status = parse_gguf(&file, bytes, n_bytes);
     if (status.ok()) status = read_params(file, &model.network_);
     if (!status.ok()) return status;
-    Vocabulary vocabulary;
-    status = read_vocabulary(file, &vocabulary);
+    status = create_tokenizer(file, {options.pre}, &model.tokenizer_);
     if (!status.ok()) return status;
     ModelParams& sizes = model.network_.sizes;
-    sizes.n_vocab = static_cast<std::uint32_t>(vocabulary.texts.size());
+    sizes.n_vocab = static_cast<std::uint32_t>(model.tokenizer_->n_vocab());
     sizes.n_parameters = count_parameters(file);
     status = check_vocab_size(file, *model.network_.family, sizes.n_vocab);
     if (status.ok()) status = bind_weights(file, model.network_, &model.weights_);
     if (!status.ok()) return status;
-    model.tokenizer_ = create_tokenizer(std::move(vocabulary));
     model.tensors_ = list_tensors(file);
     model.fingerprint_ = fingerprint_of(file, bytes, n_bytes);
     model.metadata_.reserve(file.values.size());
@@ -76,29 +75,31 @@ Status LlamaModel::build(const std::uint8_t* bytes, std::uint64_t n_bytes, Llama
 }
 
 Status LlamaModel::load_bytes(const std::uint8_t* bytes, std::uint64_t n_bytes,
-                              std::shared_ptr<const LlamaModel>* out) {
+                              std::shared_ptr<const LlamaModel>* out, const ModelOptions& options) {
     auto model = std::make_shared<LlamaModel>();
-    const Status status = build(bytes, n_bytes, *model);
+    const Status status = build(bytes, n_bytes, options, *model);
     if (status.ok()) *out = std::move(model);
     return status;
 }
 
-Status LlamaModel::load_file(MappedFile file, std::shared_ptr<const LlamaModel>* out) {
+Status LlamaModel::load_file(MappedFile file, std::shared_ptr<const LlamaModel>* out,
+                             const ModelOptions& options) {
     auto model = std::make_shared<LlamaModel>();
     model->file_ = std::move(file);
-    const Status status = build(model->file_.bytes(), model->file_.n_bytes(), *model);
+    const Status status = build(model->file_.bytes(), model->file_.n_bytes(), options, *model);
     if (status.ok()) *out = std::move(model);
     return status;
 }
 
-Status Model::load(const char* path, std::shared_ptr<const Model>* out) noexcept {
+Status Model::load(const char* path, std::shared_ptr<const Model>* out,
+                   const ModelOptions& options) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
     return guarded([&] {
         MappedFile file;
         Status status = MappedFile::map(path, &file);
         if (!status.ok()) return status;
         std::shared_ptr<const LlamaModel> model;
-        status = LlamaModel::load_file(std::move(file), &model);
+        status = LlamaModel::load_file(std::move(file), &model, options);
         if (status.ok()) *out = std::move(model);
         return status;
     });

@@ -62,6 +62,7 @@ class LlamaModel final : public Model {
   public:
     const ModelParams& params() const noexcept override { return network_.sizes; }
     const Tokenizer& tokenizer() const noexcept override { return *tokenizer_; }
+    std::shared_ptr<const Tokenizer> shared_tokenizer() const noexcept override { return tokenizer_; }
     const std::vector<TensorInfo>& tensors() const noexcept override { return tensors_; }
     const std::vector<std::pair<std::string, std::string>>& metadata() const noexcept override {
         return metadata_;
@@ -74,18 +75,20 @@ class LlamaModel final : public Model {
 
     // A model over bytes that outlive it. May throw std::bad_alloc. Errors: as Model::load, but for io_error.
     static Status load_bytes(const std::uint8_t* bytes, std::uint64_t n_bytes,
-                             std::shared_ptr<const LlamaModel>* out);
+                             std::shared_ptr<const LlamaModel>* out, const ModelOptions& options = {});
     // The same over a mapping the model keeps.
-    static Status load_file(MappedFile file, std::shared_ptr<const LlamaModel>* out);
+    static Status load_file(MappedFile file, std::shared_ptr<const LlamaModel>* out,
+                            const ModelOptions& options = {});
 
   private:
-    static Status build(const std::uint8_t* bytes, std::uint64_t n_bytes, LlamaModel& model);
+    static Status build(const std::uint8_t* bytes, std::uint64_t n_bytes, const ModelOptions& options,
+                        LlamaModel& model);
 
     MappedFile file_;
     NetworkParams network_;
     ModelFingerprint fingerprint_;
     Weights weights_;
-    std::unique_ptr<Tokenizer> tokenizer_;
+    std::shared_ptr<const Tokenizer> tokenizer_;
     std::vector<TensorInfo> tensors_;
     std::vector<std::pair<std::string, std::string>> metadata_;
 };

@@ -1,184 +1,210 @@
 #include "decoder/text/tokenizer.hpp"
 
-#include <queue>
+#include <algorithm>
 
 #include "decoder/gguf/guarded.hpp"
+#include "decoder/text/encoder.hpp"
+#include "decoder/text/special_tokens.hpp"
+#include "decoder/text/split.hpp"
+#include "decoder/text/vocabulary.hpp"
+#include "file/mapped_file.hpp"
 
 namespace gearkv {
 namespace {
 
-constexpr std::string_view space_mark = "\xe2\x96\x81";  // U+2581, which stands for a space
+// Marks treble the bytes of spaces, and pieces count bytes in 32 bits.
+constexpr std::size_t max_text_bytes = std::size_t{1} << 30;
 
-// A run of text that is one symbol; a doubly linked list in text order.
-struct Piece {
-    std::uint32_t previous;
-    std::uint32_t next;
-    std::uint32_t begin;
-    std::uint32_t n_bytes;  // 0 once merged into the piece before
-    Symbol symbol;
-};
-constexpr std::uint32_t no_piece = 0xffffffff;
-
-struct Candidate {
-    float score;
-    std::uint32_t left;
-    std::uint32_t right;
-    std::uint32_t n_bytes;  // of both; differs from the pieces' own when one has grown since
-    Symbol merged;
-};
-
-// Priority: higher score, then further left.
-struct Worse {
-    bool operator()(const Candidate& a, const Candidate& b) const {
-        return a.score != b.score ? a.score < b.score : a.left > b.left;
-    }
-};
-
-// Merges one text in n log n steps.
-class Merger {
-  public:
-    Merger(const Vocabulary& vocabulary, const MergeTable& table, const std::string& text)
-        : vocabulary_(vocabulary), table_(table) {
-        for (std::size_t at = 0; at < text.size();) {
-            const std::size_t n = character_bytes(text.data() + at, text.size() - at);
-            const auto index = static_cast<std::uint32_t>(pieces_.size());
-            pieces_.push_back({index == 0 ? no_piece : index - 1, index + 1, static_cast<std::uint32_t>(at),
-                               static_cast<std::uint32_t>(n), table.find_character(text.data() + at, n)});
-            at += n;
-        }
-        if (!pieces_.empty()) pieces_.back().next = no_piece;
-    }
-
-    // The pieces when nothing can be merged any more; those with n_bytes == 0 are gone.
-    const std::vector<Piece>& merge() {
-        for (std::uint32_t i = 0; i + 1 < pieces_.size(); i++) {
-            propose(i, i + 1);
-        }
-        while (!queue_.empty()) {
-            const Candidate best = queue_.top();
-            queue_.pop();
-            Piece& left = pieces_[best.left];
-            Piece& right = pieces_[best.right];
-            if (left.n_bytes == 0 || right.n_bytes == 0 || left.n_bytes + right.n_bytes != best.n_bytes)
-                continue;
-            left.n_bytes = best.n_bytes;
-            left.symbol = best.merged;
-            left.next = right.next;
-            right.n_bytes = 0;
-            if (left.next != no_piece) pieces_[left.next].previous = best.left;
-            propose(left.previous, best.left);
-            propose(best.left, left.next);
-        }
-        return pieces_;
-    }
-
-  private:
-    void propose(std::uint32_t left, std::uint32_t right) {
-        if (left == no_piece || right == no_piece) return;
-        const Symbol merged = table_.find_merge(pieces_[left].symbol, pieces_[right].symbol);
-        if (merged == no_symbol) return;
-        const std::uint32_t n_bytes = pieces_[left].n_bytes + pieces_[right].n_bytes;
-        queue_.push({vocabulary_.scores[merged], left, right, n_bytes, merged});
-    }
-
-    const Vocabulary& vocabulary_;
-    const MergeTable& table_;
-    std::vector<Piece> pieces_;
-    std::priority_queue<Candidate, std::vector<Candidate>, Worse> queue_;
-};
-
-std::string mark_spaces(std::string_view text, bool prefix) {
-    std::string marked;
-    marked.reserve(text.size() + space_mark.size());
-    if (prefix) marked += space_mark;
-    for (const char c : text) {
-        if (c == ' ') {
-            marked += space_mark;
-        } else {
-            marked += c;
-        }
-    }
-    return marked;
+bool is_space(char c) {
+    return c == ' ' || (c >= '\t' && c <= '\r');
 }
 
-class BpeTokenizer final : public Tokenizer {
-  public:
-    explicit BpeTokenizer(Vocabulary vocabulary) : vocabulary_(std::move(vocabulary)), table_(vocabulary_) {}
+bool is_hidden(TokenType type) {
+    return type == TokenType::unknown || type == TokenType::control || type == TokenType::unused;
+}
 
-    Status encode(std::string_view text, bool add_bos, std::vector<Token>* out) const noexcept override {
+class FileTokenizer final : public Tokenizer {
+  public:
+    Status build(const GgufFile& file, const TokenizerOptions& options) {
+        Status status = read_vocabulary(file, &vocabulary_);
+        const SplitRule* rule = nullptr;
+        if (status.ok() && vocabulary_.kind == VocabularyKind::byte_bpe) status = choose_rule(options, &rule);
+        if (status.ok()) status = read_special_ids(file, rule == nullptr || rule->adds_bos, vocabulary_);
+        if (status.ok()) status = special_.build(vocabulary_);
+        if (!status.ok()) return status;
+        if (rule != nullptr) return create_byte_bpe_encoder(file, *rule, vocabulary_, &encoder_);
+        encoder_ = create_sentencepiece_encoder(vocabulary_);
+        return {};
+    }
+
+    Status encode(std::string_view text, const EncodeOptions& options,
+                  std::vector<Token>* out) const noexcept override {
         if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
-        // Marks treble the bytes of spaces, and pieces count bytes in 32 bits.
-        constexpr std::size_t max_text_bytes = std::size_t{1} << 30;
         if (text.size() > max_text_bytes) {
             return Status::error(Code::prompt_too_long, "a text of %zu bytes, expected at most %zu",
                                  text.size(), max_text_bytes);
         }
-        return guarded([&] { return encode_text(text, add_bos, *out); });
-    }
-
-    Status decode(Token token, std::string* out) const noexcept override {
-        if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
-        const std::size_t n_vocab = vocabulary_.texts.size();
-        if (token < 0 || static_cast<std::size_t>(token) >= n_vocab) {
-            return Status::error(Code::bad_token, "token %d, expected 0 to %zu", token, n_vocab - 1);
-        }
         return guarded([&] {
-            *out += token_bytes(static_cast<std::size_t>(token));
+            std::vector<Token> tokens;
+            if (options.add_special && adds_bos()) tokens.push_back(vocabulary_.bos);
+            const Status status = encode_text(text, options, &tokens);
+            if (!status.ok()) return status;
+            if (options.add_special && adds_eos()) tokens.push_back(vocabulary_.eos);
+            *out = std::move(tokens);
             return Status();
         });
     }
 
+    Status decode(Token token, std::string* out) const noexcept override {
+        return decode(&token, 1, {.special = false, .at_start = false}, out);
+    }
+
+    Status decode(const Token* tokens, std::size_t n, const DecodeOptions& options,
+                  std::string* out) const noexcept override {
+        if (out == nullptr || (tokens == nullptr && n > 0)) {
+            return Status::error(Code::invalid_argument, "null %s", out == nullptr ? "output" : "tokens");
+        }
+        return guarded([&] {
+            std::string text;
+            bool at_start = options.at_start;
+            for (std::size_t i = 0; i < n; i++) {
+                const Status status = decode_next(tokens[i], options.special, &at_start, &text);
+                if (!status.ok()) return status;
+            }
+            *out += text;
+            return Status();
+        });
+    }
+
+    std::size_t n_vocab() const noexcept override { return vocabulary_.n_tokens(); }
+    std::string_view text(Token token) const noexcept override {
+        return contains(token) ? vocabulary_.text(token) : std::string_view();
+    }
+    TokenType type(Token token) const noexcept override {
+        return contains(token) ? vocabulary_.type(token) : TokenType::unused;
+    }
+    Token find(std::string_view text) const noexcept override { return vocabulary_.find(text); }
     Token bos() const noexcept override { return vocabulary_.bos; }
     Token eos() const noexcept override { return vocabulary_.eos; }
+    Token unknown() const noexcept override { return vocabulary_.unknown; }
+    bool adds_bos() const noexcept override { return vocabulary_.add_bos && vocabulary_.bos >= 0; }
+    bool adds_eos() const noexcept override { return vocabulary_.add_eos && vocabulary_.eos >= 0; }
+    const std::vector<Token>& end_of_generation() const noexcept override {
+        return vocabulary_.end_of_generation;
+    }
+    bool is_end_of_generation(Token token) const noexcept override {
+        const std::vector<Token>& ends = vocabulary_.end_of_generation;
+        return std::binary_search(ends.begin(), ends.end(), token);
+    }
+    const char* kind() const noexcept override {
+        return vocabulary_.kind == VocabularyKind::sentencepiece ? "llama" : "gpt2";
+    }
+    const char* pre() const noexcept override { return pre_.c_str(); }
+    const char* note() const noexcept override { return note_; }
 
   private:
-    Status encode_text(std::string_view text, bool add_bos, std::vector<Token>& out) const {
-        std::vector<Token> tokens;
-        if (add_bos && vocabulary_.add_bos && vocabulary_.bos >= 0) tokens.push_back(vocabulary_.bos);
-        const std::string marked = mark_spaces(text, vocabulary_.add_space_prefix && !text.empty());
-        Merger merger(vocabulary_, table_, marked);
-        for (const Piece& piece : merger.merge()) {
-            if (piece.n_bytes == 0) continue;
-            if (piece.symbol < vocabulary_.texts.size()) {
-                tokens.push_back(static_cast<Token>(piece.symbol));
+    bool contains(Token token) const noexcept {
+        return token >= 0 && static_cast<std::size_t>(token) < vocabulary_.n_tokens();
+    }
+
+    Status choose_rule(const TokenizerOptions& options, const SplitRule** out) {
+        const bool chosen = options.pre != nullptr;
+        pre_ = chosen ? options.pre : vocabulary_.pre;
+        if (pre_.empty()) {
+            pre_ = "default";
+            note_ =
+                "the file does not say by which rule its texts are split; 'default' is a guess that many "
+                "vocabularies differ from";
+        } else if (pre_ == "default" && !chosen) {
+            note_ =
+                "the file names the split rule 'default', which often means that the right one was not "
+                "known";
+        }
+        *out = find_split_rule(pre_);
+        if (*out != nullptr) return {};
+        return Status::error(Code::unsupported_model, "split rule '%s', expected %s",
+                             escape_text(std::string_view(pre_).substr(0, 32)).c_str(), split_rule_names());
+    }
+
+    Status encode_text(std::string_view text, const EncodeOptions& options, std::vector<Token>* out) const {
+        std::vector<Fragment> fragments;
+        special_.cut(text, options.parse_special, &fragments);
+        Token before = -1;
+        bool first = true;
+        for (const Fragment& fragment : fragments) {
+            if (fragment.token >= 0) {
+                out->push_back(fragment.token);
+                before = fragment.token;
+                first = true;
                 continue;
             }
-            for (std::uint32_t i = 0; i < piece.n_bytes; i++) {
-                const auto byte = static_cast<unsigned char>(marked[piece.begin + i]);
-                const Token token = vocabulary_.byte_tokens[byte];
-                if (token < 0) {
-                    return Status::error(Code::bad_tokenizer, "the vocabulary has no token for byte 0x%02x",
-                                         byte);
+            std::string_view part = text.substr(fragment.begin, fragment.end - fragment.begin);
+            if (before >= 0 && drops_space_behind(before)) {
+                while (!part.empty() && is_space(part.front())) {
+                    part.remove_prefix(1);
                 }
-                tokens.push_back(token);
             }
+            if (part.empty()) continue;
+            const Status status = encoder_->encode(part, first, out);
+            if (!status.ok()) return status;
+            first = false;
         }
-        out = std::move(tokens);
         return {};
     }
 
-    std::string token_bytes(std::size_t token) const {
-        const TokenType type = vocabulary_.types[token];
-        const std::string& text = vocabulary_.texts[token];
-        if (type == TokenType::control || type == TokenType::unknown) return {};
-        if (type == TokenType::byte) return std::string(1, static_cast<char>(parse_byte_token(text)));
-        std::string bytes;
-        for (std::size_t at = 0; at < text.size();) {
-            const bool space = text.compare(at, space_mark.size(), space_mark) == 0;
-            bytes += space ? ' ' : text[at];
-            at += space ? space_mark.size() : 1;
+    bool drops_space_behind(Token token) const {
+        if (!vocabulary_.strips_after_special) return false;
+        const std::string_view text = vocabulary_.text(token);
+        return text != "<unk>" && text != "<s>" && text != "<|endoftext|>";
+    }
+
+    // Undoes what encode does: a space is put before text that begins or follows a special token.
+    Status decode_next(Token token, bool special, bool* at_start, std::string* out) const override {
+        if (!contains(token)) {
+            return Status::error(Code::bad_token, "token %d, expected 0 to %zu", token,
+                                 vocabulary_.n_tokens() - 1);
         }
-        return bytes;
+        const TokenType type = vocabulary_.type(token);
+        if (type == TokenType::normal || type == TokenType::byte) {
+            const std::size_t begin = out->size();
+            encoder_->decode(token, out);
+            if (*at_start && vocabulary_.add_space_prefix && (*out)[begin] == ' ') out->erase(begin, 1);
+            *at_start = false;
+            return {};
+        }
+        if (special || !is_hidden(type)) *out += vocabulary_.text(token);
+        *at_start = true;
+        return {};
     }
 
     Vocabulary vocabulary_;
-    MergeTable table_;
+    SpecialTokens special_;
+    std::unique_ptr<Encoder> encoder_;  // refers to vocabulary_
+    std::string pre_;
+    const char* note_ = "";
 };
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> create_tokenizer(Vocabulary vocabulary) {
-    return std::make_unique<BpeTokenizer>(std::move(vocabulary));
+Status create_tokenizer(const GgufFile& file, const TokenizerOptions& options,
+                        std::shared_ptr<const Tokenizer>* out) {
+    auto tokenizer = std::make_shared<FileTokenizer>();
+    const Status status = tokenizer->build(file, options);
+    if (status.ok()) *out = std::move(tokenizer);
+    return status;
+}
+
+Status Tokenizer::load(const char* path, const TokenizerOptions& options,
+                       std::shared_ptr<const Tokenizer>* out) noexcept {
+    if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
+    return guarded([&] {
+        MappedFile mapped;
+        Status status = MappedFile::map(path, &mapped);
+        GgufFile file;
+        if (status.ok()) status = parse_gguf_values(&file, mapped.bytes(), mapped.n_bytes());
+        if (status.ok()) status = create_tokenizer(file, options, out);
+        return status;
+    });
 }
 
 }  // namespace gearkv

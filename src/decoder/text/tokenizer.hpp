@@ -1,17 +1,15 @@
-// SentencePiece-style BPE over the vocabulary of a GGUF file (`tokenizer.ggml.model` = "llama").
-//
-// A text is cut into characters; then the adjacent pair whose union is the vocabulary's best-scored token is
-// merged, leftmost first among equals, until no pair is a token. What the vocabulary lacks becomes byte
-// tokens.
+// The tokenizer of a GGUF file: special tokens cut out, the rest encoded as the kind of vocabulary has it.
 #pragma once
 
 #include <memory>
 
-#include "decoder/text/vocabulary.hpp"
+#include "decoder/gguf/gguf.hpp"
+#include "gearkv/tokenizer.hpp"
 
 namespace gearkv {
 
-// May throw std::bad_alloc.
-std::unique_ptr<Tokenizer> create_tokenizer(Vocabulary vocabulary);
+// Keeps nothing of the file. May throw std::bad_alloc. Errors: as Tokenizer::load, but for those of files.
+Status create_tokenizer(const GgufFile& file, const TokenizerOptions& options,
+                        std::shared_ptr<const Tokenizer>* out);
 
 }  // namespace gearkv

@@ -1,13 +1,13 @@
-// The vocabulary of a GGUF file and what its tokens merge to.
+// The vocabulary of a GGUF file, read and checked.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "decoder/gguf/gguf.hpp"
+#include "decoder/text/token_texts.hpp"
 #include "gearkv/tokenizer.hpp"
 
 namespace gearkv {
@@ -16,68 +16,50 @@ inline constexpr std::uint64_t max_vocab = 1u << 20;            // tokens
 inline constexpr std::size_t max_token_bytes = 4096;            // of one text
 inline constexpr std::size_t max_vocabulary_bytes = 16u << 20;  // of all texts
 
-enum class TokenType : std::int32_t {
-    normal = 1,
-    unknown = 2,
-    control = 3,
-    user_defined = 4,
-    unused = 5,
-    byte = 6
-};
+enum class VocabularyKind { sentencepiece, byte_bpe };
 
-// Checked: as many scores and types as texts, finite scores, byte tokens of the form <0x41>.
+// Checked: as many types (and scores) as tokens, finite scores, byte tokens of the form <0x41>, ids within
+// the vocabulary.
 struct Vocabulary {
-    std::vector<std::string> texts;  // [token], U+2581 standing for a space
-    std::vector<float> scores;       // [token], higher merges first
-    std::vector<TokenType> types;    // [token]
-    Token byte_tokens[256];          // -1 where there is none
+    VocabularyKind kind = VocabularyKind::sentencepiece;
+    TokenTexts texts;                       // [token]; further symbols may be appended
+    std::vector<TokenType> types;           // [token]
+    std::vector<std::uint32_t> priorities;  // [token], higher merges first; sentencepiece alone
+    TextIndex mergeable;                    // what text can merge into: no control tokens above all
+    TextIndex others;                       // the rest
+    std::string pre;                        // how the file says texts are split; empty when it does not say
+    Token byte_tokens[256];                 // sentencepiece: -1 where there is none
     Token bos = -1;
     Token eos = -1;
-    bool add_bos = true;
-    bool add_space_prefix = true;
+    Token unknown = -1;
+    bool add_bos = false;
+    bool add_eos = false;
+    bool add_space_prefix = false;
+    bool strips_after_special = false;     // white space behind most special tokens is dropped
+    std::vector<Token> end_of_generation;  // ascending
+
+    std::size_t n_tokens() const noexcept { return types.size(); }
+    TokenType type(Token token) const noexcept { return types[static_cast<std::size_t>(token)]; }
+    std::string_view text(Token token) const noexcept { return texts[static_cast<std::size_t>(token)]; }
+    // The lowest token with this text, or -1.
+    Token find(std::string_view text) const noexcept;
 };
 
-// Reads the tokenizer.ggml.* values. May throw std::bad_alloc.
-// Errors: missing_key, bad_metadata, unsupported_model, bad_tokenizer.
+// Reads the tokenizer.ggml.* values but for the merges. Of equal texts the lowest token stands for all. May
+// throw std::bad_alloc. Errors: missing_key, bad_metadata, unsupported_model, bad_tokenizer.
 Status read_vocabulary(const GgufFile& file, Vocabulary* out);
+
+// Whether a text is one of those by which some family ends what it generates.
+bool ends_generation(std::string_view text) noexcept;
+
+// BOS, EOS, unknown and end-of-generation tokens, and what is put around a text; `adds_bos` is what holds
+// when the file does not say. Errors: bad_metadata, bad_tokenizer.
+Status read_special_ids(const GgufFile& file, bool adds_bos, Vocabulary& vocabulary);
+
+// Appends the unknown token for `what`. May throw std::bad_alloc. Errors: bad_tokenizer (there is none).
+Status append_unknown(const Vocabulary& vocabulary, std::string_view what, std::vector<Token>* out);
 
 // The byte that "<0x41>" stands for; -1 for any other text.
 int parse_byte_token(std::string_view text) noexcept;
-
-// Bytes of the first character of a text; a byte that starts no UTF-8 sequence counts as one character.
-std::size_t character_bytes(const char* text, std::size_t n) noexcept;
-
-// What a text is made of while it is merged: a token, or a character that occurs only within tokens.
-using Symbol = std::uint32_t;
-inline constexpr Symbol no_symbol = 0xffffffff;
-
-// Which symbols are characters, and which token two neighbouring symbols make.
-// Only normal and user-defined tokens take part, so no text can turn into a control token.
-class MergeTable {
-  public:
-    // May throw std::bad_alloc. Time grows with the bytes of all texts, and with the sorting of the texts.
-    explicit MergeTable(const Vocabulary& vocabulary);
-
-    // The symbol of one character, or no_symbol.
-    Symbol find_character(const char* text, std::size_t n_bytes) const noexcept;
-    // The token, or no_symbol.
-    Symbol find_merge(Symbol left, Symbol right) const noexcept;
-
-  private:
-    struct Merge {
-        Symbol left;
-        Symbol right;
-        Symbol merged;
-    };
-    using Entries = std::vector<std::pair<std::string, Symbol>>;  // ascending by text
-
-    void collect_characters(Symbol n_tokens, Entries& entries);
-    void collect_merges(const Entries& entries);
-    void index_merges(std::size_t n_symbols);
-
-    std::vector<std::pair<std::uint64_t, Symbol>> characters_;  // ascending by key
-    std::vector<Merge> merges_;                                 // ascending by left, then right
-    std::vector<std::uint32_t> first_merge_;                    // [symbol + 1], into merges_
-};
 
 }  // namespace gearkv

@@ -1,0 +1,272 @@
+// Byte-level BPE: a text is split by a rule; then every piece starts as bytes, each written as a character of
+// its own, and the pair that comes first in the list of merges is merged, leftmost first, until none is in
+// it.
+#include <algorithm>
+
+#include "decoder/text/encoder.hpp"
+#include "decoder/text/merger.hpp"
+#include "decoder/text/split.hpp"
+#include "decoder/text/utf8.hpp"
+
+namespace gearkv {
+namespace {
+
+constexpr std::uint64_t max_merges = 1u << 21;
+constexpr std::uint32_t n_mapped = 0x100 + 68;
+
+// Bytes that are printable in Latin-1 stand for themselves, the other 68 are U+0100 and up in their order.
+struct ByteMap {
+    std::uint32_t character[256] = {};
+    std::int16_t byte[n_mapped] = {};  // -1: a character that stands for no byte
+
+    constexpr ByteMap() {
+        std::fill(std::begin(byte), std::end(byte), std::int16_t{-1});
+        std::uint32_t next = 0x100;
+        for (std::uint32_t i = 0; i < 256; i++) {
+            const bool printable = (i >= 0x21 && i <= 0x7e) || (i >= 0xa1 && i <= 0xac) || i >= 0xae;
+            character[i] = printable ? i : next++;
+            byte[character[i]] = static_cast<std::int16_t>(i);
+        }
+    }
+};
+constexpr ByteMap byte_map;
+
+// U+FFFD for every byte that is no UTF-8.
+std::string with_replacements(std::string_view text) {
+    std::string out;
+    std::uint32_t c = 0;
+    for (std::size_t at = 0; at < text.size();) {
+        const std::size_t n = decode_character(text.substr(at), &c);
+        append_character(n == 0 ? 0xfffd : c, &out);
+        at += std::max<std::size_t>(n, 1);
+    }
+    return out;
+}
+
+// Which pairs of symbols merge, to what, and how early.
+class MergeTable {
+  public:
+    // Texts of merges that are no tokens become symbols behind the last token.
+    Status read(const GgufFile& file, Vocabulary& vocabulary) {
+        const char* key = "tokenizer.ggml.merges";
+        const GgufValue* merges = find_value(file, key);
+        if (merges == nullptr) return Status::error(Code::missing_key, "the file has no '%s'", key);
+        if (!merges->is_array || merges->element != ValueType::string || merges->n > max_merges) {
+            return Status::error(
+                Code::bad_tokenizer, "'%s' is %s%s of %llu, expected an array of at most %llu strings", key,
+                merges->is_array ? "an array of " : "", value_type_name(merges->element),
+                static_cast<unsigned long long>(merges->n), static_cast<unsigned long long>(max_merges));
+        }
+        std::vector<Merge> list;
+        list.reserve(static_cast<std::size_t>(merges->n));
+        StringCursor cursor(*merges);
+        std::string both;
+        for (std::uint32_t rank = 0; rank < merges->n; rank++) {
+            const std::string_view text = cursor.next();
+            const std::size_t space = text.find(' ', 1);
+            if (text.empty() || space == std::string_view::npos || space + 1 == text.size() ||
+                text.size() > max_token_bytes + 1) {
+                return Status::error(Code::bad_tokenizer, "merge %u is '%s', expected two texts", rank,
+                                     escape_text(text.substr(0, 64)).c_str());
+            }
+            Merge merge = {};
+            merge.rank = rank;
+            both.assign(text.substr(0, space));
+            both.append(text.substr(space + 1));
+            Status status = intern(text.substr(0, space), vocabulary, &merge.left);
+            if (status.ok()) status = intern(text.substr(space + 1), vocabulary, &merge.right);
+            if (status.ok()) status = intern(both, vocabulary, &merge.merged);
+            if (!status.ok()) return status;
+            list.push_back(merge);
+        }
+        sort_by_left(list, vocabulary.texts.size());
+        return {};
+    }
+
+    static Status intern(std::string_view text, Vocabulary& vocabulary, Symbol* out) {
+        *out = vocabulary.mergeable.find(vocabulary.texts, text);
+        if (*out != no_symbol) return {};
+        *out = static_cast<Symbol>(vocabulary.texts.size());
+        if (vocabulary.texts.n_bytes() + text.size() > 2 * max_vocabulary_bytes) {
+            return Status::error(Code::bad_tokenizer, "the tokens and merges have more than %zu bytes",
+                                 2 * max_vocabulary_bytes);
+        }
+        vocabulary.texts.append(text);
+        if (vocabulary.mergeable.add(vocabulary.texts, *out)) return {};
+        return Status::error(Code::bad_tokenizer, "a merge collides with too many texts");
+    }
+
+    Merged find(Symbol left, Symbol right) const noexcept {
+        auto at = merges_.begin() + first_[left];
+        const auto end = merges_.begin() + first_[left + 1];
+        at = std::lower_bound(at, end, right, [](const Entry& e, Symbol s) { return e.right < s; });
+        if (at == end || at->right != right) return {};
+        return {at->merged, ~at->rank};
+    }
+
+  private:
+    struct Merge {
+        Symbol left;
+        Symbol right;
+        Symbol merged;
+        std::uint32_t rank;
+    };
+    struct Entry {
+        Symbol right;
+        Symbol merged;
+        std::uint32_t rank;
+    };
+
+    // Of equal pairs the first in the list counts: it is the first among those of its right symbol.
+    void sort_by_left(const std::vector<Merge>& list, std::size_t n_symbols) {
+        first_.assign(n_symbols + 1, 0);
+        for (const Merge& merge : list) {
+            first_[merge.left + 1]++;
+        }
+        for (std::size_t i = 0; i < n_symbols; i++) {
+            first_[i + 1] += first_[i];
+        }
+        merges_.resize(list.size());
+        std::vector<std::uint32_t> place(first_.begin(), first_.end() - 1);
+        for (const Merge& merge : list) {
+            merges_[place[merge.left]++] = {merge.right, merge.merged, merge.rank};
+        }
+        for (std::size_t i = 0; i < n_symbols; i++) {
+            std::sort(merges_.begin() + first_[i], merges_.begin() + first_[i + 1],
+                      [](const Entry& a, const Entry& b) {
+                          return a.right != b.right ? a.right < b.right : a.rank < b.rank;
+                      });
+        }
+    }
+
+    std::vector<Entry> merges_;         // by left symbol, then ascending by right symbol
+    std::vector<std::uint32_t> first_;  // [symbol + 1], into merges_
+};
+
+class ByteBpeEncoder final : public Encoder {
+  public:
+    ByteBpeEncoder(const Vocabulary& vocabulary, MergeTable table, std::unique_ptr<Splitter> splitter,
+                   bool ignore_merges)
+        : vocabulary_(vocabulary),
+          table_(std::move(table)),
+          splitter_(std::move(splitter)),
+          ignore_merges_(ignore_merges) {
+        std::string character;
+        for (std::size_t i = 0; i < 256; i++) {
+            character.clear();
+            append_character(byte_map.character[i], &character);
+            byte_symbols_[i] = vocabulary_.mergeable.find(vocabulary_.texts, character);
+            has_all_bytes_ = has_all_bytes_ && byte_symbols_[i] < vocabulary_.n_tokens();
+        }
+        for (std::size_t i = 0; i < vocabulary.n_tokens(); i++) {
+            longest_ = std::max(longest_, vocabulary.texts[i].size());
+        }
+    }
+
+    Status encode(std::string_view text, bool, std::vector<Token>* out) const override {
+        std::string replaced;
+        if (!has_all_bytes_ && !is_utf8(text)) {
+            replaced = with_replacements(text);
+            text = replaced;
+        }
+        std::vector<std::uint32_t> ends;
+        Status status = splitter_->split(text, &ends);
+        Merger merger;
+        std::string mapped;
+        std::size_t begin = 0;
+        for (const std::size_t end : ends) {
+            if (!status.ok()) return status;
+            const std::string_view piece = text.substr(begin, end - begin);
+            begin = end;
+            if (ignore_merges_ && append_whole(piece, &mapped, out)) continue;
+            status = append_merged(piece, merger, out);
+        }
+        return status;
+    }
+
+    void decode(Token token, std::string* out) const override {
+        const std::string_view text = vocabulary_.text(token);
+        for (std::size_t at = 0; at < text.size();) {
+            std::uint32_t c = 0;
+            const std::size_t n = decode_character(text.substr(at), &c);
+            if (n != 0 && c < n_mapped && byte_map.byte[c] >= 0) {
+                *out += static_cast<char>(byte_map.byte[c]);
+            } else {
+                out->append(text.substr(at, std::max<std::size_t>(n, 1)));
+            }
+            at += std::max<std::size_t>(n, 1);
+        }
+    }
+
+  private:
+    bool append_whole(std::string_view piece, std::string* mapped, std::vector<Token>* out) const {
+        if (piece.size() > longest_) return false;
+        mapped->clear();
+        for (const char c : piece) {
+            append_character(byte_map.character[static_cast<unsigned char>(c)], mapped);
+        }
+        const Symbol symbol = vocabulary_.mergeable.find(vocabulary_.texts, *mapped);
+        if (symbol >= vocabulary_.n_tokens()) return false;
+        out->push_back(static_cast<Token>(symbol));
+        return true;
+    }
+
+    Status append_merged(std::string_view piece, Merger& merger, std::vector<Token>* out) const {
+        merger.clear();
+        for (std::size_t i = 0; i < piece.size(); i++) {
+            merger.add(static_cast<std::uint32_t>(i), 1, byte_symbols_[static_cast<unsigned char>(piece[i])]);
+        }
+        const auto find = [&](const Merger::Piece& left, const Merger::Piece& right) -> Merged {
+            if (left.symbol == no_symbol || right.symbol == no_symbol) return {};
+            return table_.find(left.symbol, right.symbol);
+        };
+        for (const Merger::Piece& merged : merger.merge(find)) {
+            if (merged.n_bytes == 0) continue;
+            if (merged.symbol < vocabulary_.n_tokens()) {
+                out->push_back(static_cast<Token>(merged.symbol));
+                continue;
+            }
+            // The merges lead to what is no token: its bytes.
+            const Status status = append_bytes(piece.substr(merged.begin, merged.n_bytes), out);
+            if (!status.ok()) return status;
+        }
+        return {};
+    }
+
+    Status append_bytes(std::string_view bytes, std::vector<Token>* out) const {
+        for (std::size_t i = 0; i < bytes.size(); i++) {
+            const Symbol symbol = byte_symbols_[static_cast<unsigned char>(bytes[i])];
+            if (symbol < vocabulary_.n_tokens()) {
+                out->push_back(static_cast<Token>(symbol));
+                continue;
+            }
+            const Status status = append_unknown(vocabulary_, bytes.substr(i, 1), out);
+            if (!status.ok()) return status;
+        }
+        return {};
+    }
+
+    const Vocabulary& vocabulary_;
+    MergeTable table_;
+    std::unique_ptr<Splitter> splitter_;
+    bool ignore_merges_;
+    std::size_t longest_ = 0;  // bytes of a token's text
+    Symbol byte_symbols_[256];
+    bool has_all_bytes_ = true;  // there is a token for every byte, hence for all that is no UTF-8
+};
+
+}  // namespace
+
+Status create_byte_bpe_encoder(const GgufFile& file, const SplitRule& rule, Vocabulary& vocabulary,
+                               std::unique_ptr<Encoder>* out) {
+    std::unique_ptr<Splitter> splitter;
+    Status status = create_splitter(rule, &splitter);
+    MergeTable table;
+    if (status.ok()) status = table.read(file, vocabulary);
+    if (!status.ok()) return status;
+    *out = std::make_unique<ByteBpeEncoder>(vocabulary, std::move(table), std::move(splitter),
+                                            rule.ignore_merges);
+    return {};
+}
+
+}  // namespace gearkv
