@@ -29,6 +29,9 @@ struct SessionConfig {
     std::uint64_t seed = 0;  // of the cache's subspace iterations
     std::uint32_t rollback_tokens = 0;  // of the cache: the longest draft a truncation takes back losslessly
     std::uint32_t error_every = 0;      // of the cache: blocks from one sample of its error to the next
+    // Above 0: the most bytes the cache may hold, as CacheConfig::max_bytes; what would exceed it fails with
+    // over_budget.
+    std::uint64_t max_cache_bytes = 0;
     Level level = Level::automatic;
     Interrupt interrupt;
 };

@@ -250,3 +250,119 @@ TEST_CASE(
     std::memcpy(old.data() + 8, &n_vocab, sizeof(n_vocab));
     CHECK(load(old) == Code::bad_version);
 }
+
+namespace {
+
+// Every other layer sees 20 tokens.
+ModelShape windowed_shape() {
+    ModelShape shape;
+    shape.family = "gemma2";
+    shape.n_layers = 2;
+    shape.n_ctx = 400;
+    shape.window = 20;
+    return shape;
+}
+
+// Logits of a session that never had any other tokens, after each of `next`.
+void check_as_new(Fixture& fixture, Session* session, const std::vector<Token>& tokens) {
+    const std::size_t n_vocab = fixture.model->params().n_vocab;
+    CHECK(session->tokens() == tokens);
+    const Interrupt before = fixture.config.interrupt;
+    fixture.config.interrupt = {};
+    const auto plain = fixture.session();
+    fixture.config.interrupt = before;
+    REQUIRE(plain->prefill(tokens.data(), tokens.size()).ok());
+    for (const Token next : {5, 6, 250, 7}) {
+        REQUIRE(session->decode(next).ok());
+        REQUIRE(plain->decode(next).ok());
+        const auto found = copy_logits(*session, n_vocab), expected = copy_logits(*plain, n_vocab);
+        for (std::size_t i = 0; i < n_vocab; i++)
+            REQUIRE(found[i] == Approx(expected[i]).margin(3e-4));
+    }
+}
+
+std::vector<Token> first_of(const std::vector<Token>& tokens, std::size_t n) {
+    return {tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(n)};
+}
+
+}  // namespace
+
+TEST_CASE("a truncation behind a window is computed anew, and never attends what was given back") {
+    Fixture fixture("f32", windowed_shape());
+    StopAt stop = {-1};
+    fixture.config.interrupt = {StopAt::wanted, &stop};
+    fixture.config.chunk = 50;
+    const auto tokens = some_tokens(300);
+    int n_anew = 0, n_kept = 0;
+    for (const std::size_t n : {299u, 290u, 281u, 270u, 257u, 200u, 150u, 64u, 20u, 3u, 1u, 0u}) {
+        CAPTURE(n);
+        const auto session = fixture.session();
+        REQUIRE(session->prefill(tokens.data(), tokens.size()).ok());
+        LayerStats stats;
+        REQUIRE(session->cache().layer_stats(0, &stats).ok());
+        REQUIRE(stats.n_forgotten > 200);
+        stop.n_asked = 0;
+        REQUIRE(session->truncate(n).ok());
+        CHECK(session->logits() == nullptr);
+        const bool anew = stop.n_asked > 0;
+        CHECK(anew == (n > 0 && n + 1 < stats.n_forgotten + 20));
+        n_anew += anew;
+        n_kept += !anew;
+        if (n > 0) check_as_new(fixture, session.get(), first_of(tokens, n));
+    }
+    CHECK(n_anew > 3);
+    CHECK(n_kept > 3);
+}
+
+TEST_CASE("a sync behind a window computes all of it, once, and one within it only the rest") {
+    Fixture fixture("f32", windowed_shape());
+    fixture.config.chunk = 50;
+    auto tokens = some_tokens(300);
+    for (const std::size_t n_common : {295u, 100u}) {
+        const auto session = fixture.session();
+        REQUIRE(session->prefill(tokens.data(), tokens.size()).ok());
+        auto other = first_of(tokens, n_common);
+        other.push_back(tokens[n_common] == 9 ? 8 : 9);
+        other.push_back(11);
+        std::uint64_t n_reused = 99;
+        REQUIRE(session->sync(other.data(), other.size(), &n_reused).ok());
+        CHECK(n_reused == (n_common == 295 ? 295 : 0));
+        check_as_new(fixture, session.get(), other);
+    }
+}
+
+TEST_CASE("a removal that pulls what was given back into a window is computed anew") {
+    Fixture fixture("f32", windowed_shape());
+    StopAt stop = {-1};
+    fixture.config.interrupt = {StopAt::wanted, &stop};
+    const auto tokens = some_tokens(300);
+    for (const std::size_t first : {10u, 270u}) {
+        CAPTURE(first);
+        const auto session = fixture.session();
+        REQUIRE(session->prefill(tokens.data(), tokens.size()).ok());
+        stop.n_asked = 0;
+        REQUIRE(session->remove(first, 28).ok());
+        CHECK((stop.n_asked > 0) == (first == 270));
+        auto left = tokens;
+        left.erase(left.begin() + static_cast<std::ptrdiff_t>(first),
+                   left.begin() + static_cast<std::ptrdiff_t>(first) + 28);
+        CHECK(session->tokens() == left);
+        CHECK((session->logits() == nullptr) == (first == 270));
+        // Tokens that move up keep what they saw, those computed anew do not.
+        if (first == 270) check_as_new(fixture, session.get(), left);
+        CHECK(session->remove(300, 1).code() == Code::wrong_size);
+    }
+}
+
+TEST_CASE("tokens that are computed anew may be interrupted, and what is there then goes on") {
+    Fixture fixture("f32", windowed_shape());
+    StopAt stop = {8};
+    fixture.config.interrupt = {StopAt::wanted, &stop};
+    fixture.config.chunk = 50;
+    const auto tokens = some_tokens(300);
+    const auto session = fixture.session();
+    REQUIRE(session->prefill(tokens.data(), tokens.size()).ok());
+    CHECK(session->truncate(200).code() == Code::interrupted);
+    CHECK(session->n_tokens() == 100);
+    check_as_new(fixture, session.get(), first_of(tokens, 100));
+}

@@ -2,54 +2,12 @@
 #include <vector>
 
 #include "decoder/generation/saved_session.hpp"
+#include "decoder/generation/session_parts.hpp"
 #include "decoder/gguf/guarded.hpp"
-#include "decoder/network/forward.hpp"
-#include "decoder/network/model.hpp"
-#include "decoder/network/rope.hpp"
 #include "gearkv/session.hpp"
 
 namespace gearkv {
 namespace {
-
-// What a CacheConfig points to.
-struct LayerShapes {
-    Rope rope;
-    std::vector<std::uint32_t> windows;  // empty: none
-};
-
-// A window as long as the context is none.
-LayerShapes layer_shapes(const LlamaModel& model, std::uint32_t n_ctx) {
-    const NetworkParams& network = model.network();
-    LayerShapes shapes = {make_rope(model, network.layer_ropes[0], n_ctx), network.sizes.windows};
-    for (std::uint32_t& window : shapes.windows) {
-        if (window >= n_ctx) window = 0;
-    }
-    const bool has_window = std::any_of(shapes.windows.begin(), shapes.windows.end(),
-                                        [](std::uint32_t window) { return window > 0; });
-    if (!has_window) shapes.windows.clear();
-    return shapes;
-}
-
-// `shapes` must outlive the result.
-CacheConfig cache_config(const LlamaModel& model, const SessionConfig& config, std::uint32_t n_ctx,
-                         const LayerShapes& shapes) {
-    const ModelParams& params = model.params();
-    CacheConfig cache;
-    cache.n_layers = params.n_layers;
-    cache.n_kv_heads = params.n_kv_heads;
-    cache.key_dim = params.head_dim;
-    cache.value_dim = params.head_dim;
-    cache.max_tokens = n_ctx;
-    cache.spec = config.spec;
-    cache.seed = config.seed;
-    cache.rollback_tokens = config.rollback_tokens;
-    cache.error_every = config.error_every;
-    cache.level = config.level;
-    if (!shapes.windows.empty()) cache.windows = shapes.windows.data();
-    cache.rope = {shapes.rope.frequencies.data(), static_cast<std::uint32_t>(shapes.rope.frequencies.size()),
-                  model.network().family->pairing == Pairing::adjacent};
-    return cache;
-}
 
 // The tokens of a layer that were given back behind its window are [first, end).
 struct Gap {
@@ -69,7 +27,7 @@ class LlamaSession final : public Session {
           chunk_(std::min(config.chunk, n_ctx_)),
           forward_(*model_, kernels, n_ctx_, chunk_, executor),
           logits_(model_->params().n_vocab) {
-        tokens_.reserve(std::min<std::size_t>(n_ctx_, reserved_tokens));
+        tokens_.reserve(reserved_tokens(n_ctx_));
     }
 
     Status prefill(const Token* tokens, std::size_t n_tokens) noexcept override {
@@ -212,9 +170,6 @@ class LlamaSession final : public Session {
         options.n_kept = options.kept == nullptr ? 0 : 1;
         return options;
     }
-
-    // Room for so many tokens is taken at once.
-    static constexpr std::size_t reserved_tokens = 1u << 17;
 
     Status check_tokens(const Token* tokens, std::size_t n) const noexcept {
         for (std::size_t i = 0; i < n; i++) {
@@ -362,24 +317,19 @@ Status make_session(std::shared_ptr<const Model> model, const SessionConfig& con
                     std::unique_ptr<Session>* out, const MakeCache& make_cache, const TakeOver& take_over) {
     if (model == nullptr || out == nullptr)
         return Status::error(Code::invalid_argument, "null model or output");
-    if (config.chunk == 0)
-        return Status::error(Code::invalid_argument, "a chunk of 0 tokens, expected at least 1");
-    auto llama = std::dynamic_pointer_cast<const LlamaModel>(std::move(model));
-    if (llama == nullptr)
-        return Status::error(Code::invalid_argument, "a model that Model::load did not make");
     return guarded([&] {
-        const std::uint32_t n_ctx = config.n_ctx != 0 ? config.n_ctx : llama->params().n_ctx;
-        const LayerShapes shapes = layer_shapes(*llama, n_ctx);
+        SessionParts parts;
+        if (Status status = make_parts(*model, config, &parts); !status.ok()) return status;
         std::unique_ptr<Cache> cache;
-        Status status = make_cache(*llama, cache_config(*llama, config, n_ctx, shapes), &cache);
+        Status status = make_cache(*parts.model, parts.cache, &cache);
         if (!status.ok()) return status;
         const LinearKernels* kernels = find_linear_kernels(cache->level());
         if (kernels == nullptr) {
             return Status::error(Code::unavailable_level, "no matrix kernels for level %s",
                                  level_name(cache->level()));
         }
-        auto session =
-            std::make_unique<LlamaSession>(std::move(llama), std::move(cache), *kernels, config, executor);
+        auto session = std::make_unique<LlamaSession>(std::static_pointer_cast<const LlamaModel>(model),
+                                                      std::move(cache), *kernels, config, executor);
         status = take_over(session.get());
         if (status.ok()) *out = std::move(session);
         return status;

@@ -69,6 +69,15 @@ Forward::Forward(const LlamaModel& model, const LinearKernels& kernels, std::uin
       gate_(chunk * sizes_.n_ff),
       up_(gate_.size()) {}
 
+std::uint64_t Forward::n_bytes() const noexcept {
+    std::uint64_t n_floats = 0;
+    for (const Floats* floats :
+         {&turns_[0], &turns_[1], &x_, &normed_, &query_, &key_, &value_, &mixed_, &gate_, &up_}) {
+        n_floats += floats->size();
+    }
+    return n_floats * sizeof(float) + engine_.n_bytes();
+}
+
 Status Forward::feed(const Token* tokens, std::size_t n, std::uint64_t position, Cache& cache,
                      bool* touched) noexcept {
     *touched = false;

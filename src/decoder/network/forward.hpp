@@ -30,6 +30,8 @@ class Forward {
     Status compute_logits(std::size_t first, std::size_t n, float* logits) noexcept;
 
     Executor& executor() const noexcept { return executor_; }
+    // Of working memory.
+    std::uint64_t n_bytes() const noexcept;
 
   private:
     // What a branch multiplies last, on its way back to the residual stream.

@@ -30,6 +30,10 @@ class ProductEngine {
     void multiply(const Product* products, std::size_t n_products, std::size_t n_tokens) noexcept;
 
     const LinearKernels& kernels() const noexcept { return kernels_; }
+    // Of working memory.
+    std::uint64_t n_bytes() const noexcept {
+        return panels_.size() * sizeof(float) + n_panels_ * sizeof(taken_[0]);
+    }
 
   private:
     void multiply_rows(const Product& product, std::size_t first_row, std::size_t n_rows,
