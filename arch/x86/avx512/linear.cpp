@@ -1,11 +1,14 @@
 #include "decoder/network/linear.inl.hpp"
 
+#include "../linear_lanes.hpp"
 #include "level.hpp"
 
 namespace gearkv {
 namespace {
 
-struct LinearLanes : Lanes {
+struct LinearLanes : CodeLanes<Lanes> {
+    static constexpr bool permutes_floats = true;
+
     static __m256i load_shorts(const std::uint8_t* x) {
         return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
     }
@@ -21,6 +24,22 @@ struct LinearLanes : Lanes {
         std::int16_t half;
         std::memcpy(&half, x, sizeof(half));
         return _mm512_cvtph_ps(_mm256_set1_epi16(half));
+    }
+    static void scale_bytes(float* out, Float factor, std::uint64_t bytes) {
+        const __m128i eight = _mm_cvtsi64_si128(static_cast<long long>(bytes));
+        _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)),
+                                            _mm512_castps512_ps256(factor)));
+    }
+    static Codes bits_as_16(const std::uint8_t* x) {
+        __mmask32 bits;
+        std::memcpy(&bits, x, sizeof(bits));
+        return {_mm256_maskz_mov_epi8(bits, every_byte(16))};
+    }
+    template <std::size_t i>
+    static Float code_floats(Codes codes) {
+        const __m128i bytes =
+            i == 0 ? _mm256_castsi256_si128(codes.bytes) : _mm256_extracti128_si256(codes.bytes, 1);
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
     }
 };
 
