@@ -51,14 +51,14 @@ class Model {
     virtual ~Model() = default;
     // Maps a GGUF v2 or v3 file. Families: llama (1 to 3.2, Mistral, SmolLM 1 and 2), qwen2, qwen3, gemma,
     // gemma2, gemma3, phi3, smollm3, granite, olmo2; RoPE unscaled, linear, YaRN, by rope_freqs (Llama 3) or
-    // by short and long factors (Phi); F32, F16, BF16, Q2_K to Q8_0, IQ4_NL, IQ4_XS,
-    // MXFP4 or TQ2_0 tensors; any vocabulary that Tokenizer::load reads; dense; not split.
-    // What would be computed wrongly is refused by name: tensors that are left over, and metadata of the
-    // architecture that are not obeyed. The file may come from anybody, but must stay as it is while the
-    // model lives: cutting a mapped file short raises SIGBUS at the next read. *out is untouched after an
-    // error. Errors: invalid_argument, io_error (also for all that is no regular file), not_a_model,
-    // bad_version, truncated, corrupt_model, missing_key, bad_metadata, unsupported_model, missing_tensor,
-    // shape_mismatch, bad_tokenizer, out_of_memory.
+    // by short and long factors (Phi); F32, F16, BF16, Q2_K to Q8_0, IQ4_NL, IQ4_XS, MXFP4 or TQ2_0 tensors;
+    // any vocabulary that Tokenizer::load reads; dense. Of a split model, NAME-00001-of-00003.gguf, any part
+    // opens all, which must lie side by side. What would be computed wrongly is refused by name: tensors that
+    // are left over, and metadata of the architecture that are not obeyed. The files may come from anybody,
+    // but must stay as they are while the model lives: cutting a mapped file short raises SIGBUS at the next
+    // read. *out is untouched after an error. Errors: invalid_argument, io_error (a missing part, all that is
+    // no regular file), not_a_model, bad_version, truncated, corrupt_model, missing_key, bad_metadata,
+    // unsupported_model, missing_tensor, shape_mismatch, bad_tokenizer, out_of_memory.
     static Status load(const char* path, std::shared_ptr<const Model>* out,
                        const ModelOptions& options = {}) noexcept;
 

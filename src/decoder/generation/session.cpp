@@ -166,8 +166,8 @@ class LlamaSession final : public Session {
     SaveOptions save_options() const noexcept {
         SaveOptions options;
         options.model = model_->fingerprint();
-        options.kept = model_->file_id();
-        options.n_kept = options.kept == nullptr ? 0 : 1;
+        options.kept = model_->file_ids().data();
+        options.n_kept = model_->file_ids().size();
         return options;
     }
 

@@ -230,6 +230,7 @@ Status read_tensor(Reader& reader, std::uint64_t index, std::uint32_t alignment,
 
 // Sets every tensor's data, which must lie in [data_start, n_bytes) without touching that of another.
 Status place_tensors(GgufFile& file, const std::uint8_t* bytes, std::uint64_t n_bytes, Checked data_start) {
+    GgufPart part = {bytes, n_bytes, n_bytes};
     std::vector<std::uint32_t> by_offset(file.tensors.size());
     for (std::uint32_t i = 0; i < by_offset.size(); i++) {
         GgufTensor& tensor = file.tensors[i];
@@ -243,8 +244,10 @@ Status place_tensors(GgufFile& file, const std::uint8_t* bytes, std::uint64_t n_
                                  Index{tensor.offset}, Index{n_bytes});
         }
         tensor.data = bytes + begin.value();
+        part.header_bytes = std::min(part.header_bytes, begin.value());
         by_offset[i] = i;
     }
+    file.parts = {part};
     std::sort(by_offset.begin(), by_offset.end(), [&](std::uint32_t a, std::uint32_t b) {
         return file.tensors[a].offset < file.tensors[b].offset;
     });
@@ -375,12 +378,16 @@ Status parse_gguf(GgufFile* out, const std::uint8_t* bytes, std::uint64_t n_byte
         status = read_tensor(reader, i, file.alignment, &file.tensors[i]);
         if (!status.ok()) return status;
     }
-    status = index_names(file.tensors, &GgufTensor::name, "tensor", &file.tensor_by_name);
+    status = index_tensors(file);
     if (status.ok()) {
         status = place_tensors(file, bytes, n_bytes, round_up_checked(reader.position(), file.alignment));
     }
     if (status.ok()) *out = std::move(file);
     return status;
+}
+
+Status index_tensors(GgufFile& file) {
+    return index_names(file.tensors, &GgufTensor::name, "tensor", &file.tensor_by_name);
 }
 
 const GgufValue* find_value(const GgufFile& file, std::string_view key) noexcept {

@@ -64,7 +64,15 @@ struct GgufTensor {
     const std::uint8_t* data = nullptr;
 };
 
+// The bytes of a file, or of one part of a split one.
+struct GgufPart {
+    const std::uint8_t* bytes = nullptr;
+    std::uint64_t n_bytes = 0;
+    std::uint64_t header_bytes = 0;  // before the first tensor's data
+};
+
 struct GgufFile {
+    std::vector<GgufPart> parts;  // one, unless it came out of join_parts
     std::uint32_t version = 0;
     std::uint32_t alignment = 32;
     std::vector<GgufValue> values;            // in file order
@@ -79,6 +87,9 @@ struct GgufFile {
 Status parse_gguf(GgufFile* out, const std::uint8_t* bytes, std::uint64_t n_bytes);
 // The metadata alone: tensors are counted, and looked at no further. The same errors.
 Status parse_gguf_values(GgufFile* out, const std::uint8_t* bytes, std::uint64_t n_bytes);
+
+// Sets tensor_by_name. May throw std::bad_alloc. Errors: corrupt_model (a name twice).
+Status index_tensors(GgufFile& file);
 
 // Null when there is none.
 const GgufValue* find_value(const GgufFile& file, std::string_view key) noexcept;

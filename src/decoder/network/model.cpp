@@ -31,18 +31,25 @@ std::uint64_t count_parameters(const GgufFile& file) {
     return n;
 }
 
-// Metadata and tensor table whole, and the first bytes of every tensor: enough to tell fine-tunes apart
+// Metadata and tensor tables whole, and the first bytes of every tensor: enough to tell fine-tunes apart
 // without reading gigabytes.
-ModelFingerprint fingerprint_of(const GgufFile& file, const std::uint8_t* bytes, std::uint64_t n_bytes) {
+ModelFingerprint fingerprint_of(const GgufFile& file) {
     constexpr std::uint64_t sample_bytes = 4096;
-    std::uint64_t n_before = n_bytes;
-    std::vector<std::uint64_t> samples;
+    std::vector<std::uint64_t> headers, samples;
+    std::uint64_t n_bytes = 0;
+    for (const GgufPart& part : file.parts) {
+        headers.push_back(xxh64(part.bytes, part.header_bytes));
+        n_bytes += part.n_bytes;
+    }
     for (const GgufTensor& tensor : file.tensors) {
-        n_before = std::min(n_before, static_cast<std::uint64_t>(tensor.data - bytes));
         samples.push_back(xxh64(tensor.data, std::min(tensor.n_bytes, sample_bytes)));
     }
-    const std::uint64_t words[] = {xxh64(bytes, n_before),
-                                   xxh64(samples.data(), samples.size() * sizeof(samples[0])), n_bytes, 0};
+    const auto hash = [](const std::vector<std::uint64_t>& hashes) {
+        return xxh64(hashes.data(), hashes.size() * sizeof(hashes[0]));
+    };
+    // A whole file keeps the fingerprint it has in states that were saved before there were parts.
+    const std::uint64_t words[] = {headers.size() == 1 ? headers[0] : hash(headers), hash(samples), n_bytes,
+                                   0};
     ModelFingerprint fingerprint;
     static_assert(sizeof(words) == sizeof(fingerprint.bytes));
     std::memcpy(fingerprint.bytes, words, sizeof(words));
@@ -51,11 +58,8 @@ ModelFingerprint fingerprint_of(const GgufFile& file, const std::uint8_t* bytes,
 
 }  // namespace
 
-Status LlamaModel::build(const std::uint8_t* bytes, std::uint64_t n_bytes, const ModelOptions& options,
-                         LlamaModel& model) {
-    GgufFile file;
-    Status status = parse_gguf(&file, bytes, n_bytes);
-    if (status.ok()) status = read_params(file, &model.network_);
+Status LlamaModel::build(const GgufFile& file, const ModelOptions& options, LlamaModel& model) {
+    Status status = read_params(file, &model.network_);
     if (!status.ok()) return status;
     status = create_tokenizer(file, {options.pre}, &model.tokenizer_);
     if (!status.ok()) return status;
@@ -66,7 +70,7 @@ Status LlamaModel::build(const std::uint8_t* bytes, std::uint64_t n_bytes, const
     if (status.ok()) status = bind_weights(file, model.network_, &model.weights_);
     if (!status.ok()) return status;
     model.tensors_ = list_tensors(file);
-    model.fingerprint_ = fingerprint_of(file, bytes, n_bytes);
+    model.fingerprint_ = fingerprint_of(file);
     model.metadata_.reserve(file.values.size());
     for (const GgufValue& value : file.values) {
         model.metadata_.emplace_back(value.key, value_text(value));
@@ -76,17 +80,21 @@ Status LlamaModel::build(const std::uint8_t* bytes, std::uint64_t n_bytes, const
 
 Status LlamaModel::load_bytes(const std::uint8_t* bytes, std::uint64_t n_bytes,
                               std::shared_ptr<const LlamaModel>* out, const ModelOptions& options) {
-    auto model = std::make_shared<LlamaModel>();
-    const Status status = build(bytes, n_bytes, options, *model);
-    if (status.ok()) *out = std::move(model);
-    return status;
+    GgufModel whole;
+    std::vector<GgufFile> parts(1);
+    Status status = parse_gguf(&parts[0], bytes, n_bytes);
+    if (status.ok()) status = join_parts(std::move(parts), &whole.file);
+    return status.ok() ? load_file(std::move(whole), out, options) : status;
 }
 
-Status LlamaModel::load_file(MappedFile file, std::shared_ptr<const LlamaModel>* out,
+Status LlamaModel::load_file(GgufModel file, std::shared_ptr<const LlamaModel>* out,
                              const ModelOptions& options) {
     auto model = std::make_shared<LlamaModel>();
-    model->file_ = std::move(file);
-    const Status status = build(model->file_.bytes(), model->file_.n_bytes(), options, *model);
+    model->files_ = std::move(file.files);
+    for (const MappedFile& part : model->files_) {
+        model->file_ids_.push_back(part.id());
+    }
+    const Status status = build(file.file, options, *model);
     if (status.ok()) *out = std::move(model);
     return status;
 }
@@ -95,8 +103,8 @@ Status Model::load(const char* path, std::shared_ptr<const Model>* out,
                    const ModelOptions& options) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
     return guarded([&] {
-        MappedFile file;
-        Status status = MappedFile::map(path, &file);
+        GgufModel file;
+        Status status = open_gguf(path, &file);
         if (!status.ok()) return status;
         std::shared_ptr<const LlamaModel> model;
         status = LlamaModel::load_file(std::move(file), &model, options);

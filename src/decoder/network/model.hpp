@@ -5,10 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "decoder/gguf/gguf.hpp"
+#include "decoder/gguf/parts.hpp"
 #include "decoder/network/linear.hpp"
 #include "decoder/network/params.hpp"
-#include "file/mapped_file.hpp"
 #include "gearkv/model.hpp"
 
 namespace gearkv {
@@ -70,21 +69,21 @@ class LlamaModel final : public Model {
     ModelFingerprint fingerprint() const noexcept override { return fingerprint_; }
     const NetworkParams& network() const noexcept { return network_; }
     const Weights& weights() const noexcept { return weights_; }
-    // Of the file the weights lie in; null when they lie in the caller's memory.
-    const FileId* file_id() const noexcept { return file_.bytes() == nullptr ? nullptr : &file_.id(); }
+    // Of the files the weights lie in; none when they lie in the caller's memory.
+    const std::vector<FileId>& file_ids() const noexcept { return file_ids_; }
 
     // A model over bytes that outlive it. May throw std::bad_alloc. Errors: as Model::load, but for io_error.
     static Status load_bytes(const std::uint8_t* bytes, std::uint64_t n_bytes,
                              std::shared_ptr<const LlamaModel>* out, const ModelOptions& options = {});
-    // The same over a mapping the model keeps.
-    static Status load_file(MappedFile file, std::shared_ptr<const LlamaModel>* out,
+    // The same over mappings the model keeps.
+    static Status load_file(GgufModel file, std::shared_ptr<const LlamaModel>* out,
                             const ModelOptions& options = {});
 
   private:
-    static Status build(const std::uint8_t* bytes, std::uint64_t n_bytes, const ModelOptions& options,
-                        LlamaModel& model);
+    static Status build(const GgufFile& file, const ModelOptions& options, LlamaModel& model);
 
-    MappedFile file_;
+    std::vector<MappedFile> files_;
+    std::vector<FileId> file_ids_;
     NetworkParams network_;
     ModelFingerprint fingerprint_;
     Weights weights_;

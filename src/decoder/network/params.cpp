@@ -28,12 +28,6 @@ Status check_kind(const GgufFile& file) {
         status = Status::error(Code::unsupported_model,
                                "'general.quantization_version' is %u, expected at most 2", version);
     }
-    std::uint32_t n_parts = 0;
-    if (status.ok()) status = read_integer(file, "split.count", false, {0, 65535}, &n_parts);
-    if (status.ok() && n_parts > 1) {
-        status = Status::error(Code::unsupported_model,
-                               "one of %u parts of a split model, expected a whole one", n_parts);
-    }
     for (const GgufValue& value : file.values) {
         if (!status.ok()) return status;
         if (value.key.starts_with("adapter.")) {
