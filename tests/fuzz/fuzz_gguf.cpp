@@ -8,6 +8,18 @@
 
 using namespace gearkv;
 
+#ifdef GEARKV_FUZZ_ENGINE
+bool mutate_tensors(std::uint8_t* data, std::size_t n_bytes, std::uint32_t seed);
+extern "C" std::size_t LLVMFuzzerMutate(std::uint8_t* data, std::size_t n_bytes, std::size_t capacity);
+
+// Every other change is one of the engine's own.
+extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t n_bytes, std::size_t capacity,
+                                               unsigned seed) {
+    if (seed % 2 == 0 && mutate_tensors(data, n_bytes, seed)) return n_bytes;
+    return LLVMFuzzerMutate(data, n_bytes, capacity);
+}
+#endif
+
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t n_bytes) {
     std::shared_ptr<const LlamaModel> model;
     const Status status = LlamaModel::load_bytes(data, n_bytes, &model);

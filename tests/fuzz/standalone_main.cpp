@@ -10,6 +10,8 @@
 #include <vector>
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t n_bytes);
+// Of targets that know what their files are made of (mutate_gguf.cpp).
+[[gnu::weak]] bool mutate_tensors(std::uint8_t* data, std::size_t n_bytes, std::uint32_t seed);
 
 namespace {
 
@@ -94,7 +96,10 @@ int main(int argc, char** argv) {
     std::mt19937 random(1);
     for (long round = 0; round < n_rounds; round++) {
         Bytes input = seeds[static_cast<std::size_t>(random()) % seeds.size()];
-        for (std::size_t n = 1 + random() % 4; n > 0; n--) {
+        const bool by_structure = mutate_tensors != nullptr && round % 2 == 0;
+        if (by_structure)
+            (void)mutate_tensors(input.data(), input.size(), static_cast<std::uint32_t>(random()));
+        for (std::size_t n = by_structure ? round / 2 % 2 : 1 + random() % 4; n > 0; n--) {
             mutate(input, random);
         }
         run(input);

@@ -463,26 +463,59 @@ TEST_CASE("tensors that are left over are refused by name, a handful of them, an
     CHECK(code_of(ModelMaker(shape).file) == "ok");
 }
 
-TEST_CASE("scales of Q8_0 blocks that are no numbers end in an error, denormal ones do not") {
-    for (const std::uint16_t scale : {std::uint16_t{0x7c00}, std::uint16_t{0xfc00}, std::uint16_t{0x7e01},
-                                      std::uint16_t{0x0001}, std::uint16_t{0x8000}}) {
+TEST_CASE("scales of blocks that are no numbers end in an error, denormal ones do not") {
+    for (const TensorType& type : tensor_types) {
+        const BlockScales scales = block_scales(type.type);
+        if (scales.scale == 0.0f) continue;  // no half in its blocks
+        CAPTURE(type.name);
         ModelShape shape;
-        shape.matrix_type = gguf_q8_0;
-        GgufWriter file = ModelMaker(shape).file;
-        for (const char* name : {"blk.0.attn_v.weight", "token_embd.weight"}) {
-            Bytes& data = file.tensor(name).data;
-            for (std::size_t at = 0; at < data.size(); at += tensor_type(WeightType::q8_0).block_bytes) {
-                overwrite(data, at, scale);
+        shape.matrix_type = type.id;
+        if (type.block > 32)
+            shape.n_embd = shape.n_ff = type.block, shape.head_dim = type.block / shape.n_heads;
+        const ModelMaker maker(shape);
+        for (const bool low : {false, true}) {
+            if (low && scales.low == 0.0f) continue;
+            for (const std::uint16_t half :
+                 {std::uint16_t{0x7c00}, std::uint16_t{0xfc00}, std::uint16_t{0x7e01}, std::uint16_t{0x0001},
+                  std::uint16_t{0x8000}}) {
+                GgufWriter file = maker.file;
+                for (const char* name : {"blk.0.attn_v.weight", "token_embd.weight"}) {
+                    Bytes& data = file.tensor(name).data;
+                    for (std::size_t at = 0; at < data.size(); at += type.block_bytes) {
+                        overwrite(data, at + (low ? scales.low_at : scales.scale_at), half);
+                    }
+                }
+                const Bytes bytes = file.write();
+                std::shared_ptr<const LlamaModel> model;
+                REQUIRE(LlamaModel::load_bytes(bytes.data(), bytes.size(), &model).ok());
+                std::unique_ptr<Session> session;
+                SessionConfig config;
+                REQUIRE(Session::create(model, config, serial_executor(), &session).ok());
+                const Token tokens[] = {1, 2, 3};
+                const bool finite = (half & 0x7c00) != 0x7c00;
+                CAPTURE(half, low);
+                CHECK(session->prefill(tokens, 3).code() == (finite ? Code::ok : Code::non_finite));
             }
+        }
+    }
+}
+
+TEST_CASE("exponents of MXFP4 blocks may be any byte: what overflows is an error") {
+    for (const int exponent : {0, 1, 2, 127, 254, 255}) {
+        ModelShape shape;
+        shape.matrix_type = tensor_type(WeightType::mxfp4).id;
+        GgufWriter file = ModelMaker(shape).file;
+        Bytes& data = file.tensor("token_embd.weight").data;
+        for (std::size_t at = 0; at < data.size(); at += tensor_type(WeightType::mxfp4).block_bytes) {
+            data[at] = static_cast<std::uint8_t>(exponent);
         }
         const Bytes bytes = file.write();
         std::shared_ptr<const LlamaModel> model;
         REQUIRE(LlamaModel::load_bytes(bytes.data(), bytes.size(), &model).ok());
         std::unique_ptr<Session> session;
-        SessionConfig config;
-        REQUIRE(Session::create(model, config, serial_executor(), &session).ok());
+        REQUIRE(Session::create(model, {}, serial_executor(), &session).ok());
         const Token tokens[] = {1, 2, 3};
-        const bool finite = (scale & 0x7c00) != 0x7c00;
-        CHECK(session->prefill(tokens, 3).code() == (finite ? Code::ok : Code::non_finite));
+        CAPTURE(exponent);
+        CHECK(session->prefill(tokens, 3).code() == (exponent < 200 ? Code::ok : Code::non_finite));
     }
 }
