@@ -177,7 +177,7 @@ float softmax_tile(float* weight, const float* score, size_t n, float* max, floa
 
 void soft_cap(float* x, float cap, size_t n) {
     for (size_t i = 0; i < n; ++i)
-        x[i] = cap * tanhf(x[i] / cap);
+        x[i] = fabsf(x[i]) <= cap * 0x1p-12f ? x[i] : cap * tanhf(x[i] / cap);
 }
 
 void scale(float* x, float alpha, size_t n) {

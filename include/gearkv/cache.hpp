@@ -94,6 +94,11 @@ struct CacheConfig {
 // Queries of one layer in the caller's memory: element (query, head, channel) is
 // data[query * query_stride + head * head_stride + channel], key_dim channels. Query head h reads KV head
 // h / (n_heads / n_kv_heads).
+//
+// All finite queries, scales, slopes and masks have an answer, the same at every level but for rounding:
+// scores that no float can hold are still compared by their size, and the softmax is that of the exact ones,
+// each to within the rounding of a float of its size. So of scores that far apart the largest has all the
+// weight, and equal ones share it.
 struct Queries {
     const float* data = nullptr;
     std::size_t query_stride = 0;
@@ -192,7 +197,7 @@ class Cache {
     // when n_tokens fill a block themselves. The tokens are attended in fp16 until then. After an error the
     // cache is as it was, but that earlier tokens may have been compressed, or given back where they are
     // behind a window. Errors: invalid_argument, wrong_size, capacity_exceeded, non_finite,
-    // not_representable, out_of_memory, over_budget.
+    // not_representable (beyond 65504, with f32 beyond 2^64), out_of_memory, over_budget.
     Status append(std::uint32_t layer, const Rows& keys, const Rows& values, std::uint32_t n_tokens,
                   Executor& executor) noexcept;
 

@@ -12,7 +12,7 @@ enum class Code : std::uint8_t {
     bad_spec,           // a SPEC string or a TensorSpec that is not in the grammar
     wrong_size,         // a buffer, dimension or count that does not fit its use
     non_finite,         // NaN or Inf in keys, values or queries
-    not_representable,  // finite, but beyond what fp16 can hold (65504)
+    not_representable,  // finite, but beyond what fp16 can hold (65504), or an f32 cache takes (2^64)
     capacity_exceeded,  // more tokens than were reserved
     out_of_memory,      // the allocator said no
     over_budget,        // more bytes than the caller allowed

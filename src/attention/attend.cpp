@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "attention/lift.hpp"
 #include "format/trellis.hpp"
 
 namespace gearkv {
@@ -15,6 +16,7 @@ constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 struct RowState {
     float max[max_rows];
     float sum[max_rows];
+    RowLift lift[max_rows];
 };
 
 std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
@@ -37,6 +39,10 @@ void apply_rules(const Kernels& kernels, const RowGroup& rows, std::uint32_t row
         for (std::uint32_t t = 0; t < n_tokens; ++t)
             scores[t] += mask[t];
     }
+}
+
+void hide_unseen(const RowGroup& rows, std::uint32_t row, std::uint64_t start, std::uint32_t n_tokens,
+                 float* scores) {
     const std::uint64_t first = rows.first[row] > start ? rows.first[row] - start : 0;
     const std::uint64_t end = rows.visible[row] > start ? rows.visible[row] - start : 0;
     std::fill_n(scores, std::min<std::uint64_t>(first, n_tokens), minus_infinity);
@@ -45,13 +51,22 @@ void apply_rules(const Kernels& kernels, const RowGroup& rows, std::uint32_t row
 }
 
 // Queries in the scratch, for keys that have moved against `turn`.
-void set_queries(const RowPass& pass, const RowGroup& rows, float scale, const Rotation& turn,
-                 bool has_outliers) {
+void set_queries(const RowPass& pass, const RowGroup& rows, const RowLift* lift, float scale,
+                 const Rotation& turn, bool has_outliers) {
     const AttendScratch& s = pass.scratch;
     for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
         float* query = s.query + row * s.query_stride;
-        for (std::uint32_t c = 0; c < pass.key_dim; ++c)
-            query[c] = rows.query[row][c] * scale;
+        if (lift[row].is_zero) {
+            std::fill_n(query, pass.key_dim, 0.0f);
+        } else if (lift[row].query > 0) {
+            for (std::uint32_t c = 0; c < pass.key_dim; ++c) {
+                const double exact = static_cast<double>(rows.query[row][c]) * static_cast<double>(scale);
+                query[c] = static_cast<float>(std::ldexp(exact, -lift[row].query));
+            }
+        } else {
+            for (std::uint32_t c = 0; c < pass.key_dim; ++c)
+                query[c] = rows.query[row][c] * scale;
+        }
         if (turn.n_pairs > 0) rotate(turn, query);
         std::fill(query + pass.key_dim, query + s.query_stride, 0.0f);
     }
@@ -71,9 +86,23 @@ bool soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, st
         float* scores = s.scores + row * tile_tokens;
         float* weights = s.weights + row * tile_tokens;
         std::fill_n(scores, n_hidden, minus_infinity);
-        apply_rules(pass.kernels, rows, row, start, tile.n_tokens - n_hidden, scores + n_hidden);
-        const float alpha = pass.kernels.attention.softmax_tile(weights, scores, tile.n_tokens,
-                                                                &state->max[row], &state->sum[row]);
+        const std::uint32_t n_shown = tile.n_tokens - n_hidden;
+        const RowLift& lift = state->lift[row];
+        if (lift.is_lifted) {
+            rule_lifted(rows, row, lift, start, n_shown, scores + n_hidden);
+        } else {
+            apply_rules(pass.kernels, rows, row, start, n_shown, scores + n_hidden);
+        }
+        hide_unseen(rows, row, start, n_shown, scores + n_hidden);
+        float* max = &state->max[row];
+        float lowered = *max, most = 0.0f;
+        if (lift.is_lifted) {
+            most = lower_lifted(lift, scores, tile.n_tokens, &lowered);
+            max = &lowered;
+        }
+        const float alpha =
+            pass.kernels.attention.softmax_tile(weights, scores, tile.n_tokens, max, &state->sum[row]);
+        if (lift.is_lifted) state->max[row] = most;
         std::fill(weights + tile.n_tokens, weights + tile_tokens, 0.0f);
         if (alpha != 1.0f) mixer->rescale(row, alpha);
         for (std::uint32_t t = 0; !counts && t < tile.n_tokens; ++t)
@@ -202,23 +231,30 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
                  std::uint32_t value_dim, float scale, TileRange range, float* part) noexcept {
     const RowPass pass = {kernels, scratch, rows.n_rows, head, key_dim, value_dim};
     RowState state;
+    const bool any_float =
+        std::any_of(runs, runs + n_runs, [](const KvRun& run) { return run.key.is_float; });
     for (std::uint32_t row = 0; row < rows.n_rows; ++row) {
+        const double largest = static_cast<double>(kernels.codec.max_abs(rows.query[row], key_dim)) *
+                               std::fabs(static_cast<double>(scale));
+        state.lift[row] =
+            lift_of(rows, row, largest, key_dim, any_float ? largest_float_key : largest_half_key);
         // A sink is in the first part only.
         const bool sink = rows.has_sinks && range.first == 0 && rows.sink[row] > minus_infinity;
-        state.max[row] = sink ? rows.sink[row] : minus_infinity;
+        state.max[row] = sink ? std::ldexp(rows.sink[row], -state.lift[row].score) : minus_infinity;
         state.sum[row] = sink ? 1.0f : 0.0f;
     }
     const bool has_outliers = std::any_of(runs, runs + n_runs, [](const KvRun& run) {
         return run.key.block.header != nullptr && run.key.block.header->n_outliers > 0;
     });
-    set_queries(pass, rows, scale, {}, has_outliers);
+    set_queries(pass, rows, state.lift, scale, {}, has_outliers);
     std::int64_t shift = 0;
     std::fill_n(scratch.out, rows.n_rows * scratch.out_stride, 0.0f);
     std::uint64_t start = 0, tile = 0;
     for (std::size_t i = 0; i < n_runs && tile < range.end; ++i) {
         const std::uint32_t n_tiles = tiles_of(runs[i]);
         if (tile + n_tiles > range.first && n_tiles > 0) {
-            if (runs[i].shift != shift) set_queries(pass, rows, scale, runs[i].turn, has_outliers);
+            if (runs[i].shift != shift)
+                set_queries(pass, rows, state.lift, scale, runs[i].turn, has_outliers);
             shift = runs[i].shift;
             const auto first = static_cast<std::uint32_t>(range.first > tile ? range.first - tile : 0);
             const auto end = static_cast<std::uint32_t>(std::min<std::uint64_t>(n_tiles, range.end - tile));
@@ -235,10 +271,11 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
             for (std::uint32_t c = 0; c < value_dim; ++c)
                 rows.out[row][c] = out[c] * inverse;
         } else {
-            float* to = part + row * (2 + std::size_t{value_dim});
+            float* to = part + row * part_row_floats(value_dim);
             to[0] = state.max[row];
             to[1] = state.sum[row];
-            std::copy_n(out, value_dim, to + 2);
+            to[2] = static_cast<float>(state.lift[row].score);
+            std::copy_n(out, value_dim, to + part_head);
         }
     }
 }
@@ -254,7 +291,7 @@ void merge_parts(const RowGroup& rows, const float* parts, std::size_t stride, s
                  std::uint32_t value_dim) noexcept {
     for (std::uint32_t row = 0; row < rows.n_rows; ++row) {
         const auto part = [&](std::size_t i) {
-            return parts + i * stride + row * (2 + std::size_t{value_dim});
+            return parts + i * stride + row * part_row_floats(value_dim);
         };
         float most = minus_infinity;
         for (std::size_t i = 0; i < n_parts; ++i)
@@ -264,10 +301,10 @@ void merge_parts(const RowGroup& rows, const float* parts, std::size_t stride, s
         float sum = 0.0f;
         for (std::size_t i = 0; i < n_parts; ++i) {
             if (part(i)[0] == minus_infinity) continue;
-            const float weight = std::exp(part(i)[0] - most);
+            const float weight = std::exp(std::ldexp(part(i)[0] - most, static_cast<int>(part(i)[2])));
             sum += weight * part(i)[1];
             for (std::uint32_t c = 0; c < value_dim; ++c)
-                out[c] += weight * part(i)[2 + c];
+                out[c] += weight * part(i)[part_head + c];
         }
         for (std::uint32_t c = 0; sum > 0.0f && c < value_dim; ++c)
             out[c] /= sum;

@@ -86,9 +86,14 @@ struct AttendScratch {
 std::uint64_t attend_scratch_bytes(std::uint32_t key_dim, std::uint32_t value_dim) noexcept;
 AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::uint32_t value_dim) noexcept;
 
-// Floats of the results of some tiles: [row] largest score, sum, and value_dim outputs not yet divided by it.
+// Floats of the results of some tiles: [row] largest score, sum, the power of two the score is kept smaller
+// by (src/attention/lift.hpp), and value_dim outputs not yet divided by the sum.
+inline constexpr std::size_t part_head = 3;
+constexpr std::size_t part_row_floats(std::uint32_t value_dim) {
+    return part_head + value_dim;
+}
 constexpr std::uint64_t part_floats(std::uint32_t value_dim) {
-    return std::uint64_t{max_rows} * (2 + value_dim);
+    return std::uint64_t{max_rows} * part_row_floats(value_dim);
 }
 
 // Writes softmax(scale q K^T) V for every row over `runs`, which follow each other; zeros where a row sees no

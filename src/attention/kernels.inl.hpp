@@ -223,16 +223,21 @@ float softmax_tile(float* weight, const float* score, std::size_t n, float* max,
     return alpha;
 }
 
-// tanh(y) = (1 - e) / (1 + e) with e = exp(-2 |y|), and the sign of y.
+// tanh(y) = -d / (2 + d) with d = exp(-2 |y|) - 1, and the sign of y. Far below the cap the score stays.
 template <class L>
 void soft_cap(float* x, float cap, std::size_t n) {
+    const auto one = L::broadcast(1.0f);
+    const auto twice = L::broadcast(-2.0f / cap), largest = L::broadcast(cap);
+    const auto unchanged = L::broadcast(cap * 0x1p-12f);
     const auto run = [&](typename L::Float lanes) GEARKV_INLINE {
         const auto sign = L::bits(lanes) & L::broadcast_word(0x80000000u);
         const auto size = L::from_bits(L::bits(lanes) & L::broadcast_word(0x7fffffffu));
-        const auto e = falling_exponential<L>(size * L::broadcast(-2.0f / cap));
-        const auto one = L::broadcast(1.0f);
-        const auto capped = L::broadcast(cap) * L::divide(one - e, one + e);
-        return L::from_bits(L::bits(capped) | sign);
+        const auto y = size * twice;
+        const auto near_one = split_exponential<L>(xsimd::max(y, L::broadcast(-1.0f))).over_one;
+        const auto d = xsimd::select(y > L::broadcast(-0.34f), near_one, falling_exponential<L>(y) - one);
+        const auto capped = largest * L::divide(L::broadcast(0.0f) - d, L::broadcast(2.0f) + d);
+        const auto ruled = xsimd::select(size <= unchanged, size, capped);
+        return L::from_bits(L::bits(ruled) | sign);
     };
     std::size_t i = 0;
     for (; i + L::width <= n; i += L::width)

@@ -89,10 +89,12 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     }
     const BlockShape key_shape = {TensorKind::key, n_tokens, config.n_kv_heads, config.key_dim};
     const BlockShape value_shape = {TensorKind::value, n_tokens, config.n_kv_heads, config.value_dim};
-    const auto any_float = [](const TensorSpec& spec) { return spec.backbone == Backbone::raw32; };
-    Status status = check_rows(*context.kernels, keys, key_shape, any_float(config.spec.key), executor);
+    const auto limit = [](const TensorSpec& spec) {
+        return spec.backbone == Backbone::raw32 ? max_float_entry : max_half_entry;
+    };
+    Status status = check_rows(*context.kernels, keys, key_shape, limit(config.spec.key), executor);
     if (status.ok())
-        status = check_rows(*context.kernels, values, value_shape, any_float(config.spec.value), executor);
+        status = check_rows(*context.kernels, values, value_shape, limit(config.spec.value), executor);
     if (status.ok()) status = impl_->own(layer);
     if (status.ok()) status = impl_->choose_rates(layer, executor);
     if (!status.ok()) return status;

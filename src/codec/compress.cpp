@@ -13,7 +13,6 @@
 namespace gearkv {
 namespace {
 
-constexpr float max_half = 65504.0f;
 constexpr std::uint32_t max_slices = 16;
 
 // Carves typed arrays out of one run of scratch; with a null base it only counts.
@@ -122,9 +121,8 @@ void compress_parts(const BlockWork& work, Executor& executor) {
 
 }  // namespace
 
-Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& shape, bool any_float,
+Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& shape, float limit,
                   Executor& executor) noexcept {
-    const float limit = any_float ? std::numeric_limits<float>::max() : max_half;
     const auto row_end = [&](std::size_t t, std::size_t head) {
         return kernels.codec.max_abs(rows.data + t * rows.token_stride + head * rows.head_stride, shape.dim);
     };
@@ -152,8 +150,9 @@ Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& sh
             }
             if (most > limit) {
                 return Status::error(Code::not_representable,
-                                     "%s of token %zu, head %zu reach %g, expected at most %g (fp16)", name,
-                                     t, head, static_cast<double>(most), static_cast<double>(limit));
+                                     "%s of token %zu, head %zu reach %g, expected at most %g%s", name, t,
+                                     head, static_cast<double>(most), static_cast<double>(limit),
+                                     limit == max_half_entry ? " (fp16)" : "");
             }
         }
     }
@@ -288,9 +287,8 @@ Status compress_block(void* block, std::size_t n_bytes, const Rows& rows, const 
     task.seed = options.seed;
     if (Status status = lay_out_block(shape, options.spec, options.rank, &task.header); !status.ok())
         return status;
-    if (Status status = check_rows(*task.kernels, rows, shape, options.spec.bits == 32, executor);
-        !status.ok())
-        return status;
+    const float limit = options.spec.bits == 32 ? std::numeric_limits<float>::max() : max_half_entry;
+    if (Status status = check_rows(*task.kernels, rows, shape, limit, executor); !status.ok()) return status;
     const std::uint64_t scratch_bytes = compress_scratch_bytes(task.header);
     void* scratch = nullptr;
     if (scratch_bytes > 0) {

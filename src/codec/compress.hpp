@@ -35,8 +35,8 @@ void compress_piece(void* block, void* scratch, const CompressTask& task, std::u
                     std::uint32_t slot, Executor& executor) noexcept;
 
 // Whether all entries of rows [n_tokens, n_heads, dim] can be stored. Errors: non_finite, not_representable
-// (beyond the range of fp16, unless `any_float`), naming the token and head.
-Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& shape, bool any_float,
+// (beyond `limit`), naming the token and head.
+Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& shape, float limit,
                   Executor& executor) noexcept;
 
 }  // namespace gearkv

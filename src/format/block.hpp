@@ -66,6 +66,8 @@ inline constexpr std::uint32_t block_magic = 0x424b5647;  // "GVKB"
 inline constexpr std::uint16_t block_version = 1;
 inline constexpr std::uint32_t block_alignment = 64;
 inline constexpr std::uint32_t max_dim = 1024;
+// The largest entries that caches take: as halves, and as floats, of which sums over all tokens stay finite.
+inline constexpr float max_half_entry = 65504.0f, max_float_entry = 0x1p64f;
 inline constexpr std::uint32_t max_heads = 4096;
 inline constexpr std::uint32_t max_block_tokens = 65536;
 inline constexpr std::uint32_t max_rank = 64;

@@ -11,7 +11,7 @@ namespace {
 // with q the interpolant of degree 4 at Chebyshev nodes: relative error 1.1e-8 before rounding.
 template <class L>
 struct Exponential {
-    typename L::Float k, y;
+    typename L::Float k, y, over_one;  // y - 1, exact where y is about 1
 };
 
 template <class L>
@@ -26,7 +26,8 @@ template <class L>
     q = L::fma(q, r, L::broadcast(0x1.555518p-5f));
     q = L::fma(q, r, L::broadcast(0x1.5554dcp-3f));
     q = L::fma(q, r, L::broadcast(0.5f));
-    return {k, L::fma(q, r * r, r) + L::broadcast(1.0f)};
+    const Float over_one = L::fma(q, r * r, r);
+    return {k, over_one + L::broadcast(1.0f), over_one};
 }
 
 // exp(x) to about an ulp for x below 88.5, -Inf among them: 0 where the result is below the normal floats, or

@@ -497,9 +497,9 @@ TEST_CASE("no kernel changes how floats are rounded, or flushes denormals") {
     }
 }
 
-TEST_CASE("soft caps are those of tanh to 2^-21 of the cap, at every length") {
+TEST_CASE("soft caps are those of tanh to 2^-21 of the cap and 2^-20 of the score, at every length") {
     for (std::size_t n = 1; n <= most_entries; ++n) {
-        for (const float cap : {0.5f, 30.0f, 1e30f}) {
+        for (const float cap : {1e-36f, 0.5f, 30.0f, 1e3f, 1e7f, 1e30f, 3e38f}) {
             for (const Pattern pattern :
                  {Pattern::random, Pattern::wide, Pattern::largest, Pattern::denormal}) {
                 std::vector<float> x = make_floats(n, pattern, n);
@@ -511,15 +511,20 @@ TEST_CASE("soft caps are those of tanh to 2^-21 of the cap, at every length") {
                     for (const Place place : all_places) {
                         GuardedArray<float> found(x, place);
                         kernels->attention.soft_cap(found.data(), cap, n);
-                        double worst = 0.0;
+                        double worst = 0.0, worst_share = 0.0;
                         for (std::size_t i = 0; i < n; ++i) {
                             const double want =
                                 static_cast<double>(cap) *
                                 std::tanh(static_cast<double>(x[i]) / static_cast<double>(cap));
-                            worst = std::max(worst, std::fabs(static_cast<double>(found[i]) - want));
+                            const double error = std::fabs(static_cast<double>(found[i]) - want);
+                            worst = std::max(worst, error);
+                            const double size = std::fabs(want), rounding = 0x1p-149;
+                            worst_share =
+                                std::max(worst_share, (error - rounding) / std::max(size, rounding));
                         }
                         CAPTURE(level_name(kernels->level), place_name(place), n, cap, pattern_name(pattern));
-                        CHECK(worst <= 0x1p-21 * static_cast<double>(cap));
+                        CHECK(worst <= 0x1p-21 * static_cast<double>(cap) + 0x1p-149);
+                        CHECK(worst_share <= 0x1p-20);
                         CHECK(found.is_intact());
                     }
                 }
