@@ -20,12 +20,15 @@ struct PoolOptions {
 // What a server decides on admission by.
 struct PoolStats {
     std::uint64_t n_bytes = 0;          // of the pool
-    std::uint64_t held_bytes = 0;       // in blocks that are out, as asked for
+    std::uint64_t held_bytes = 0;       // in blocks that are out, each a multiple of 64
     std::uint64_t most_held_bytes = 0;  // ever
     std::uint64_t taken_bytes = 0;      // in slabs that are in use, wholly or in part
     std::uint64_t longest_bytes = 0;    // longest run of free slabs: the largest block to be had now
     std::uint64_t n_blocks = 0;         // that are out
     std::uint64_t n_free_slabs = 0;
+    // Blocks given back that were not out, or had another size (in multiples of 64 bytes): the caller's
+    // error, which is counted and changes nothing.
+    std::uint64_t n_refused = 0;
 };
 
 // A pool of n_bytes, cut in slabs. Slabs in a row form a run, which serves blocks of one size, rounded up to
@@ -45,7 +48,8 @@ class BlockPool {
     BlockPool& operator=(const BlockPool&) = delete;
 
     // For CacheConfig::allocator and the like, as long as the pool lives. Blocks are 64-byte aligned; null
-    // when no run is free that holds one, and then nothing has changed. Given back is what was taken, once.
+    // when no run is free that holds one, and then nothing has changed. Given back is what was taken, once;
+    // all else is counted in n_refused and stays as it is.
     Allocator allocator() noexcept;
     PoolStats stats() const noexcept;
 

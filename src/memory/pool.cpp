@@ -41,6 +41,11 @@ void poison(const void*, std::uint64_t) {}
 void unpoison(const void*, std::uint64_t) {}
 #endif
 
+// What a block of n bytes takes.
+std::uint64_t in_lines(std::uint64_t n_bytes) {
+    return std::max<std::uint64_t>(n_bytes / line_bytes + (n_bytes % line_bytes > 0), 1) * line_bytes;
+}
+
 // All but `first` is of the run that starts at this slab.
 struct Slab {
     std::uint32_t first;  // of the run it is in; of free runs, true of the first slab and the last
@@ -49,7 +54,7 @@ struct Slab {
     std::uint32_t n_used;
     std::uint32_t size;        // of its blocks, an index; none: one block of any size
     std::uint32_t prev, next;  // free runs of about this length, or runs of this size with room
-    std::uint32_t from_word;   // no free block before this word of bits
+    std::uint32_t from_word;   // no free block before this word of bits; of any size: lines behind the block
 };
 static_assert(sizeof(Slab) == 32);
 
@@ -81,7 +86,7 @@ struct BlockPool::Impl {
     mutable std::mutex mutex;            // of all below and what they point to
     std::uint32_t free_runs[n_lengths];  // by length: [i] has those of 2^i slabs and more
     Size sizes[n_sizes];                 // a size is in one of the n_ways places of its hash
-    std::uint64_t held_bytes = 0, most_held_bytes = 0, n_out = 0, n_free_slabs = 0;
+    std::uint64_t held_bytes = 0, most_held_bytes = 0, n_out = 0, n_free_slabs = 0, n_refused = 0;
 
     static std::uint64_t own_bytes(std::uint64_t n_slabs, std::uint64_t slab_bytes) noexcept {
         return sizeof(Impl) + n_slabs * (sizeof(Slab) + slab_bytes / 512);
@@ -105,6 +110,9 @@ struct BlockPool::Impl {
                             std::uint64_t n_out) const noexcept;
     std::uint32_t make_run(Size* size, std::uint64_t block_bytes) noexcept;
     std::uint32_t take_block(std::uint32_t run) noexcept;
+    // A block that is out: its run, and its number there. False for all other places and sizes.
+    bool find_block(std::uint64_t at, std::uint64_t block_bytes, std::uint32_t* run,
+                    std::uint64_t* block) const noexcept;
 };
 
 bool BlockPool::Impl::create() noexcept {
@@ -168,6 +176,7 @@ std::uint32_t BlockPool::Impl::take_slabs(std::uint64_t n) noexcept {
 
 void BlockPool::Impl::free_slabs(std::uint32_t first, std::uint32_t n) noexcept {
     n_free_slabs += n;
+    slabs[first].n_blocks = 0;  // also when it is no longer the first of its run
     if (first + n < n_slabs && slabs[first + n].n_blocks == 0) {
         unlink(free_list(slabs[first + n].n_slabs), first + n);
         n += slabs[first + n].n_slabs;
@@ -250,34 +259,57 @@ std::uint32_t BlockPool::Impl::take_block(std::uint32_t run) noexcept {
     return block;
 }
 
+bool BlockPool::Impl::find_block(std::uint64_t at, std::uint64_t block_bytes, std::uint32_t* run,
+                                 std::uint64_t* block) const noexcept {
+    if (at >= n_bytes || block_bytes > n_bytes) return false;
+    // What a slab says of its run is old when it is free and in the middle.
+    const auto here = static_cast<std::uint32_t>(at / slab_bytes);
+    *run = slabs[here].first;
+    const Slab& slab = slabs[*run];
+    if (slab.first != *run || slab.n_blocks == 0 || here - *run >= slab.n_slabs) return false;
+    const std::uint64_t place = at - *run * slab_bytes;
+    const std::uint64_t found_bytes = slab.size == none
+                                          ? slab.n_slabs * slab_bytes - slab.from_word * line_bytes
+                                          : sizes[slab.size].block_bytes;
+    *block = place / found_bytes;
+    if (place % found_bytes != 0 || found_bytes != block_bytes || *block >= slab.n_blocks) return false;
+    return (bits_of(*run)[*block / 64] >> *block % 64 & 1) == 0;
+}
+
 void* BlockPool::Impl::take(std::uint64_t n_asked) noexcept {
     if (n_asked > n_bytes) return nullptr;
-    const std::uint64_t block_bytes =
-        std::max<std::uint64_t>(n_asked + line_bytes - 1, line_bytes) / line_bytes * line_bytes;
+    const std::uint64_t block_bytes = in_lines(n_asked);
     const std::lock_guard lock(mutex);
     Size* size = find_size(block_bytes);
     const bool has_room = size != nullptr && size->with_room != none;
     const std::uint32_t run = has_room ? size->with_room : make_run(size, block_bytes);
     if (run == none) return nullptr;
     ++n_out;
-    held_bytes += n_asked;
+    held_bytes += block_bytes;
     most_held_bytes = std::max(most_held_bytes, held_bytes);
     unsigned char* block = region + run * slab_bytes + take_block(run) * block_bytes;
+    if (slabs[run].size == none)
+        slabs[run].from_word =
+            static_cast<std::uint32_t>((slabs[run].n_slabs * slab_bytes - block_bytes) / line_bytes);
     unpoison(block, n_asked);
     return block;
 }
 
 void BlockPool::Impl::give_back(void* pointer, std::uint64_t n_asked) noexcept {
     if (pointer == nullptr) return;
-    const auto at = static_cast<std::uint64_t>(static_cast<unsigned char*>(pointer) - region);
+    const auto at = reinterpret_cast<std::uintptr_t>(pointer) - reinterpret_cast<std::uintptr_t>(region);
     const std::lock_guard lock(mutex);
+    std::uint32_t run = 0;
+    std::uint64_t block = 0;
+    if (!find_block(at, in_lines(n_asked), &run, &block)) {
+        ++n_refused;
+        return;
+    }
     poison(pointer, n_asked);
     --n_out;
-    held_bytes -= n_asked;
-    const std::uint32_t run = slabs[at / slab_bytes].first;
+    held_bytes -= in_lines(n_asked);
     Slab& slab = slabs[run];
     Size* size = slab.size == none ? nullptr : sizes + slab.size;
-    const std::uint64_t block = size == nullptr ? 0 : (at - run * slab_bytes) / size->block_bytes;
     const auto word = static_cast<std::uint32_t>(block / 64);
     bits_of(run)[word] |= std::uint64_t{1} << block % 64;
     slab.from_word = std::min(slab.from_word, word);
@@ -352,6 +384,7 @@ PoolStats BlockPool::stats() const noexcept {
     stats.taken_bytes = impl_->n_bytes - impl_->n_free_slabs * impl_->slab_bytes;
     stats.longest_bytes = impl_->longest_bytes();
     stats.n_blocks = impl_->n_out;
+    stats.n_refused = impl_->n_refused;
     stats.n_free_slabs = impl_->n_free_slabs;
     return stats;
 }

@@ -56,6 +56,7 @@ struct Piece {
     std::size_t n_bytes = 0;
     unsigned char mark = 0;
 
+    std::size_t held_bytes() const { return (n_bytes + 63) / 64 * 64; }
     std::size_t n_marked() const { return std::min<std::size_t>(n_bytes, 256); }
     void write() const {
         std::memset(at, mark, n_marked());
@@ -86,6 +87,7 @@ void run_at_random(std::uint64_t n_bytes, std::uint64_t slab_bytes, unsigned see
     std::map<const unsigned char*, std::size_t> out;  // bytes from each start
     std::uint64_t held = 0, most_held = 0;
     int n_refused = 0, n_bad = 0;
+    std::uint64_t n_wrong = 0;
     for (int i = 0; i < n_steps; ++i) {
         const bool filling = i / 1000 % 2 == 0;
         if (!pieces.empty() && random() % 8 < (filling ? 3u : 5u)) {
@@ -94,8 +96,14 @@ void run_at_random(std::uint64_t n_bytes, std::uint64_t slab_bytes, unsigned see
             pieces.pop_back();
             n_bad += !piece.is_whole();
             out.erase(piece.at);
-            held -= piece.n_bytes;
+            held -= piece.held_bytes();
+            if (i % 7 == 0) {  // what is not out, or of another size
+                allocator.release(allocator.context, piece.at, piece.n_bytes + 64);
+                allocator.release(allocator.context, piece.at + 1, piece.n_bytes);
+                ++n_wrong;
+            }
             allocator.release(allocator.context, piece.at, piece.n_bytes);
+            if (i % 7 == 0) allocator.release(allocator.context, piece.at, piece.n_bytes);
         } else {
             Piece piece{nullptr, size_at_random(random), static_cast<unsigned char>(i)};
             const PoolStats before = pool->stats();
@@ -113,11 +121,12 @@ void run_at_random(std::uint64_t n_bytes, std::uint64_t slab_bytes, unsigned see
             out[piece.at] = piece.n_bytes;
             piece.write();
             pieces.push_back(piece);
-            held += piece.n_bytes;
+            held += piece.held_bytes();
             most_held = std::max(most_held, held);
         }
         const PoolStats stats = pool->stats();
         n_bad += stats.held_bytes != held || stats.most_held_bytes != most_held;
+        n_bad += stats.n_refused != 3 * n_wrong;
         n_bad += stats.n_blocks != pieces.size() || stats.taken_bytes < held;
         n_bad += stats.taken_bytes + stats.n_free_slabs * slab_bytes != n_bytes;
         if (n_bad > 0) {
@@ -140,6 +149,57 @@ TEST_CASE("blocks of a pool are aligned, apart and counted, and go back into one
     run_at_random(12 << 20, 1 << 16, 1, 6000);
     run_at_random(10 << 20, 1 << 12, 2, 4000);
     run_at_random(20 << 20, 1 << 20, 3, 4000);
+}
+
+TEST_CASE("a pool counts what is given back wrongly, and gives nothing out twice", "[pool][once]") {
+    const auto pool = make_pool(1 << 20);
+    const Allocator allocator = pool->allocator();
+    const auto take = [&](std::size_t n) { return allocator.allocate(allocator.context, n, 64); };
+    const auto give_back = [&](void* block, std::size_t n) {
+        allocator.release(allocator.context, block, n);
+    };
+    std::uint64_t n_refused = 0;
+    for (const std::size_t n : {100, 70000, 300000}) {
+        CAPTURE(n);
+        void* block = take(n);
+        auto* bytes = static_cast<unsigned char*>(block);
+        const PoolStats held = pool->stats();
+        unsigned char outside[64];
+        const std::pair<void*, std::size_t> wrong[] = {{block, n + 64},
+                                                       {block, n - 64},
+                                                       {block, 0},
+                                                       {block, SIZE_MAX},
+                                                       {bytes + 64, n},
+                                                       {bytes + 1, n},
+                                                       {bytes + (1 << 16), n},
+                                                       {bytes + (1 << 20), n},
+                                                       {bytes - 64, n},
+                                                       {static_cast<void*>(outside), n}};
+        for (const auto& [at, size] : wrong) {
+            give_back(at, size);
+            CAPTURE(&at - &wrong[0].first);
+            CHECK(pool->stats().n_refused == ++n_refused);
+            CHECK(pool->stats().held_bytes == held.held_bytes);
+            CHECK(pool->stats().n_blocks == held.n_blocks);
+        }
+        give_back(nullptr, n);
+        give_back(block, n);
+        CHECK(pool->stats().n_refused == n_refused);
+        give_back(block, n);
+        CHECK(pool->stats().n_refused == ++n_refused);
+        void *first = take(n), *second = take(n);
+        CHECK((first != nullptr && second != nullptr && first != second));
+        give_back(first, n);
+        give_back(first, n);
+        ++n_refused;
+        void* third = take(n);
+        CHECK(third != second);
+        give_back(second, n);
+        give_back(third, n);
+        CHECK(pool->stats().n_blocks == 0);
+    }
+    CHECK(pool->stats().n_refused == n_refused);
+    check_empty(pool.get());
 }
 
 TEST_CASE("a pool full of blocks of one size wastes a sixteenth at most", "[pool][once]") {
@@ -211,7 +271,7 @@ TEST_CASE("a pool takes its memory once and gives all of it back", "[pool][once]
         for (const std::size_t n : {std::size_t{0}, std::size_t{1} << 20, (std::size_t{1} << 20) - 1}) {
             void* p = allocator.allocate(allocator.context, n, 64);
             CHECK(p != nullptr);
-            CHECK(pool->stats().held_bytes == n);
+            CHECK(pool->stats().held_bytes == std::max<std::size_t>((n + 63) / 64, 1) * 64);
             allocator.release(allocator.context, p, n);
         }
         allocator.release(allocator.context, nullptr, 100);
