@@ -62,11 +62,11 @@ std::vector<float> feed(const Stream& stream, Cache& cache) {
     std::vector<float> out(n_tokens * q_row);
     Executor& executor = serial_executor();
     require(cache.append(0, stream.key_rows(0), stream.value_rows(0), n_prompt, executor));
-    require(cache.attend(0, queries_of(stream, 0, n_prompt), out.data(), executor));
+    require(cache.attend(0, queries_of(stream, 0, n_prompt), out.data(), out.size(), executor));
     require(cache.compress(0, executor));  // frees the prompt's fp16 rows at once
     for (std::uint32_t t = n_prompt; t < n_tokens; ++t) {
         require(cache.append(0, stream.key_rows(t), stream.value_rows(t), 1, executor));
-        require(cache.attend(0, queries_of(stream, t, 1), out.data() + t * q_row, executor));
+        require(cache.attend(0, queries_of(stream, t, 1), out.data() + t * q_row, q_row, executor));
     }
     return out;
 }
@@ -75,7 +75,7 @@ std::vector<float> feed(const Stream& stream, Cache& cache) {
 double distance_from_read(const Stream& stream, Cache& cache, const std::vector<float>& out,
                           AttentionShape shape) {
     std::vector<float> keys(n_tokens * kv_row), values(n_tokens * kv_row);
-    require(cache.read(0, 0, n_tokens, keys.data(), values.data()));
+    require(cache.read(0, 0, n_tokens, keys.data(), keys.size(), values.data(), values.size()));
     shape.n_queries = 1;
     const float* query = stream.queries.data() + (n_tokens - 1) * q_row;
     const std::vector<float> last(out.end() - static_cast<std::ptrdiff_t>(q_row), out.end());

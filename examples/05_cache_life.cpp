@@ -44,7 +44,7 @@ std::vector<float> attend(Cache& cache, std::uint64_t window = 0) {
         q[i] = std::sin(0.05f * static_cast<float>(i));
     Queries queries = {q.data(), n_heads * dim, dim, 1, n_heads, 0.125f, true};
     queries.window = window;
-    require(cache.attend(0, queries, out.data(), serial_executor()));
+    require(cache.attend(0, queries, out.data(), out.size(), serial_executor()));
     return out;
 }
 
@@ -100,8 +100,8 @@ int main(int argc, char** argv) {
     for (std::size_t i = 0; i < q.size(); ++i)
         q[i] = std::sin(0.05f * static_cast<float>(i));
     const Queries queries = {q.data(), n_heads * dim, dim, 1, n_heads, 0.125f, true};
-    const AttendRequest requests[] = {{cache.get(), queries, outs.data()},
-                                      {fork.get(), queries, outs.data() + q.size()}};
+    const AttendRequest requests[] = {{cache.get(), queries, outs.data(), q.size()},
+                                      {fork.get(), queries, outs.data() + q.size(), q.size()}};
     require(Cache::attend_batch(0, requests, 2, serial_executor()));
     outs.resize(q.size());
     expect(outs == before, "in a batch too");

@@ -35,7 +35,7 @@ struct Attention {
     std::size_t run = 0, read = 0;  // cases
     std::size_t first = 0;          // case of the first baseline with the same tokens, level and threads
 
-    void attend() { require(cache->attend(0, queries, out.data(), *executor)); }
+    void attend() { require(cache->attend(0, queries, out.data(), out.size(), *executor)); }
 };
 
 std::unique_ptr<Cache> fill(const Shape& shape, const std::string& spec, Level level,

@@ -55,7 +55,7 @@ class Server {
                 require(caches_[i]->compress(layer, executor));
             Queries queries = queries_of(q_, 1, shape.n_heads, shape.dim);
             queries.data = q_.data() + i * row;
-            requests_.push_back({caches_[i].get(), queries, out_.data() + i * row});
+            requests_.push_back({caches_[i].get(), queries, out_.data() + i * row, row});
         }
     }
 
@@ -70,7 +70,8 @@ class Server {
     void attend_each() {
         for (std::uint32_t layer = 0; layer < shape_.n_layers; ++layer) {
             for (const AttendRequest& request : requests_)
-                require(request.cache->attend(layer, request.queries, request.out, executor_));
+                require(
+                    request.cache->attend(layer, request.queries, request.out, request.n_floats, executor_));
         }
     }
     std::uint64_t n_bytes() const {

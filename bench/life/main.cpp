@@ -123,7 +123,7 @@ class Subject {
     void attend(Cache& of) {
         const Queries queries = queries_of(q_, 1, shape_.n_heads, shape_.dim);
         for (std::uint32_t layer = 0; layer < shape_.n_layers; ++layer)
-            require(of.attend(layer, queries, out_.data(), executor_));
+            require(of.attend(layer, queries, out_.data(), out_.size(), executor_));
     }
     std::uint64_t fp16_bytes() const {
         return std::uint64_t{4} * shape_.n_layers * shape_.n_kv_heads * shape_.dim * shape_.n_tokens;

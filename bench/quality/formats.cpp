@@ -155,7 +155,8 @@ class SpecFormat final : public Format {
         Reconstruction result;
         result.keys.resize(layer.keys.size());
         result.values.resize(layer.values.size());
-        require(cache->read(0, 0, shape.n_tokens, result.keys.data(), result.values.data()));
+        require(cache->read(0, 0, shape.n_tokens, result.keys.data(), result.keys.size(),
+                            result.values.data(), result.values.size()));
         result.bits_per_element = cache->stats().bits_per_element;
         return result;
     }

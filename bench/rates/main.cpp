@@ -41,7 +41,7 @@ double time_compression(const Shape& shape, const KvSpec& spec, Executor& execut
     for (std::uint32_t layer = 0; layer < shape.n_layers; ++layer) {
         require(cache->append(layer, rows_of(k, shape.n_kv_heads, shape.dim),
                               rows_of(v, shape.n_kv_heads, shape.dim), shape.prompt, executor));
-        require(cache->attend(layer, queries, out.data(), executor));
+        require(cache->attend(layer, queries, out.data(), out.size(), executor));
     }
     const auto start = std::chrono::steady_clock::now();
     for (std::uint32_t layer = 0; layer < shape.n_layers; ++layer)

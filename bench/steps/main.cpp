@@ -43,7 +43,7 @@ std::vector<double> run_steps(const Shape& shape, const CacheConfig& config, Exe
             const std::size_t token = step % shape.prompt;
             require(cache->append(layer, rows_of(k, shape.n_kv_heads, shape.dim, token),
                                   rows_of(v, shape.n_kv_heads, shape.dim, token), 1, executor));
-            require(cache->attend(layer, queries, out.data(), executor));
+            require(cache->attend(layer, queries, out.data(), out.size(), executor));
         }
         const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
         seconds.push_back(taken.count());

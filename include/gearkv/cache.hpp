@@ -57,7 +57,7 @@ struct CacheConfig {
     std::uint32_t key_dim = 0;     // channels of a key head, a multiple of 8 in [8, 1024]
     std::uint32_t value_dim = 0;   // channels of a value head, the same range
     std::uint64_t max_tokens = 0;  // reserved length per layer, [1, 2^31); appending beyond it fails
-    KvSpec spec;
+    KvSpec spec;                   // of parse_spec; there is none to begin with
     // Tokens over which the compression of one block is spread, at most buffer_tokens; 0 compresses a full
     // buffer at the next append. Costs room for as many more tokens in fp16. Blocks are the same whatever it
     // is.
@@ -135,7 +135,8 @@ struct Queries {
 struct AttendRequest {
     Cache* cache = nullptr;
     Queries queries;
-    float* out = nullptr;  // [n_queries, n_heads, value_dim], contiguous
+    float* out = nullptr;      // [n_queries, n_heads, value_dim], contiguous; of no other request
+    std::size_t n_floats = 0;  // there is room for
 };
 
 // Bytes of a cache by part, as allocated. `bytes` is the sum.
@@ -178,7 +179,7 @@ struct LayerStats {
 // Exact bytes a cache of this configuration holds in blocks and buffers with n_tokens in every layer, less
 // what windows leave behind, when the first prompt_tokens came in one append, the others one by one, and
 // compress was called after the first and the last of them; scratch and tables are not in it, and nothing has
-// shrunk. Errors: as Cache::create.
+// shrunk. Errors: as Cache::create; wrong_size, when 64 bits do not hold them. *out is untouched then.
 Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::uint64_t prompt_tokens,
                       CacheBytes* out) noexcept;
 
@@ -202,15 +203,17 @@ class Cache {
                   Executor& executor) noexcept;
 
     // Softmax attention of the queries over the layer's tokens; out is [n_queries, n_heads, value_dim] float,
-    // contiguous. Reads the compressed form in place; no full-size temporary. Allocates only when a call
-    // needs more scratch than all before it. Errors: invalid_argument, wrong_size (more queries than tokens
-    // when causal, head counts), non_finite, out_of_memory; out is untouched then.
-    Status attend(std::uint32_t layer, const Queries& queries, float* out, Executor& executor) noexcept;
+    // contiguous, with room for n_floats, and not where the queries are. Reads the compressed form in place;
+    // no full-size temporary. Allocates only when a call needs more scratch than all before it. Errors:
+    // invalid_argument, wrong_size (more queries than tokens when causal, head counts, no room for the
+    // output), non_finite, out_of_memory; out is untouched then.
+    Status attend(std::uint32_t layer, const Queries& queries, float* out, std::size_t n_floats,
+                  Executor& executor) noexcept;
 
     // attend for many sequences at once: their heads share one round of the executor instead of one each, and
     // what is due of their compressions runs beside. Every output has the bits that attend gives. The caches
-    // are different ones and have one workspace, unless there is one request only. Errors: of attend;
-    // invalid_argument. No output is touched then.
+    // are different ones and have one workspace, unless there is one request only; there may be none. Errors:
+    // of attend, naming the request; invalid_argument. No output is touched then.
     static Status attend_batch(std::uint32_t layer, const AttendRequest* requests, std::size_t n_requests,
                                Executor& executor) noexcept;
 
@@ -220,10 +223,11 @@ class Cache {
     // invalid_argument, out_of_memory; the tokens stay in the buffer then.
     Status compress(std::uint32_t layer, Executor& executor) noexcept;
 
-    // Writes tokens [first, first + n_tokens) as they are attended, [n_tokens, n_kv_heads, dim] float each;
-    // either output may be null. Errors: invalid_argument, wrong_size (also for tokens that are forgotten).
+    // Writes tokens [first, first + n_tokens) as they are attended, [n_tokens, n_kv_heads, dim] float each,
+    // to outputs with room for so many floats; either output may be null. Errors: invalid_argument,
+    // wrong_size (no room; also for tokens that are forgotten); nothing is written then.
     Status read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
-                float* values) noexcept;
+                std::size_t n_key_floats, float* values, std::size_t n_value_floats) noexcept;
 
     // Drops the tokens from n_tokens on in every layer, for speculative decoding and edits. What stays is not
     // touched: a compressed block keeps its bytes and shows fewer tokens, and later tokens start a new one.

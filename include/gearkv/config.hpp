@@ -44,12 +44,13 @@ enum class Backbone : std::uint8_t {
     token = 4,  // keys and values: per token, `group` consecutive channels of one head
     trellis =
         5,  // trellis-coded, widths by channel; keys per channel, values rotated (src/format/trellis.hpp)
+    none = 255,  // not said yet, which no call takes
 };
 
 // One of the two tensors, keys or values.
 struct TensorSpec {
-    Backbone backbone = Backbone::raw16;
-    std::uint8_t bits = 16;         // 2, 3, 4 or 8; 16 and 32 for the raw backbones
+    Backbone backbone = Backbone::none;
+    std::uint8_t bits = 0;          // 2, 3, 4 or 8; 16 and 32 for the raw backbones
     std::uint16_t group = 64;       // entries per scale, a multiple of 32; unused by kcvt and raw
     std::uint16_t rank_prompt = 0;  // rank of the residual of prompt blocks, per head; 0 = no low rank
     std::uint16_t rank_decode = 0;  // the same for blocks of generated tokens

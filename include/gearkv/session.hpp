@@ -22,7 +22,7 @@ struct Interrupt {
 };
 
 struct SessionConfig {
-    KvSpec spec;
+    KvSpec spec;              // of parse_spec; there is none to begin with
     std::uint32_t n_ctx = 0;  // 0: the model's trained context
     std::uint32_t chunk =
         512;                 // tokens of a prompt processed at once, at least 1; working memory grows with it

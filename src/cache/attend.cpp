@@ -85,7 +85,16 @@ Status check_rules(const Queries& queries, std::uint64_t n_tokens) {
     return {};
 }
 
-Status check_queries(const CacheContext& context, const Queries& queries, std::uint64_t n_tokens) {
+// Whether [n_queries, n_heads, value_dim] fit; that may be more than 64 bits count.
+Status check_room(const CacheConfig& config, const Queries& queries, std::size_t n_floats) {
+    if (n_floats / config.value_dim / queries.n_heads >= queries.n_queries) return {};
+    return Status::error(Code::wrong_size,
+                         "room for %zu floats, expected %u queries of %u heads of %u channels", n_floats,
+                         queries.n_queries, queries.n_heads, config.value_dim);
+}
+
+Status check_queries(const CacheContext& context, const Queries& queries, std::uint64_t n_tokens,
+                     std::size_t n_floats) {
     const CacheConfig& config = context.config;
     if (queries.data == nullptr) return Status::error(Code::invalid_argument, "queries are null");
     if (queries.n_heads == 0 || queries.n_heads % config.n_kv_heads != 0) {
@@ -103,6 +112,7 @@ Status check_queries(const CacheContext& context, const Queries& queries, std::u
         return Status::error(Code::invalid_argument, "scale %g, expected finite and not 0",
                              static_cast<double>(queries.scale));
     }
+    if (Status status = check_room(config, queries, n_floats); !status.ok()) return status;
     for (std::size_t i = 0; i < queries.n_queries; ++i) {
         for (std::size_t head = 0; head < queries.n_heads; ++head) {
             const float* row = queries.data + i * queries.query_stride + head * queries.head_stride;
@@ -160,7 +170,8 @@ Status begin_job(std::uint32_t layer, const AttendRequest& request, Executor& ex
     const CacheConfig& config = cache.context.config;
     const Queries queries = within_window(config, layer, request.queries);
     const std::uint64_t n_tokens = cache.n_tokens(layer);
-    if (Status status = check_queries(cache.context, queries, n_tokens); !status.ok()) return status;
+    if (Status status = check_queries(cache.context, queries, n_tokens, request.n_floats); !status.ok())
+        return status;
     LayerStream* stream = cache.layers[layer];
     if (Status status = stream->check_blocks(executor); !status.ok()) return status;
     new (job) Job;
@@ -178,6 +189,11 @@ Status begin_job(std::uint32_t layer, const AttendRequest& request, Executor& ex
 }
 
 // ---- one call ----
+
+// What is wrong with one request of a batch.
+Status of_request(std::size_t i, const Status& status) {
+    return Status::error(status.code(), "request %zu: %s", i, status.message());
+}
 
 // The jobs of a call, and the working memory they share.
 class Call {
@@ -201,10 +217,12 @@ class Call {
             CacheContext& context = job.cache->context;
             if (job.cache->rates.waits()) {
                 Status status = job.cache->rates.keep(&context, layer_, job.queries, job.n_tokens);
-                if (!status.ok()) return status;
+                if (!status.ok()) return n_jobs_ == 1 ? status : of_request(i, status);
             }
-            if (!context.errors.keep(context.memory(), layer_, job.queries))
-                return memory_error(context, "to keep a query of layer %u", layer_);
+            if (!context.errors.keep(context.memory(), layer_, job.queries)) {
+                const Status status = memory_error(context, "to keep a query of layer %u", layer_);
+                return n_jobs_ == 1 ? status : of_request(i, status);
+            }
         }
         place_pieces();
         return {};
@@ -397,11 +415,12 @@ class Call {
 
 }  // namespace
 
-Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, Executor& caller) noexcept {
+Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, std::size_t n_floats,
+                     Executor& caller) noexcept {
     CallExecutor executor(caller);
     if (Status status = executor.check(); !status.ok()) return status;
     Job job;
-    const AttendRequest request = {this, queries, out};
+    const AttendRequest request = {this, queries, out, n_floats};
     if (Status status = begin_job(layer, request, executor, &job); !status.ok()) return status;
     Call call(layer, &job, 1, executor);
     Status status = call.prepare();
@@ -413,10 +432,8 @@ Status Cache::attend_batch(std::uint32_t layer, const AttendRequest* requests, s
                            Executor& caller) noexcept {
     CallExecutor executor(caller);
     if (Status status = executor.check(); !status.ok()) return status;
-    if (requests == nullptr || n_requests == 0) {
-        return Status::error(Code::invalid_argument, "%s",
-                             requests == nullptr ? "requests are null" : "0 requests, expected at least 1");
-    }
+    if (n_requests == 0) return {};
+    if (requests == nullptr) return Status::error(Code::invalid_argument, "requests are null");
     for (std::size_t i = 0; i < n_requests; ++i) {
         if (requests[i].cache == nullptr)
             return Status::error(Code::invalid_argument, "cache of request %zu is null", i);
@@ -444,6 +461,7 @@ Status Cache::attend_batch(std::uint32_t layer, const AttendRequest* requests, s
         }
         cache.is_taken = true;
         status = begin_job(layer, requests[n_marked], executor, &jobs[n_marked]);
+        if (!status.ok()) status = of_request(n_marked, status);
     }
     for (std::size_t i = 0; i < n_marked; ++i)
         requests[i].cache->impl_->is_taken = false;

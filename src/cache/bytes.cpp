@@ -50,6 +50,15 @@ Status check_rope(const RopeConfig& rope, std::uint32_t key_dim) {
     return {};
 }
 
+// Adds as many of something to *sum. Errors: wrong_size, when 64 bits do not hold it.
+Status add_times(std::uint64_t n_bytes, std::uint64_t times, std::uint64_t* sum) {
+    std::uint64_t all;
+    if (!__builtin_mul_overflow(n_bytes, times, &all) && !__builtin_add_overflow(*sum, all, sum)) return {};
+    return Status::error(Code::wrong_size,
+                         "more bytes than 64 bits hold, expected fewer layers, heads, "
+                         "channels or tokens");
+}
+
 // Blocks and buffers of n_layers layers like this one.
 Status add_layers(const CacheConfig& config, std::uint32_t layer, std::uint32_t n_layers,
                   std::uint64_t n_tokens, std::uint64_t prompt_tokens, CacheBytes* out) noexcept {
@@ -66,6 +75,8 @@ Status add_layers(const CacheConfig& config, std::uint32_t layer, std::uint32_t 
                 lay_out_unit(config, kind == TensorKind::key ? spec.key : spec.value, kind, unit, &header);
             const std::uint64_t n_gone =
                 first_seen > at ? std::min((first_seen - at) / unit.n_tokens, times) : 0;
+            std::uint64_t sum = total->bytes;
+            if (status.ok()) status = add_times(header.n_bytes, (times - n_gone) * n_layers, &sum);
             if (status.ok()) *total += bytes_by_part(header) * ((times - n_gone) * n_layers);
             at += times * unit.n_tokens;
             return status;
@@ -94,7 +105,9 @@ Status add_layers(const CacheConfig& config, std::uint32_t layer, std::uint32_t 
         }
         if (Status status = add_units({config.spec.buffer_tokens, false, false}, n_blocks); !status.ok())
             return status;
-        bytes.buffer += n_layers * buffer_bytes(config, kind, base_tokens(config) + config.spec.sink_tokens);
+        const std::uint64_t n_bytes =
+            buffer_bytes(config, kind, base_tokens(config) + config.spec.sink_tokens);
+        if (Status status = add_times(n_bytes, n_layers, &bytes.buffer); !status.ok()) return status;
     }
     return {};
 }
@@ -142,7 +155,9 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
         Status status = add_layers(config, layer, end - layer, n_tokens, prompt_tokens, &bytes);
         if (!status.ok()) return status;
     }
-    bytes.bytes = bytes.keys.bytes + bytes.values.bytes + bytes.buffer;
+    for (const std::uint64_t part : {bytes.keys.bytes, bytes.values.bytes, bytes.buffer}) {
+        if (Status status = add_times(part, 1, &bytes.bytes); !status.ok()) return status;
+    }
     *out = bytes;
     return {};
 }

@@ -125,7 +125,7 @@ Status Cache::compress(std::uint32_t layer, Executor& caller) noexcept {
 }
 
 Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
-                   float* values) noexcept {
+                   std::size_t n_key_floats, float* values, std::size_t n_value_floats) noexcept {
     const FloatMode mode;
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
     const std::uint64_t n_held = this->n_tokens(layer);
@@ -135,6 +135,15 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
                              static_cast<unsigned long long>(first), static_cast<unsigned long long>(n_held));
     }
     if (n_tokens == 0) return {};
+    const auto check_room = [&](const float* out, std::size_t n_floats, std::uint32_t dim, const char* name) {
+        const std::uint64_t expected = n_tokens * config().n_kv_heads * dim;
+        if (out == nullptr || n_floats >= expected) return Status();
+        return Status::error(Code::wrong_size, "room for %zu floats of %s, expected %llu", n_floats, name,
+                             static_cast<unsigned long long>(expected));
+    };
+    if (Status status = check_room(keys, n_key_floats, config().key_dim, "keys"); !status.ok()) return status;
+    if (Status status = check_room(values, n_value_floats, config().value_dim, "values"); !status.ok())
+        return status;
     const LayerStream& stream = *impl_->layers[layer];
     const LayerShape shape = stream.tokens().shape();
     const std::uint64_t gap = shape.n_sinks, gap_end = gap + shape.n_forgotten;

@@ -9,6 +9,7 @@
 
 #include "codec/trellis.hpp"
 #include "executor/call.hpp"
+#include "format/spec.hpp"
 
 namespace gearkv {
 namespace {
@@ -247,6 +248,7 @@ void compress_into(void* block, void* scratch, const CompressTask& task, Executo
 Status block_bytes(const BlockShape& shape, const BlockOptions& options, BlockBytes* out) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null, expected BlockBytes");
     KvSpec spec;
+    spec.key = spec.value = half_spec;
     (shape.kind == TensorKind::key ? spec.key : spec.value) = options.spec;
     spec.buffer_tokens = 4096;  // a block of its own goes through no buffer
     if (Status status = validate_spec(spec); !status.ok()) return status;

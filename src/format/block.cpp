@@ -5,6 +5,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "format/spec.hpp"
 #include "format/trellis.hpp"
 
 namespace gearkv {
@@ -462,6 +463,7 @@ Status check_codec(const BlockHeader& header, TensorSpec* spec, BlockShape* shap
         return Status::error(Code::bad_block, "backbone %u, expected 0 to 5", header.backbone);
     }
     KvSpec both;
+    both.key = both.value = half_spec;
     *spec = spec_of(header);
     (header.kind == 0 ? both.key : both.value) = *spec;
     if (is_trellis(header)) both.buffer_tokens = section_tokens;

@@ -48,6 +48,9 @@ inline constexpr Family families[] = {
     {"gear-", Backbone::kivi, true, true},
 };
 
+// Of a tensor that nothing is said of beside another one.
+inline constexpr TensorSpec half_spec = {Backbone::raw16, 16};
+
 inline bool has_trellis(const KvSpec& spec) noexcept {
     const auto is_trellis = [](const TensorSpec& tensor) { return tensor.backbone == Backbone::trellis; };
     return is_trellis(spec.key) || is_trellis(spec.value) ||

@@ -141,6 +141,8 @@ Status validate_trellis(const TensorSpec& spec, const char* name, float most) no
 }
 
 Status validate_tensor(const TensorSpec& spec, const char* name) noexcept {
+    if (spec.backbone == Backbone::none)
+        return Status::error(Code::bad_spec, "%s have no SPEC, expected one from parse_spec", name);
     if (spec.raw()) {
         const int bits = spec.backbone == Backbone::raw32 ? 32 : 16;
         if (spec.bits == bits && spec.rank_prompt == 0 && spec.rank_decode == 0 && spec.sparsity == 0.0f)

@@ -23,7 +23,9 @@ std::shared_ptr<const Model> load(const std::string& path) {
 
 std::vector<float> logits_of(std::shared_ptr<const Model> model) {
     std::unique_ptr<Session> session;
-    REQUIRE(Session::create(model, {}, serial_executor(), &session).ok());
+    SessionConfig config;
+    REQUIRE(parse_spec("f16", &config.spec).ok());
+    REQUIRE(Session::create(model, config, serial_executor(), &session).ok());
     const Token tokens[] = {1, 5, 260, 9};
     REQUIRE(session->prefill(tokens, 4).ok());
     return {session->logits(), session->logits() + model->params().n_vocab};

@@ -34,6 +34,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t n_by
         }
     }
     SessionConfig config;
+    if (!parse_spec("f16", &config.spec).ok()) std::abort();
     config.n_ctx = 4;
     std::unique_ptr<Session> session;
     if (!Session::create(model, config, serial_executor(), &session).ok()) return 0;

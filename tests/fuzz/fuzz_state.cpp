@@ -50,7 +50,8 @@ void use(Cache* cache) {
     std::vector<float> out(std::size_t{config.n_kv_heads} * config.value_dim);
     Queries queries = {row.data(), 0, config.key_dim, 1, config.n_kv_heads, 0.3f, true};
     for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
-        if (cache->n_tokens(layer) > 0 && cache->attend(layer, queries, out.data(), serial_executor()).ok()) {
+        if (cache->n_tokens(layer) > 0 &&
+            cache->attend(layer, queries, out.data(), out.size(), serial_executor()).ok()) {
             for (const float x : out) {
                 if (std::isnan(x)) std::abort();
             }
@@ -58,14 +59,14 @@ void use(Cache* cache) {
         if (cache->n_tokens(layer) + 130 <= config.max_tokens) {
             (void)cache->append(layer, keys, values, 130, serial_executor()).ok();
             (void)cache->compress(layer, serial_executor()).ok();
-            (void)cache->attend(layer, queries, out.data(), serial_executor()).ok();
+            (void)cache->attend(layer, queries, out.data(), out.size(), serial_executor()).ok();
         }
     }
     std::unique_ptr<Cache> fork;
     if (!cache->fork(&fork).ok()) return;
     (void)fork->remove(config.spec.sink_tokens, 7).ok();
     (void)fork->truncate(20).ok();
-    (void)cache->attend(0, queries, out.data(), serial_executor()).ok();
+    (void)cache->attend(0, queries, out.data(), out.size(), serial_executor()).ok();
 }
 
 void load(const std::uint8_t* bytes, std::size_t n_bytes, bool later) {

@@ -490,6 +490,7 @@ TEST_CASE("scales of blocks that are no numbers end in an error, denormal ones d
                 REQUIRE(LlamaModel::load_bytes(bytes.data(), bytes.size(), &model).ok());
                 std::unique_ptr<Session> session;
                 SessionConfig config;
+                REQUIRE(parse_spec("f16", &config.spec).ok());
                 REQUIRE(Session::create(model, config, serial_executor(), &session).ok());
                 const Token tokens[] = {1, 2, 3};
                 const bool finite = (half & 0x7c00) != 0x7c00;
@@ -513,7 +514,9 @@ TEST_CASE("exponents of MXFP4 blocks may be any byte: what overflows is an error
         std::shared_ptr<const LlamaModel> model;
         REQUIRE(LlamaModel::load_bytes(bytes.data(), bytes.size(), &model).ok());
         std::unique_ptr<Session> session;
-        REQUIRE(Session::create(model, {}, serial_executor(), &session).ok());
+        SessionConfig config;
+        REQUIRE(parse_spec("f16", &config.spec).ok());
+        REQUIRE(Session::create(model, config, serial_executor(), &session).ok());
         const Token tokens[] = {1, 2, 3};
         CAPTURE(exponent);
         CHECK(session->prefill(tokens, 3).code() == (exponent < 200 ? Code::ok : Code::non_finite));

@@ -96,6 +96,7 @@ int run_mutations(const GgufWriter& file, int n_rounds, unsigned seed) {
         n_loaded++;
         if (n_loaded % 16 != 0) continue;
         SessionConfig config;
+        REQUIRE(parse_spec("f16", &config.spec).ok());
         config.n_ctx = 8;
         std::unique_ptr<Session> session;
         if (!Session::create(model, config, serial_executor(), &session).ok()) continue;

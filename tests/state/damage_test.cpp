@@ -39,7 +39,7 @@ Code load_bytes(const TemporaryFile& file, const FileBytes& bytes, const CacheCo
         std::vector<float> result(config.value_dim);
         Queries queries = {query.data(), config.key_dim, config.key_dim, 1, 1, 0.3f, true};
         if (out->n_tokens(0) > 0) {
-            const Status attended = out->attend(0, queries, result.data(), serial_executor());
+            const Status attended = out->attend(0, queries, result.data(), result.size(), serial_executor());
             if (attended.ok()) {
                 for (const float x : result)
                     CHECK(std::isfinite(x));
@@ -288,17 +288,17 @@ TEST_CASE("a mapped block is looked at when it is first needed", "[damage][once]
     std::vector<float> out(8, -1.0f);
     const Queries queries = {query.data(), 8, 8, 1, 1, 0.3f, true};
     for (int i = 0; i < 2; ++i) {
-        const Status status = cache->attend(0, queries, out.data(), serial_executor());
+        const Status status = cache->attend(0, queries, out.data(), out.size(), serial_executor());
         CHECK(status.code() == Code::damaged);
         CHECK(out == std::vector<float>(8, -1.0f));
     }
     std::unique_ptr<Cache> fork;
     REQUIRE(cache->fork(&fork).ok());
-    CHECK(fork->attend(0, queries, out.data(), serial_executor()).code() == Code::damaged);
+    CHECK(fork->attend(0, queries, out.data(), out.size(), serial_executor()).code() == Code::damaged);
     TemporaryFile other;
     CHECK(save_state(*cache, other.path(), {}, serial_executor()).code() == Code::damaged);
     // Cut off, it harms nobody.
     REQUIRE(fork->truncate(4).ok());
-    CHECK(fork->attend(0, queries, out.data(), serial_executor()).ok());
+    CHECK(fork->attend(0, queries, out.data(), out.size(), serial_executor()).ok());
     REQUIRE(cache->truncate(0).ok());
 }

@@ -28,7 +28,7 @@ inline std::vector<float> golden_outputs(Cache* cache) {
     const float query[8] = {1.0f, -0.5f, 0.25f, 2.0f, 0.0f, -1.0f, 0.75f, 0.1f};
     std::vector<float> out(16);
     const Queries queries = {query, 8, 8, 1, 1, 0.5f, true};
-    REQUIRE(cache->attend(0, queries, out.data(), serial_executor()).ok());
+    REQUIRE(cache->attend(0, queries, out.data(), out.size(), serial_executor()).ok());
     return out;
 }
 

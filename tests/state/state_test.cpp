@@ -154,7 +154,8 @@ TEST_CASE("forks on several threads look at a mapped file at once", "[state][thr
     for (std::size_t i = 0; i < forks.size(); ++i) {
         threads.emplace_back([&, i] {
             for (const std::uint32_t layer : {1u, 0u})
-                failures += !forks[i]->attend(layer, queries, outs[i].data(), serial_executor()).ok();
+                failures +=
+                    !forks[i]->attend(layer, queries, outs[i].data(), outs[i].size(), serial_executor()).ok();
             failures += !forks[i]->truncate(100 + 20 * i).ok();
             forks[i].reset();
         });

@@ -47,7 +47,8 @@ inline std::vector<float> attend_layer(Cache* cache, std::uint32_t layer) {
     static const Tensor q = gaussian(1, 2 * state_heads, state_dim, 3);
     const std::vector<float> data = to_floats(q);
     std::vector<float> out(2 * state_heads * state_dim);
-    const Status status = cache->attend(layer, queries_of(data, q, true), out.data(), serial_executor());
+    const Status status =
+        cache->attend(layer, queries_of(data, q, true), out.data(), out.size(), serial_executor());
     INFO(status.message());
     REQUIRE(status.ok());
     return out;

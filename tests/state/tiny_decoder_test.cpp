@@ -89,7 +89,8 @@ struct Subject {
         const std::vector<float> data = to_floats(q);
         std::vector<float> out(q.n_tokens * q.n_heads * config.value_dim);
         for (std::uint32_t layer = 0; layer < n_layers(); ++layer)
-            REQUIRE(cache->attend(layer, queries_of(data, q, true), out.data(), serial_executor()).ok());
+            REQUIRE(cache->attend(layer, queries_of(data, q, true), out.data(), out.size(), serial_executor())
+                        .ok());
     }
     void compress() {
         for (std::uint32_t layer = 0; layer < n_layers(); ++layer)
@@ -139,7 +140,8 @@ struct Subject {
                           value_row = std::size_t{n_heads} * config.value_dim;
         std::vector<float> keys((last - first) * key_row), values((last - first) * value_row);
         if (first == last) return;
-        REQUIRE(cache->read(i, first, last - first, keys.data(), values.data()).ok());
+        REQUIRE(
+            cache->read(i, first, last - first, keys.data(), keys.size(), values.data(), values.size()).ok());
         CAPTURE(first, last);
         std::vector<float> found = slice(layer.keys, first * key_row, last * key_row);
         for (std::size_t t = first; t < last; ++t)

@@ -42,7 +42,7 @@ struct Pair {
                      static_cast<unsigned>((*random)()));
         data = to_floats(q);
         found.assign(data.size(), -1.0f);
-        return {batched.get(), queries_of(data, q, true), found.data()};
+        return {batched.get(), queries_of(data, q, true), found.data(), found.size()};
     }
     void check() {
         const Tensor expected = attend(alone.get(), q, dim, true);
@@ -122,7 +122,7 @@ TEST_CASE("a batch that is refused writes nothing", "[batch]") {
     std::vector<float> out(3 * data.size(), -1.0f);
     std::vector<AttendRequest> good(3);
     for (std::size_t i = 0; i < 3; ++i)
-        good[i] = {caches[i].get(), queries_of(data, q, true), out.data() + i * data.size()};
+        good[i] = {caches[i].get(), queries_of(data, q, true), out.data() + i * data.size(), data.size()};
     // Memory that runs out anywhere.
     int n_refused = 0;
     for (std::int64_t budget = 0;; ++budget) {
@@ -157,12 +157,23 @@ TEST_CASE("a batch that is refused writes nothing", "[batch]") {
           "request 1 has no workspace, expected one for all caches of a batch");
     CHECK(run([&](Requests* r) { (*r)[1].cache = stranger.get(); }).code() == Code::invalid_argument);
     CHECK(run([&](Requests* r) { (*r)[2].cache = nullptr; }).code() == Code::invalid_argument);
-    CHECK(run([&](Requests* r) { (*r)[2].out = nullptr; }).code() == Code::invalid_argument);
-    CHECK(run([&](Requests* r) { (*r)[2].queries.n_heads = 3; }).code() == Code::wrong_size);
-    CHECK(run([&](Requests* r) { (*r)[1].queries.scale = NAN; }).code() == Code::invalid_argument);
+    const auto check_named = [&](const std::function<void(AttendRequest*)>& change, Code code) {
+        for (std::size_t i = 0; i < 3; ++i) {
+            const Status found = run([&](Requests* r) { change(&(*r)[i]); });
+            CHECK(found.code() == code);
+            INFO(found.message());
+            CHECK(std::string(found.message()).rfind("request " + std::to_string(i), 0) == 0);
+        }
+    };
+    check_named([](AttendRequest* r) { r->out = nullptr; }, Code::invalid_argument);
+    check_named([](AttendRequest* r) { r->n_floats -= 1; }, Code::wrong_size);
+    check_named([](AttendRequest* r) { r->queries.n_heads = 3; }, Code::wrong_size);
+    check_named([](AttendRequest* r) { r->queries.scale = NAN; }, Code::invalid_argument);
     CHECK(run([](Requests*) {}, 1).code() == Code::wrong_size);  // no tokens
     CHECK(run([](Requests*) {}, 2).code() == Code::invalid_argument);
-    CHECK(run([](Requests* r) { r->clear(); }).code() == Code::invalid_argument);
+    // A batch of nothing is attended at once.
+    CHECK(run([](Requests* r) { r->clear(); }).ok());
+    CHECK(Cache::attend_batch(0, nullptr, 0, serial_executor()).ok());
     CHECK(Cache::attend_batch(0, nullptr, 1, serial_executor()).code() == Code::invalid_argument);
     // One request needs no workspace.
     good.resize(1);

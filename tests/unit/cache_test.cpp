@@ -351,7 +351,7 @@ TEST_CASE("bad calls are refused and change nothing", "[cache]") {
 
     std::vector<float> data = to_floats(q), out(2 * 4 * 64, 7.0f);
     const auto code = [&](Queries queries) {
-        return cache->attend(0, queries, out.data(), serial_executor()).code();
+        return cache->attend(0, queries, out.data(), out.size(), serial_executor()).code();
     };
     Queries queries = queries_of(data, q, true);
     queries.n_heads = 3;
@@ -375,8 +375,77 @@ TEST_CASE("bad calls are refused and change nothing", "[cache]") {
 
     auto empty = make_cache(make_config("paper:gear-2", 2, 64, 64));
     data = to_floats(q);
-    CHECK(empty->attend(0, queries_of(data, q, true), out.data(), serial_executor()).code() ==
+    CHECK(empty->attend(0, queries_of(data, q, true), out.data(), out.size(), serial_executor()).code() ==
           Code::wrong_size);
+}
+
+TEST_CASE("what is written into is as long as the caller says, or nothing is written", "[cache]") {
+    const Tensor k = gaussian(90, 2, 64, 1), v = gaussian(90, 2, 32, 2), q = gaussian(2, 4, 64, 3);
+    auto cache = make_cache(make_config("gear-2", 2, 64, 32, 100));
+    REQUIRE(append(cache.get(), k, v, 0, 90).ok());
+    const std::vector<float> data = to_floats(q);
+    std::vector<float> out(2 * 4 * 32 + 1, 7.0f);
+    Queries queries = queries_of(data, q, true);
+    for (const std::size_t n : {std::size_t{0}, std::size_t{1}, out.size() - 2}) {
+        CHECK(cache->attend(0, queries, out.data(), n, serial_executor()).code() == Code::wrong_size);
+        CHECK(out == std::vector<float>(out.size(), 7.0f));
+    }
+    // A number of queries whose outputs no memory holds, and 64 bits do not count, is not read.
+    queries.causal = false;
+    queries.n_queries = UINT32_MAX;
+    queries.n_heads = UINT32_MAX - 1;
+    CHECK(cache->attend(0, queries, out.data(), out.size(), serial_executor()).code() == Code::wrong_size);
+    queries = queries_of(data, q, true);
+    CHECK(cache->attend(0, queries, out.data(), out.size(), serial_executor()).ok());
+    CHECK(out.back() == 7.0f);
+
+    std::vector<float> keys(10 * 2 * 64, 7.0f), values(10 * 2 * 32, 7.0f);
+    const auto read = [&](std::size_t n_keys, std::size_t n_values) {
+        return cache->read(0, 3, 10, keys.data(), n_keys, values.data(), n_values).code();
+    };
+    CHECK(read(keys.size() - 1, values.size()) == Code::wrong_size);
+    CHECK(read(keys.size(), values.size() - 1) == Code::wrong_size);
+    CHECK(keys == std::vector<float>(keys.size(), 7.0f));
+    CHECK(values == std::vector<float>(values.size(), 7.0f));
+    CHECK(read(keys.size(), values.size()) == Code::ok);
+    CHECK(cache->read(0, 3, 10, nullptr, 0, values.data(), values.size()).ok());
+}
+
+TEST_CASE("what nobody chose a SPEC for is no cache and no block", "[cache]") {
+    CacheConfig config = make_config("f16", 2, 64, 64);
+    config.spec = {};
+    std::unique_ptr<Cache> cache;
+    const Status status = Cache::create(config, &cache);
+    CHECK(status.code() == Code::bad_spec);
+    CHECK(std::string(status.message()) == "keys have no SPEC, expected one from parse_spec");
+    config.spec.key = spec_of("f16").key;
+    CHECK(Cache::create(config, &cache).code() == Code::bad_spec);
+    CacheBytes bytes;
+    CHECK(bytes_required(config, 1, 0, &bytes).code() == Code::bad_spec);
+    BlockBytes block;
+    CHECK(block_bytes({TensorKind::key, 64, 1, 64}, {}, &block).code() == Code::bad_spec);
+    char text[max_spec_chars];
+    CHECK(format_spec({}, text, sizeof(text)).code() == Code::bad_spec);
+}
+
+TEST_CASE("bytes that 64 bits do not hold are an error, and those just below are right", "[cache]") {
+    for (const char* spec : {"f32", "f16", "q8", "gear-4", "paper:gear-4"}) {
+        CacheConfig config = make_config(spec, 4096, 1024, 1024, (std::uint64_t{1} << 31) - 1, 4096);
+        CacheBytes bytes;
+        bytes.bytes = 7;
+        CAPTURE(spec);
+        const Status status = bytes_required(config, config.max_tokens, 0, &bytes);
+        INFO(status.message());
+        CHECK(status.code() == Code::wrong_size);  // 2^66 elements
+        CHECK(bytes.bytes == 7);
+        config.n_kv_heads = 64;  // 2^60
+        REQUIRE(bytes_required(config, config.max_tokens, 0, &bytes).ok());
+        const double elements = 4096.0 * 64.0 * 2048.0 * static_cast<double>(config.max_tokens);
+        const double bits = 8.0 * static_cast<double>(bytes.bytes) / elements;
+        CHECK(bits > (spec[0] == 'f' ? std::stod(spec + 1) : 4.0));
+        CHECK(bits < (spec[0] == 'f' ? std::stod(spec + 1) + 0.1 : 9.0));
+        CHECK(bytes.bytes == bytes.keys.bytes + bytes.values.bytes + bytes.buffer);
+    }
 }
 
 TEST_CASE("configurations that cannot be are refused with the field's name", "[cache]") {

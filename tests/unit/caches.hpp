@@ -71,7 +71,7 @@ inline Tensor attend(Cache* cache, const Tensor& q, std::size_t value_dim, bool 
                      Executor& executor = serial_executor()) {
     const std::vector<float> data = to_floats(q);
     std::vector<float> out(q.n_tokens * q.n_heads * value_dim, -1.0f);
-    const Status status = cache->attend(0, queries_of(data, q, causal), out.data(), executor);
+    const Status status = cache->attend(0, queries_of(data, q, causal), out.data(), out.size(), executor);
     INFO(status.message());
     REQUIRE(status.ok());
     return to_tensor(out.data(), q.n_tokens, q.n_heads, value_dim);
@@ -110,7 +110,7 @@ inline std::pair<Tensor, Tensor> read_all(Cache* cache) {
     const CacheConfig& config = cache->config();
     const std::size_t n = cache->n_tokens(0);
     std::vector<float> k(n * config.n_kv_heads * config.key_dim), v(n * config.n_kv_heads * config.value_dim);
-    REQUIRE(cache->read(0, 0, n, k.data(), v.data()).ok());
+    REQUIRE(cache->read(0, 0, n, k.data(), k.size(), v.data(), v.size()).ok());
     return {to_tensor(k.data(), n, config.n_kv_heads, config.key_dim),
             to_tensor(v.data(), n, config.n_kv_heads, config.value_dim)};
 }

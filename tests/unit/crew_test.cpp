@@ -183,7 +183,9 @@ TEST_CASE("a cache gives the same bits on a crew", "[executor][crew][thread]") {
             for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
                 outputs.emplace_back(n_heads * dim);
                 Status status = cache->append(layer, kv, kv, step == 0 ? n_tokens : 7, executor);
-                if (status.ok()) status = cache->attend(layer, queries, outputs.back().data(), executor);
+                if (status.ok())
+                    status =
+                        cache->attend(layer, queries, outputs.back().data(), outputs.back().size(), executor);
                 if (status.ok()) status = cache->compress(layer, executor);
                 release(++ticket);
                 REQUIRE(status.ok());

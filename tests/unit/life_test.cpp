@@ -263,7 +263,7 @@ TEST_CASE("forks live on threads of their own", "[life][thread]") {
             const std::vector<float> row(n_heads * dim, 0.5f);
             const Rows rows = {row.data(), n_heads * dim, dim};
             for (int step = 0; step < 40; ++step) {
-                bool ok = forks[i]->attend(0, queries, out.data(), serial_executor()).ok();
+                bool ok = forks[i]->attend(0, queries, out.data(), out.size(), serial_executor()).ok();
                 if (i > 0 || step > 20) ok &= forks[i]->append(0, rows, rows, 1, serial_executor()).ok();
                 if (i == 1 && step == 15) ok &= forks[i]->truncate(100).ok();
                 if (i == 2 && step == 10) ok &= forks[i]->remove(10, 60).ok();

@@ -95,7 +95,7 @@ std::vector<float> live(const CacheConfig& config, Executor& executor) {
         queries.scale = 0.125f;
         queries.soft_cap = 30.0f;
         std::vector<float> out(n_heads * source_dim);
-        const Status status = one->attend(0, queries, out.data(), executor);
+        const Status status = one->attend(0, queries, out.data(), out.size(), executor);
         INFO(status.message());
         REQUIRE(status.ok());
         trace.insert(trace.end(), out.begin(), out.end());
@@ -163,10 +163,10 @@ TEST_CASE("an executor without threads is refused by every call that takes one",
     queries.n_heads = n_heads;
     queries.scale = 0.125f;
     std::vector<float> out(n_heads * source_dim, -1.0f);
-    const Status status = cache->attend(0, queries, out.data(), none);
+    const Status status = cache->attend(0, queries, out.data(), out.size(), none);
     CHECK(status.code() == Code::invalid_argument);
     CHECK(std::string(status.message()) == "an executor of 0 threads, expected at least 1");
-    const AttendRequest request = {cache.get(), queries, out.data()};
+    const AttendRequest request = {cache.get(), queries, out.data(), out.size()};
     CHECK(Cache::attend_batch(0, &request, 1, none).code() == Code::invalid_argument);
     CHECK(out == std::vector<float>(out.size(), -1.0f));
     const TemporaryFile file;

@@ -25,17 +25,17 @@ TEST_CASE("a sliding window gives back blocks, and attends what it would have", 
         Queries queries = queries_of(data, q, true);
         queries.window = 300;
         std::vector<float> found(2 * n_heads * dim), expected(found.size());
-        REQUIRE(windowed->attend(0, queries, found.data(), serial_executor()).ok());
-        REQUIRE(whole->attend(0, queries, expected.data(), serial_executor()).ok());
+        REQUIRE(windowed->attend(0, queries, found.data(), found.size(), serial_executor()).ok());
+        REQUIRE(whole->attend(0, queries, expected.data(), expected.size(), serial_executor()).ok());
         CHECK(found == expected);
     }
     CHECK(windowed->stats().bytes.keys.bytes < whole->stats().bytes.keys.bytes / 3);
     CHECK(windowed->n_tokens(0) == 1500);
     std::vector<float> keys(n_heads * dim);
-    const Status status = windowed->read(0, 500, 1, keys.data(), nullptr);
+    const Status status = windowed->read(0, 500, 1, keys.data(), keys.size(), nullptr, 0);
     CHECK(status.code() == Code::wrong_size);
     CHECK(std::string(status.message()).find("forgotten") != std::string::npos);
-    CHECK(windowed->read(0, 1300, 1, keys.data(), nullptr).ok());
+    CHECK(windowed->read(0, 1300, 1, keys.data(), keys.size(), nullptr, 0).ok());
     // What was forgotten can be cut off or removed like the rest.
     REQUIRE(windowed->remove(100, 200).ok());
     CHECK(windowed->n_tokens(0) == 1300);
@@ -162,7 +162,8 @@ TEST_CASE("layers have the spec of the last rule that names them", "[policy]") {
             REQUIRE(alone->compress(0, serial_executor()).ok());
             CHECK(attention_error(alone.get(), q, true) < attention_tolerance(*alone));
             std::vector<float> out(2 * n_heads * dim);
-            REQUIRE(cache->attend(layer, queries_of(data, q, true), out.data(), serial_executor()).ok());
+            REQUIRE(cache->attend(layer, queries_of(data, q, true), out.data(), out.size(), serial_executor())
+                        .ok());
             CHECK(to_tensor(out.data(), 1, 2 * n_heads, dim).data == attend(alone.get(), q, dim, true).data);
             REQUIRE(bytes_required(alone_config, 600, 600, &planned).ok());
             sum.keys += planned.keys;
@@ -220,7 +221,7 @@ TEST_CASE("shrinking takes outliers, then low rank, of the oldest blocks first",
         const Tensor &exact_keys = exact.first, &exact_values = exact.second;
         const auto error = [&](Cache* of, std::size_t first, std::size_t n) {
             std::vector<float> keys(n * n_heads * dim);
-            REQUIRE(of->read(0, first, n, keys.data(), nullptr).ok());
+            REQUIRE(of->read(0, first, n, keys.data(), keys.size(), nullptr, 0).ok());
             double sum = 0.0;
             for (std::size_t i = 0; i < keys.size(); ++i) {
                 const double e = static_cast<double>(keys[i]) - exact_keys.data[first * n_heads * dim + i];
@@ -302,13 +303,16 @@ TEST_CASE("windows by layer give back what no query sees, as planned, and skip w
                 const std::uint64_t first = 2400 - windows[layer];
                 Tensor keys{windows[layer], n_heads, dim, {}}, values = keys;
                 std::vector<float> k(windows[layer] * n_heads * dim), v(k.size()), out(2 * n_heads * dim);
-                REQUIRE(windowed->read(layer, first, windows[layer], k.data(), v.data()).ok());
+                REQUIRE(windowed->read(layer, first, windows[layer], k.data(), k.size(), v.data(), v.size())
+                            .ok());
                 keys.data.assign(k.begin(), k.end());
                 values.data.assign(v.begin(), v.end());
                 const Tensor expected =
                     reference::attend(q, keys, values, 1.0 / std::sqrt(static_cast<double>(dim)), true);
                 REQUIRE(
-                    windowed->attend(layer, queries_of(data, q, true), out.data(), serial_executor()).ok());
+                    windowed
+                        ->attend(layer, queries_of(data, q, true), out.data(), out.size(), serial_executor())
+                        .ok());
                 const double error =
                     reference::relative_error(expected, to_tensor(out.data(), 1, 2 * n_heads, dim));
                 CHECK(error < attention_tolerance(*windowed));

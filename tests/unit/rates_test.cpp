@@ -45,7 +45,7 @@ Tensor attend_layer(Cache* cache, std::uint32_t layer, const Tensor& q,
                     Executor& executor = serial_executor()) {
     const std::vector<float> data = to_floats(q);
     std::vector<float> out(q.data.size());
-    const Status status = cache->attend(layer, queries_of(data, q, true), out.data(), executor);
+    const Status status = cache->attend(layer, queries_of(data, q, true), out.data(), out.size(), executor);
     INFO(status.message());
     REQUIRE(status.ok());
     return to_tensor(out.data(), q.n_tokens, q.n_heads, dim);
@@ -172,7 +172,7 @@ TEST_CASE("the choice of rates and what comes of it do not depend on the executo
         for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
             const std::size_t n = cache->n_tokens(layer) * n_heads * dim;
             std::vector<float> rows(2 * n);
-            REQUIRE(cache->read(layer, 0, cache->n_tokens(layer), rows.data(), rows.data() + n).ok());
+            REQUIRE(cache->read(layer, 0, cache->n_tokens(layer), rows.data(), n, rows.data() + n, n).ok());
             if (n_threads == 1) {
                 expected.push_back(rows);
             } else {
@@ -227,7 +227,8 @@ TEST_CASE("memory that runs out while rates are chosen leaves a cache that still
         const Tensor q = model().some_queries(0, 0, 8);
         const std::vector<float> data = to_floats(q);
         std::vector<float> out(q.data.size());
-        const Status attended = cache->attend(0, queries_of(data, q, true), out.data(), serial_executor());
+        const Status attended =
+            cache->attend(0, queries_of(data, q, true), out.data(), out.size(), serial_executor());
         const Status compressed = cache->compress(0, serial_executor());
         for (const Status& status : {attended, compressed})
             CHECK((status.ok() || status.code() == Code::out_of_memory));

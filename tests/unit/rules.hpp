@@ -54,7 +54,7 @@ inline Tensor expected_output(const Queries& queries, const Tensor& q, const Ten
 inline Tensor attend_with(Cache* cache, const Queries& queries, std::size_t value_dim,
                           Executor& executor = serial_executor()) {
     std::vector<float> out(std::size_t{queries.n_queries} * queries.n_heads * value_dim, -1.0f);
-    const Status status = cache->attend(0, queries, out.data(), executor);
+    const Status status = cache->attend(0, queries, out.data(), out.size(), executor);
     INFO(status.message());
     REQUIRE(status.ok());
     return to_tensor(out.data(), queries.n_queries, queries.n_heads, value_dim);

@@ -85,7 +85,7 @@ TEST_CASE("rules that are no numbers are refused and leave the output alone", "[
         Queries queries = queries_of(data, q, true);
         change(queries);
         std::vector<float> out(2 * 2 * 64, -1.0f);
-        const Status status = cache->attend(0, queries, out.data(), serial_executor());
+        const Status status = cache->attend(0, queries, out.data(), out.size(), serial_executor());
         CHECK(status.code() == code);
         INFO(status.message());
         CHECK(std::string(status.message()).find(part) != std::string::npos);

@@ -90,7 +90,8 @@ Status measure_cache(CacheConfig config, std::uint32_t n_heads, std::uint32_t ch
     }
     for (const std::uint32_t n_queries : {1u, chunk}) {
         const Queries queries = {zeros.row.data(), 0, config.key_dim, n_queries, n_heads, 1.0f, false};
-        if (Status status = cache->attend(0, queries, zeros.out.data(), executor); !status.ok())
+        if (Status status = cache->attend(0, queries, zeros.out.data(), zeros.out.size(), executor);
+            !status.ok())
             return status;
     }
     *fixed = counter.held;

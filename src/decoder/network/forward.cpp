@@ -162,7 +162,7 @@ Status Forward::attend(const LayerWeights& layer, std::uint32_t index, std::size
     queries.scale = params_.attention_scale;
     queries.soft_cap = params_.attention_cap;
     if (!sizes_.windows.empty()) queries.window = sizes_.windows[index];
-    status = cache.attend(index, queries, mixed_.data(), executor_);
+    status = cache.attend(index, queries, mixed_.data(), mixed_.size(), executor_);
     // What a chunk filled up is compressed before the next layer needs the same room, but not what may be a
     // draft to be taken back.
     const CacheConfig& config = cache.config();

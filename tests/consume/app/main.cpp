@@ -30,7 +30,7 @@ int main() {
     queries.n_queries = 1;
     queries.n_heads = 2;
     queries.scale = 0.125f;
-    if (status.ok()) status = cache->attend(0, queries, out.data(), *executor);
+    if (status.ok()) status = cache->attend(0, queries, out.data(), out.size(), *executor);
     if (!status.ok()) {
         std::fprintf(stderr, "%s\n", status.message());
         return 1;
