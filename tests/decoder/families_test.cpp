@@ -8,6 +8,7 @@
 #include "decoder/network/model.hpp"
 #include "gearkv/decoder.hpp"
 #include "support/catch.hpp"
+#include "support/count_memory.hpp"
 #include "support/reference_decoder.hpp"
 
 using namespace gearkv;
@@ -544,5 +545,30 @@ TEST_CASE("keys move up by the frequencies, the pairing and the scaling they wer
         for (std::size_t i = 0; i < maker.n_vocab; i++) {
             REQUIRE(shifted->logits()[i] == Approx(never->logits()[i]).margin(1e-4));
         }
+    }
+}
+
+TEST_CASE("a decode step allocates nothing in any family") {
+    for (const char* family :
+         {"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "smollm3", "granite", "olmo2"}) {
+        CAPTURE(family);
+        ModelShape shape = small(family);
+        shape.biases = shape.family == "qwen2";
+        shape.rope_factor_sets = shape.family == "phi3";
+        if (shape.family == "gemma3") shape.window = 100;
+        if (shape.family == "granite") shape.logit_scale = 6.0f;
+        const Bytes bytes = ModelMaker(shape).file.write();
+        SessionConfig config;
+        REQUIRE(parse_spec("f16:nb=64", &config.spec).ok());
+        std::unique_ptr<Session> session;
+        REQUIRE(Session::create(load(bytes), config, serial_executor(), &session).ok());
+        const std::vector<Token> tokens = random_tokens();
+        REQUIRE(session->prefill(tokens.data(), 20).ok());
+        REQUIRE(session->decode(tokens[20]).ok());
+        const long before = count_allocations();
+        for (std::size_t i = 21; i < 30; i++) {
+            REQUIRE(session->decode(tokens[i]).ok());
+        }
+        CHECK(count_allocations() == before);
     }
 }

@@ -3,6 +3,7 @@
 #include <iterator>
 #include <random>
 
+#include "decoder/gguf/guarded.hpp"
 #include "gearkv/decoder.hpp"
 #include "hostile/hostile.hpp"
 
@@ -123,5 +124,22 @@ TEST_CASE("a changed byte of any family gives a named error or a model that runs
         const int n_loaded = run_mutations(file, n_rounds, seed++);
         CHECK(n_loaded > n_rounds / 10);
         CHECK(n_loaded < n_rounds * 9 / 10);
+    }
+}
+
+TEST_CASE("without memory, loading a model of any family fails cleanly at every allocation") {
+    for (const GgufWriter& file : every_family()) {
+        const Bytes bytes = file.write();
+        std::shared_ptr<const LlamaModel> model;
+        for (long n = 0; model == nullptr; n++) {
+            REQUIRE(n < 10000);
+            Status status;
+            {
+                const RefuseAfter refuse(n);
+                status = guarded([&] { return LlamaModel::load_bytes(bytes.data(), bytes.size(), &model); });
+            }
+            REQUIRE((status.ok() || status.code() == Code::out_of_memory));
+            REQUIRE(status.ok() == (model != nullptr));
+        }
     }
 }
