@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 
 namespace gearkv {
@@ -25,6 +26,15 @@ void normalise_row(float* y, const float* x, const float* weight, std::size_t n,
     for (i = 0; i < n; i++) {
         y[i] = x[i] * scale * weight[i];
     }
+}
+
+// Numbers below infinity have the smaller bits.
+bool are_finite(const float* x, std::size_t n) {
+    std::uint32_t largest = 0;
+    for (std::size_t i = 0; i < n; i++) {
+        largest = std::max(largest, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
+    }
+    return largest < 0x7f800000u;
 }
 
 // A bias of no entries is none.
@@ -100,24 +110,22 @@ Status Forward::compute_logits(std::size_t first, std::size_t n, float* logits) 
     const std::size_t n_logits = n * sizes_.n_vocab;
     const float scale = params_.logit_scale;
     const float cap = params_.logit_cap;
-    std::atomic<std::size_t> bad{n_logits};
+    std::atomic<bool> all_finite{true};
     parallel_for(executor_, (n_logits + logits_per_task - 1) / logits_per_task, [&](std::size_t task) {
-        const std::size_t begin = task * logits_per_task;
-        const std::size_t end = std::min(n_logits, begin + logits_per_task);
-        for (std::size_t i = begin; i < end; i++) {
-            if (!std::isfinite(logits[i])) {
-                std::size_t known = bad.load();
-                while (i < known && !bad.compare_exchange_weak(known, i)) {
-                }
-                return;
-            }
-            if (scale != 1.0f) logits[i] *= scale;
-            if (cap > 0.0f) logits[i] = cap * std::tanh(logits[i] / cap);
+        float* part = logits + task * logits_per_task;
+        const std::size_t n_part = std::min(logits_per_task, n_logits - task * logits_per_task);
+        for (std::size_t i = 0; scale != 1.0f && i < n_part; i++) {
+            part[i] *= scale;
+        }
+        // Before a cap hides it.
+        if (!are_finite(part, n_part)) all_finite.store(false, std::memory_order_relaxed);
+        for (std::size_t i = 0; cap > 0.0f && i < n_part; i++) {
+            part[i] = cap * std::tanh(part[i] / cap);
         }
     });
-    if (bad.load() == n_logits) return {};
-    return Status::error(Code::non_finite, "logit %zu is %g: the weights or the cache do not hold numbers",
-                         bad.load() % sizes_.n_vocab, static_cast<double>(logits[bad.load()]));
+    if (all_finite.load()) return {};
+    return Status::error(Code::non_finite,
+                         "logits that are no numbers: the weights or the cache do not hold any");
 }
 
 void Forward::embed(const Token* tokens, std::size_t n, std::uint64_t position) noexcept {
