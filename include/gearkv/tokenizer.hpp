@@ -56,9 +56,9 @@ class Tokenizer {
     virtual ~Tokenizer() = default;
 
     // Reads the vocabulary of a GGUF v2 or v3 file, which need hold no tensors; what else is in the file is
-    // looked at no further. The file is closed again. *out is untouched after an error.
-    // Errors: invalid_argument, io_error, not_a_model, bad_version, truncated, corrupt_model, missing_key,
-    // bad_metadata, unsupported_model (a kind of vocabulary or a split rule that is not known),
+    // looked at no further. Of a split model any part will do. The file is closed again. *out is untouched
+    // after an error. Errors: invalid_argument, io_error, not_a_model, bad_version, truncated, corrupt_model,
+    // missing_key, bad_metadata, unsupported_model (a kind of vocabulary or a split rule that is not known),
     // bad_tokenizer, out_of_memory.
     static Status load(const char* path, const TokenizerOptions& options,
                        std::shared_ptr<const Tokenizer>* out) noexcept;

@@ -72,6 +72,25 @@ TEST_CASE("a relative path and a link to a folder find the parts beside it") {
     std::filesystem::current_path(before);
 }
 
+TEST_CASE("any part of a split model gives its vocabulary, without the other parts but the first") {
+    const TemporaryDirectory folder;
+    const std::string prefix = folder.file("m");
+    write_parts(prefix, split_parts(ModelMaker({}).file, 4));
+    std::filesystem::remove(part_path(prefix, 1, 4));
+    for (const std::size_t i : {0, 2, 3}) {
+        std::shared_ptr<const Tokenizer> tokenizer;
+        const Status status = Tokenizer::load(part_path(prefix, i, 4).c_str(), {}, &tokenizer);
+        CAPTURE(i, status.message());
+        REQUIRE(status.ok());
+        CHECK(tokenizer->n_vocab() == test_vocabulary().size());
+    }
+    std::filesystem::remove(part_path(prefix, 0, 4));
+    std::shared_ptr<const Tokenizer> tokenizer;
+    const Status status = Tokenizer::load(part_path(prefix, 3, 4).c_str(), {}, &tokenizer);
+    CHECK(status.code() == Code::io_error);
+    CHECK(std::string(status.message()).find("m-00001-of-00004.gguf") != std::string::npos);
+}
+
 TEST_CASE("a model may state that it has one part, whatever its name") {
     const TemporaryDirectory folder;
     GgufWriter file = ModelMaker({}).file;

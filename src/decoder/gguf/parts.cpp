@@ -35,11 +35,33 @@ Status read_split_keys(const GgufFile& file, SplitKeys* out) {
     return status;
 }
 
+using Parse = Status(GgufFile* out, const std::uint8_t* bytes, std::uint64_t n_bytes);
+
+Status open_part(const char* path, Parse* parse, MappedFile* file, GgufFile* out) {
+    const Status status = MappedFile::map(path, file);
+    return status.ok() ? parse(out, file->bytes(), file->n_bytes()) : status;
+}
+
 // "-00002-of-00003.gguf"
 std::string part_suffix(std::size_t i, std::size_t n) {
     char text[64];
     std::snprintf(text, sizeof(text), "-%05zu-of-%05zu.gguf", i + 1, n);
     return text;
+}
+
+// What the names of all parts begin with.
+Status find_prefix(const char* path, const SplitKeys& keys, std::string* out) {
+    if (keys.count <= 1) return {};
+    const std::string_view name(path);
+    const std::string suffix = part_suffix(keys.no, keys.count);
+    if (!name.ends_with(suffix)) {
+        return Status::error(Code::bad_metadata,
+                             "the file is part %u of %u, expected a name that ends in %s, and the others "
+                             "beside it",
+                             keys.no + 1, keys.count, suffix.c_str());
+    }
+    *out = name.substr(0, name.size() - suffix.size());
+    return {};
 }
 
 }  // namespace
@@ -89,43 +111,46 @@ Status join_parts(std::vector<GgufFile> parts, GgufFile* out) {
 
 Status open_gguf(const char* path, GgufModel* out) {
     GgufModel model;
-    model.files.resize(1);
-    Status status = MappedFile::map(path, &model.files[0]);
-    std::vector<GgufFile> parts(1);
-    if (status.ok()) status = parse_gguf(&parts[0], model.files[0].bytes(), model.files[0].n_bytes());
+    MappedFile given;
+    GgufFile given_part;
     SplitKeys keys;
-    if (status.ok()) status = read_split_keys(parts[0], &keys);
+    std::string prefix;
+    Status status = open_part(path, parse_gguf, &given, &given_part);
+    if (status.ok()) status = read_split_keys(given_part, &keys);
+    if (status.ok()) status = find_prefix(path, keys, &prefix);
     if (!status.ok()) return status;
-    if (keys.count > 1) {
-        const std::string_view name(path);
-        const std::string suffix = part_suffix(keys.no, keys.count);
-        if (!name.ends_with(suffix)) {
-            return Status::error(Code::bad_metadata,
-                                 "the file is part %u of %u, expected a name that ends in %s, and the others "
-                                 "beside it",
-                                 keys.no + 1, keys.count, suffix.c_str());
+    std::vector<GgufFile> parts;
+    const std::size_t n = keys.count > 1 ? keys.count : 1;
+    for (std::size_t i = 0; i < n; i++) {
+        if (i == keys.no) {
+            parts.push_back(std::move(given_part));
+            model.files.push_back(std::move(given));
+            continue;
         }
-        const std::string prefix(name.substr(0, name.size() - suffix.size()));
-        std::vector<GgufFile> all;
-        std::vector<MappedFile> files;
-        for (std::size_t i = 0; i < keys.count; i++) {
-            if (i == keys.no) {
-                all.push_back(std::move(parts[0]));
-                files.push_back(std::move(model.files[0]));
-                continue;
-            }
-            MappedFile file;
-            status = MappedFile::map((prefix + part_suffix(i, keys.count)).c_str(), &file);
-            GgufFile part;
-            if (status.ok()) status = parse_gguf(&part, file.bytes(), file.n_bytes());
-            if (!status.ok()) return in_part(status, i, keys.count);
-            all.push_back(std::move(part));
-            files.push_back(std::move(file));
-        }
-        parts = std::move(all);
-        model.files = std::move(files);
+        parts.emplace_back();
+        model.files.emplace_back();
+        status = open_part((prefix + part_suffix(i, n)).c_str(), parse_gguf, &model.files[i], &parts[i]);
+        if (!status.ok()) return in_part(status, i, n);
     }
     status = join_parts(std::move(parts), &model.file);
+    if (status.ok()) *out = std::move(model);
+    return status;
+}
+
+Status open_gguf_values(const char* path, GgufModel* out) {
+    GgufModel model;
+    model.files.resize(1);
+    SplitKeys keys;
+    std::string prefix;
+    Status status = open_part(path, parse_gguf_values, &model.files[0], &model.file);
+    if (status.ok()) status = read_split_keys(model.file, &keys);
+    if (status.ok() && keys.no != 0) {
+        status = find_prefix(path, keys, &prefix);
+        if (!status.ok()) return status;
+        const std::string first = prefix + part_suffix(0, keys.count);
+        status =
+            in_part(open_part(first.c_str(), parse_gguf_values, &model.files[0], &model.file), 0, keys.count);
+    }
     if (status.ok()) *out = std::move(model);
     return status;
 }

@@ -27,5 +27,7 @@ struct GgufModel {
 // of MappedFile::map (a missing part is named), parse_gguf and join_parts; bad_metadata for a part that is
 // not named as what it is.
 Status open_gguf(const char* path, GgufModel* out);
+// The metadata alone, which are those of the first part. The other parts are not looked at.
+Status open_gguf_values(const char* path, GgufModel* out);
 
 }  // namespace gearkv

@@ -3,11 +3,11 @@
 #include <algorithm>
 
 #include "decoder/gguf/guarded.hpp"
+#include "decoder/gguf/parts.hpp"
 #include "decoder/text/encoder.hpp"
 #include "decoder/text/special_tokens.hpp"
 #include "decoder/text/split.hpp"
 #include "decoder/text/vocabulary.hpp"
-#include "file/mapped_file.hpp"
 
 namespace gearkv {
 namespace {
@@ -198,12 +198,9 @@ Status Tokenizer::load(const char* path, const TokenizerOptions& options,
                        std::shared_ptr<const Tokenizer>* out) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
     return guarded([&] {
-        MappedFile mapped;
-        Status status = MappedFile::map(path, &mapped);
-        GgufFile file;
-        if (status.ok()) status = parse_gguf_values(&file, mapped.bytes(), mapped.n_bytes());
-        if (status.ok()) status = create_tokenizer(file, options, out);
-        return status;
+        GgufModel model;
+        const Status status = open_gguf_values(path, &model);
+        return status.ok() ? create_tokenizer(model.file, options, out) : status;
     });
 }
 
