@@ -2,7 +2,6 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <cstdio>
 #include <iostream>
 
 #include "command.hpp"
@@ -19,22 +18,6 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 double per_second(std::size_t n, double seconds) {
     return seconds > 0 ? static_cast<double>(n) / seconds : 0.0;
-}
-
-// Control characters would drive the terminal: all but line ends and tabs are shown as \xHH.
-std::string for_terminal(const std::string& bytes) {
-    std::string text;
-    for (const char c : bytes) {
-        const auto byte = static_cast<unsigned char>(c);
-        if ((byte >= 0x20 && byte != 0x7f) || c == '\n' || c == '\t') {
-            text += c;
-        } else {
-            char escaped[8];
-            std::snprintf(escaped, sizeof(escaped), "\\x%02X", byte);
-            text += escaped;
-        }
-    }
-    return text;
 }
 
 // What a run produced.
@@ -75,6 +58,7 @@ class Generate final : public Command {
             ->capture_default_str();
         add_kv_option(*app_, options_, false);
         add_context_options(*app_, options_);
+        add_memory_option(*app_, options_);
         add_machine_options(*app_, options_);
         add_json_option(*app_, options_);
     }
@@ -82,9 +66,11 @@ class Generate final : public Command {
     void run() override {
         // A loaded session has its own, unless one is asked for: then it must be the same.
         if (!load_.empty() && app_->count("--kv") == 0) options_.kv = {saved_spec()};
-        const NamedSpec spec = read_specs(options_).at(0);
+        check_usage_of_specs();
         Machine machine = open_machine(options_);
         const std::shared_ptr<const Model> model = load_model(options_);
+        fit_ = fit_to_memory(*model, !load_.empty() || app_->count("--kv") > 0, machine, options_);
+        const NamedSpec spec = read_specs(options_).at(0);
         const std::unique_ptr<Sampler> sampler = make_sampler(sampling_, *model, options_.seed);
         const std::unique_ptr<StopMatcher> stops = make_stop_matcher(sampling_);
         const std::unique_ptr<Session> session = open(model, spec.spec, machine, *sampler);
@@ -102,6 +88,12 @@ class Generate final : public Command {
     }
 
   private:
+    // Before a model is loaded for nothing.
+    void check_usage_of_specs() const {
+        (void)read_specs(options_);
+        if (!options_.memory.empty()) (void)read_memory_size(options_.memory);
+    }
+
     std::string saved_spec() const {
         StateInfo info;
         check(inspect_state(load_.c_str(), &info));
@@ -162,6 +154,7 @@ class Generate final : public Command {
     void generate(const Model& model, Session& session, Sampler& sampler, StopMatcher& stops,
                   Generated& result) {
         const Tokenizer& tokenizer = model.tokenizer();
+        TextStream stream(model.shared_tokenizer(), {false, false});
         const bool saves = !save_.empty();
         const auto start = std::chrono::steady_clock::now();
         while (result.n_generated < n_tokens_) {
@@ -179,7 +172,7 @@ class Generate final : public Command {
             result.n_generated += 1;
             check(sampler.accept(token));
             std::string piece;
-            check(tokenizer.decode(token, &piece));
+            check(stream.push(token, &piece));
             show(piece, stops, result.text);
             if (stops.stopped_by() >= 0) result.stop = "stop text";
             const bool last = result.n_generated == n_tokens_ || stops.stopped_by() >= 0;
@@ -194,7 +187,9 @@ class Generate final : public Command {
             if (last) break;
         }
         result.decode_seconds = seconds_since(start);
-        std::string rest;
+        std::string half, rest;
+        check(stream.flush(&half));
+        show(half, stops, result.text);
         check(stops.finish(&rest));
         print(rest, result.text);
         if (!options_.json) std::cout << std::endl;
@@ -246,6 +241,9 @@ class Generate final : public Command {
                           {"seconds", result.decode_seconds},
                           {"tokens_per_second", per_second(result.n_decoded, result.decode_seconds)}};
         json["generated_tokens"] = result.n_generated;
+        json["ctx"] = session.n_ctx();
+        json["peak_resident_bytes"] = peak_resident_bytes();
+        if (fit_) json["fit"] = to_json(*fit_, options_.memory_bytes);
         json["cache"] = to_json(report_cache(session.cache().config(), stats.bytes, stats.n_tokens));
         json["cache"]["bits_per_element"] = stats.bits_per_element;
         json["cache"]["tokens"] = stats.n_tokens;
@@ -255,6 +253,7 @@ class Generate final : public Command {
 
     Options options_;
     SamplingOptions sampling_;
+    std::optional<Fit> fit_;
     std::string prompt_, file_, load_, save_, stats_ = "stdout";
     bool map_ = false;
     std::size_t n_tokens_ = 128;

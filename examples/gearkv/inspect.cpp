@@ -1,4 +1,5 @@
 // gearkv inspect: what a model file holds.
+#include <algorithm>
 #include <iostream>
 #include <map>
 
@@ -31,7 +32,7 @@ struct TypeTotal {
 class Inspect final : public Command {
   public:
     explicit Inspect(CLI::App& parent)
-        : Command(parent.add_subcommand("inspect", "Metadata, tensors and cache sizes of a model file")) {
+        : Command(parent.add_subcommand("inspect", "What a model file is and holds, and cache sizes")) {
         options_.kv = {"f16", "q8", "gear-4", "kivi-4", "gear-2", "kivi-2"};
         add_model_option(*app_, options_);
         add_kv_option(*app_, options_, true);
@@ -66,9 +67,138 @@ class Inspect final : public Command {
         config.key_dim = config.value_dim = params.head_dim;
         config.max_tokens = n_tokens_;
         config.spec = spec;
+        if (!params.windows.empty()) config.windows = params.windows.data();
         CacheBytes bytes;
         check(bytes_required(config, n_tokens_, n_tokens_, &bytes));
         return report_cache(config, bytes, n_tokens_);
+    }
+
+    // What a user asks first.
+    struct Summary {
+        std::string name;                          // of general.name
+        std::uint64_t n_windowed = 0, window = 0;  // layers with a window, and the shortest
+        double fp16_per_token = 0, gear4_per_token = 0;
+        std::string chat_template;
+    };
+
+    static std::string metadata(const Model& model, const std::string& key) {
+        for (const auto& [name, value] : model.metadata()) {
+            if (name == key) return value;
+        }
+        return "";
+    }
+
+    Summary summarise(const Model& model) const {
+        const ModelParams& params = model.params();
+        Summary summary;
+        summary.name = metadata(model, "general.name");
+        for (const std::uint32_t window : params.windows) {
+            if (window == 0) continue;
+            summary.window =
+                summary.n_windowed == 0 ? window : std::min<std::uint64_t>(summary.window, window);
+            summary.n_windowed += 1;
+        }
+        const CacheReport fp16 = plan_cache(params, read_spec("f16").spec);
+        summary.fp16_per_token =
+            summary.n_windowed > 0 ? bytes_per_token(fp16)
+                                   : static_cast<double>(fp16.fp16_bytes()) / static_cast<double>(n_tokens_);
+        summary.gear4_per_token = bytes_per_token(plan_cache(params, read_spec("gear-4").spec));
+        summary.chat_template = metadata(model, "tokenizer.chat_template").empty() ? "none" : "in the file";
+        return summary;
+    }
+
+    static std::string token_text(const Tokenizer& tokenizer, Token token) {
+        if (token < 0) return "none";
+        return std::to_string(token) + " " + for_terminal(tokenizer.text(token));
+    }
+
+    void print_summary(const Model& model, const std::map<std::string, TypeTotal>& totals) const {
+        const ModelParams& params = model.params();
+        const Tokenizer& tokenizer = model.tokenizer();
+        const Summary summary = summarise(model);
+        const TypeTotal& all = totals.at("all");
+        const double bits = 8.0 * static_cast<double>(all.n_bytes) / static_cast<double>(all.n_elements);
+        std::cout << "family      " << for_terminal(params.family);
+        if (!summary.name.empty()) std::cout << ", " << for_terminal(summary.name);
+        std::cout << "\nparameters  " << grouped(all.n_elements) << " in " << grouped(all.n_tensors)
+                  << " tensors of " << grouped(all.n_bytes) << " bytes, " << fixed(bits, 2)
+                  << " bits each\ntypes       ";
+        const char* comma = "";
+        for (const auto& [type, total] : by_bytes(totals)) {
+            std::cout << comma << type << " "
+                      << fixed(100.0 * static_cast<double>(total.n_bytes) / static_cast<double>(all.n_bytes),
+                               1)
+                      << " %";
+            comma = ", ";
+        }
+        std::cout << "\nlayers      " << params.n_layers << " of " << params.n_heads << " query and "
+                  << params.n_kv_heads << " KV heads of " << params.head_dim << ", width " << params.n_embd;
+        if (summary.n_windowed > 0)
+            std::cout << "; " << summary.n_windowed << " see the last " << grouped(summary.window)
+                      << " tokens only";
+        std::cout << "\ncontext     " << grouped(params.n_ctx) << " tokens as trained\ncache       "
+                  << grouped(static_cast<std::uint64_t>(summary.fp16_per_token + 0.5))
+                  << " bytes a token in fp16, "
+                  << grouped(static_cast<std::uint64_t>(summary.gear4_per_token + 0.5)) << " with gear-4 ("
+                  << fixed(summary.gear4_per_token / summary.fp16_per_token, 3) << "), with "
+                  << grouped(n_tokens_) << " tokens\ntemplate    " << summary.chat_template
+                  << "\nvocabulary  " << for_terminal(tokenizer.kind());
+        if (*tokenizer.pre() != '\0') std::cout << ", split as " << for_terminal(tokenizer.pre());
+        std::cout << ", " << grouped(params.n_vocab) << " tokens\nspecial     BOS "
+                  << token_text(tokenizer, tokenizer.bos())
+                  << (tokenizer.adds_bos() ? ", added" : ", not added") << "; EOS "
+                  << token_text(tokenizer, tokenizer.eos()) << "; ends a text:";
+        if (tokenizer.end_of_generation().empty()) std::cout << " none";
+        comma = " ";
+        for (const Token token : tokenizer.end_of_generation()) {
+            std::cout << comma << token_text(tokenizer, token);
+            comma = ", ";
+        }
+        std::cout << '\n';
+        if (*tokenizer.note() != '\0') std::cout << "note        " << for_terminal(tokenizer.note()) << '\n';
+        std::cout << '\n';
+    }
+
+    // All but their sum, the largest first.
+    static std::vector<std::pair<std::string, TypeTotal>> by_bytes(
+        const std::map<std::string, TypeTotal>& totals) {
+        std::vector<std::pair<std::string, TypeTotal>> types;
+        for (const auto& total : totals) {
+            if (total.first != "all") types.push_back(total);
+        }
+        std::sort(types.begin(), types.end(),
+                  [](const auto& a, const auto& b) { return a.second.n_bytes > b.second.n_bytes; });
+        return types;
+    }
+
+    Json summary_as_json(const Model& model) const {
+        const ModelParams& params = model.params();
+        const Tokenizer& tokenizer = model.tokenizer();
+        const Summary summary = summarise(model);
+        const auto token = [&](Token id) {
+            return id < 0 ? Json() : Json{{"id", id}, {"text", std::string(tokenizer.text(id))}};
+        };
+        Json json = {{"family", params.family},
+                     {"name", summary.name},
+                     {"parameters", params.n_parameters},
+                     {"layers", params.n_layers},
+                     {"heads", params.n_heads},
+                     {"kv_heads", params.n_kv_heads},
+                     {"head_dim", params.head_dim},
+                     {"width", params.n_embd},
+                     {"trained_ctx", params.n_ctx},
+                     {"windows", params.windows},
+                     {"fp16_bytes_per_token", summary.fp16_per_token},
+                     {"gear4_bytes_per_token", summary.gear4_per_token},
+                     {"template", summary.chat_template}};
+        json["vocabulary"] = {{"kind", tokenizer.kind()},         {"pre", tokenizer.pre()},
+                              {"tokens", params.n_vocab},         {"bos", token(tokenizer.bos())},
+                              {"adds_bos", tokenizer.adds_bos()}, {"eos", token(tokenizer.eos())},
+                              {"note", tokenizer.note()}};
+        json["vocabulary"]["ends"] = Json::array();
+        for (const Token end : tokenizer.end_of_generation())
+            json["vocabulary"]["ends"].push_back(token(end));
+        return json;
     }
 
     double bytes_per_token(const CacheReport& report) const {
@@ -79,6 +209,7 @@ class Inspect final : public Command {
                        const std::vector<NamedSpec>& specs) const {
         Json json = start_json("inspect");
         json["model"] = options_.model;
+        json["summary"] = summary_as_json(model);
         json["metadata"] = Json::object();
         for (const auto& [key, value] : model.metadata())
             json["metadata"][key] = value;
@@ -105,12 +236,14 @@ class Inspect final : public Command {
 
     void print_as_text(const Model& model, const std::map<std::string, TypeTotal>& totals,
                        const std::vector<NamedSpec>& specs) const {
+        print_summary(model, totals);
         for (const auto& [key, value] : model.metadata())
-            std::cout << key << " = " << value << '\n';
+            std::cout << for_terminal(key) << " = " << for_terminal(value) << '\n';
         std::cout << '\n';
         Table tensors({"tensor", "type", "shape", "bytes"});
         for (const TensorInfo& tensor : model.tensors()) {
-            tensors.add({tensor.name, tensor.type, shape_text(tensor), grouped(tensor.n_bytes)});
+            tensors.add(
+                {for_terminal(tensor.name), tensor.type, shape_text(tensor), grouped(tensor.n_bytes)});
         }
         tensors.print(std::cout);
         std::cout << '\n';

@@ -8,8 +8,11 @@
 
 namespace gearkv::tool {
 
-void add_model_option(CLI::App& app, Options& options) {
-    app.add_option("MODEL", options.model, "GGUF file of a llama-architecture model")->required();
+CLI::Option* add_model_option(CLI::App& app, Options& options) {
+    app.add_option("--pre", options.pre,
+                   "Split texts by this rule instead of the one the file names (tokenizer.ggml.pre)")
+        ->type_name("NAME");
+    return app.add_option("MODEL", options.model, "GGUF file of a model")->required();
 }
 
 void add_kv_option(CLI::App& app, Options& options, bool several) {
@@ -74,7 +77,9 @@ Machine open_machine(const Options& options) {
 
 std::shared_ptr<const Model> load_model(const Options& options) {
     std::shared_ptr<const Model> model;
-    check(Model::load(options.model.c_str(), &model));
+    ModelOptions how;
+    if (!options.pre.empty()) how.pre = options.pre.c_str();
+    check(Model::load(options.model.c_str(), &model, how));
     return model;
 }
 
@@ -85,6 +90,7 @@ SessionConfig session_config(const Options& options, const KvSpec& spec, const M
     config.chunk = options.chunk;
     config.seed = options.seed;
     config.level = machine.level;
+    config.max_cache_bytes = options.max_cache_bytes;
     config.interrupt = interrupt_between_chunks();
     return config;
 }

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,10 +22,14 @@ struct Options {
     std::uint64_t seed = 0;
     bool json = false;
     bool progress = false;
+    std::string memory;  // SIZE of --memory; empty: no limit
+    std::uint64_t memory_bytes = 0;
+    std::string pre;  // how the vocabulary splits texts; empty: as the file says
+    std::uint64_t max_cache_bytes = 0;
 };
 
 // Each adds the options it names to a command; defaults are what `options` holds at that moment.
-void add_model_option(CLI::App& app, Options& options);
+CLI::Option* add_model_option(CLI::App& app, Options& options);  // and --pre
 void add_kv_option(CLI::App& app, Options& options, bool several);
 void add_context_options(CLI::App& app, Options& options);
 void add_machine_options(CLI::App& app, Options& options);
@@ -51,6 +56,19 @@ std::shared_ptr<const Model> load_model(const Options& options);
 SessionConfig session_config(const Options& options, const KvSpec& spec, const Machine& machine);
 std::unique_ptr<Session> open_session(const std::shared_ptr<const Model>& model, const Options& options,
                                       const KvSpec& spec, Machine& machine);
+
+void add_memory_option(CLI::App& app, Options& options);
+// Bytes of "800M", "2G", "80%". Throws UsageError, and Failure when the system does not say what there is.
+std::uint64_t read_memory_size(const std::string& text);
+// The most this process had in memory, mapped files included; 0 when the system does not say.
+std::uint64_t peak_resident_bytes();
+// What --memory, --ctx and --chunk ask for, with what the process holds by now; to be called with the model
+// loaded.
+FitRequest fit_request(Options& options, const Machine& machine);
+// With --memory: puts the SPEC (unless it `keeps_kv`, then for that one), the context and the chunk that fit
+// into the options, for open_session, and says so on stderr. Throws Failure when nothing fits, saying what
+// would.
+std::optional<Fit> fit_to_memory(const Model& model, bool keeps_kv, const Machine& machine, Options& options);
 
 // The whole of a file. Throws Failure.
 std::string read_text(const std::string& path);

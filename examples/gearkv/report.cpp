@@ -37,6 +37,52 @@ std::string grouped(std::uint64_t value) {
     return text;
 }
 
+namespace {
+
+// Bytes of the well-formed UTF-8 character at the start of text, and its code point; 0 for anything else.
+std::size_t decode_character(std::string_view text, std::uint32_t* code_point) {
+    const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+    const unsigned char lead = byte(0);
+    *code_point = lead;
+    if (lead < 0x80) return 1;
+    const std::size_t n = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+    if (lead < 0xc2 || lead > 0xf4 || text.size() < n) return 0;
+    std::uint32_t value = lead & (0x7fu >> n);
+    for (std::size_t i = 1; i < n; ++i) {
+        if ((byte(i) & 0xc0) != 0x80) return 0;
+        value = value << 6 | (byte(i) & 0x3fu);
+    }
+    *code_point = value;
+    const bool is_long = n > 2 && value < (n == 3 ? 0x800u : 0x10000u);
+    return is_long || value > 0x10ffff || (value >= 0xd800 && value < 0xe000) ? 0 : n;
+}
+
+bool steers(std::uint32_t c) {
+    if (c == '\n' || c == '\t') return false;
+    return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x61c || c == 0x200e || c == 0x200f ||
+           (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
+}
+
+}  // namespace
+
+std::string for_terminal(std::string_view text) {
+    std::string shown;
+    while (!text.empty()) {
+        std::uint32_t code_point = 0;
+        const std::size_t n = decode_character(text, &code_point);
+        const bool as_is = n > 0 && !steers(code_point);
+        const std::string_view bytes = text.substr(0, std::max<std::size_t>(n, 1));
+        text.remove_prefix(bytes.size());
+        if (as_is) shown += bytes;
+        for (const char byte : as_is ? std::string_view() : bytes) {
+            char escaped[8];
+            std::snprintf(escaped, sizeof(escaped), "\\x%02X", static_cast<unsigned char>(byte));
+            shown += escaped;
+        }
+    }
+    return shown;
+}
+
 void Table::print(std::ostream& out) const {
     std::vector<std::size_t> widths;
     for (const auto& row : rows_) {
@@ -99,6 +145,24 @@ Json to_json(const CacheReport& report) {
             {"buffer", report.bytes.buffer},
             {"scratch", report.bytes.scratch},
             {"tables", report.bytes.tables}};
+}
+
+Json to_json(const SessionBytes& bytes) {
+    return {{"weights", bytes.weights},
+            {"cache", bytes.cache},
+            {"scratch", bytes.scratch},
+            {"total", bytes.total()}};
+}
+
+Json to_json(const Fit& fit, std::uint64_t max_bytes) {
+    Json json = {{"fits", fit.fits},
+                 {"max_bytes", max_bytes},
+                 {"kv", fit.choice.spec},
+                 {"ctx", fit.choice.n_ctx},
+                 {"chunk", fit.choice.chunk}};
+    json.update(to_json(fit.choice.bytes));
+    json["reason"] = fit.reason;
+    return json;
 }
 
 Progress::Progress(const Options& options, std::string label, std::uint64_t n_total)

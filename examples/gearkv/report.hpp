@@ -6,6 +6,7 @@
 #include <iosfwd>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "options.hpp"
@@ -24,6 +25,10 @@ void print_json(const Json& json);
 
 std::string fixed(double value, int n_digits);
 std::string grouped(std::uint64_t value);  // 1,234,567
+
+// Control characters would drive the terminal, and marks of direction reorder a line: all but line ends and
+// tabs are shown as \xHH, like bytes that are no UTF-8. Takes whole characters.
+std::string for_terminal(std::string_view text);
 
 // Columns as wide as they need; the first is flush left, the others flush right.
 class Table {
@@ -53,6 +58,9 @@ CacheReport report_cache(const CacheConfig& config, const CacheBytes& bytes, std
 void print_bytes(std::ostream& out, const CacheReport& report);
 Json to_json(const BlockBytes& bytes);
 Json to_json(const CacheReport& report);
+Json to_json(const SessionBytes& bytes);
+// The choice and why, of a limit.
+Json to_json(const Fit& fit, std::uint64_t max_bytes);
 
 // A line on stderr while long work runs: when stderr is a terminal, or when asked for.
 // Each step also looks for Ctrl-C and throws Interrupted.

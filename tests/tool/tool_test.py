@@ -314,6 +314,45 @@ class Generate(ToolTest):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertRegex(result.stderr.decode(), r"^gearkv: a prompt of [0-9,]+ tokens, the model was trained on [0-9,]+: ")
 
+    def limited(self, *arguments):
+        """The answer of a run with --memory, and what it said about its choice."""
+        result = run("generate", MODEL, "--json", "--threads", 1, *arguments)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return json.loads(result.stdout), result.stderr.decode()
+
+    def test_memory_is_kept_below_by_fewer_bits_and_then_by_less_context(self):
+        base = run("plan", MODEL, "--memory", "1G", "--threads", 1, "--json")
+        plan = json.loads(base.stdout)
+        taken = plan["other_bytes"]
+        totals = {row["kv"]: row["total"] for row in plan["results"]}
+        prompt = self.write("long.txt", TEXT * 50)
+        # What the program takes differs a little from run to run.
+        for kvs, room in ((["f16"], 1000000), (["gear-4"], 2000000), (["gear-2", "gear-3"], 300000)):
+            limit = taken + totals[kvs[0]] + room
+            answer, said = self.limited("--file", prompt, "-n", 100, "--ignore-eos", "--memory", limit)
+            kv = answer["kv"]
+            self.assertIn(kv, kvs, said)
+            self.assertEqual((answer["ctx"], answer["fit"]["fits"]), (4096, True))
+            self.assertIn("gearkv: %s with 4096 tokens takes" % kv, said)
+            # Beside what was counted: code that is paged in later.
+            self.assertLess(answer["peak_resident_bytes"], limit + (1 << 20))
+            self.assertGreater(answer["peak_resident_bytes"], limit * 0.75)
+            self.assertEqual(answer["text"], self.json("generate", MODEL, "--file", prompt, "-n", 100, "--ignore-eos",
+                                                       "--kv", kv, "--chunk", answer["fit"]["chunk"])["text"])
+        answer, said = self.limited("-p", PROMPT, "-n", 5, "--memory", taken + totals["gear-2"] - 1500000)
+        self.assertLess(answer["ctx"], 4096)
+        self.assertIn("the trained context of 4096 does not fit", said)
+        answer, said = self.limited("-p", PROMPT, "-n", 5, "--memory", "50%", "--kv", "q8", "--ctx", 512)
+        self.assertEqual((answer["kv"], answer["ctx"]), ("token-8", 512))
+
+    def test_what_does_not_fit_is_refused_with_what_would(self):
+        arguments = ["generate", MODEL, "-p", PROMPT, "-n", 5, "--threads", 1]
+        self.fails(1, "nothing fits 1.0 MiB: the weights take", *arguments, "--memory", "1M")
+        self.fails(1, "f16 with 100000 tokens does not fit 100.0 MiB; f16 with ", *arguments, "--memory", "100M", "--ctx", 100000,
+                   "--kv", "f16")
+        for bad in ("x", "-1G", "0", "101%", "5Q", "1GG", "1e30G", "%"):
+            self.fails(2, "expected a size as in 800M", *arguments, "--memory=" + bad)
+
     def start(self, *arguments):
         """A run that catches signals by now."""
         process = subprocess.Popen([TOOL, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -498,6 +537,24 @@ class Inspect(ToolTest):
         self.assertEqual(len(answer["tensors"]), answer["types"]["all"]["tensors"])
         self.assertLess(os.path.getsize(MODEL) - answer["types"]["all"]["bytes"], 100000)
 
+    def test_what_a_user_asks_first_comes_first(self):
+        answer = self.json("inspect", MODEL)
+        summary, vocabulary = answer["summary"], answer["summary"]["vocabulary"]
+        self.assertEqual((summary["family"], summary["name"], summary["parameters"]), ("llama", "tiny-recall-3m", 3410176))
+        self.assertEqual((summary["layers"], summary["heads"], summary["kv_heads"], summary["head_dim"]), (4, 4, 2, 64))
+        self.assertEqual((summary["trained_ctx"], summary["windows"], summary["template"]), (4096, [], "none"))
+        self.assertEqual(summary["fp16_bytes_per_token"], 4 * 2 * 64 * 2 * 2)
+        gear4 = self.json("inspect", MODEL, "--kv", "gear-4")["cache"][0]["bytes_per_token"]
+        self.assertEqual(summary["gear4_bytes_per_token"], gear4)
+        self.assertEqual((vocabulary["kind"], vocabulary["tokens"], vocabulary["adds_bos"]), ("llama", 1024, True))
+        self.assertEqual((vocabulary["bos"], vocabulary["eos"]), ({"id": 1, "text": "<s>"}, {"id": 2, "text": "</s>"}))
+        self.assertEqual(vocabulary["ends"], [vocabulary["eos"]])
+        lines = self.ok("inspect", MODEL).split("\n")
+        self.assertEqual([line.split()[0] for line in lines[:9]],
+                         ["family", "parameters", "types", "layers", "context", "cache", "template", "vocabulary", "special"])
+        self.assertIn("3,410,176 in 38 tensors", lines[1])
+        self.assertIn("2,048 bytes a token in fp16", lines[5])
+
     def test_cache_sizes_are_those_of_the_plan(self):
         cache = self.json("inspect", MODEL, "--ctx", 1000, "--kv", "paper:gear-4")["cache"][0]
         plan = self.json("plan", "--layers", 4, "--kv-heads", 2, "--head-dim", 64, "--ctx", 1000, "--prompt", 1000,
@@ -508,10 +565,17 @@ class Inspect(ToolTest):
     def test_control_characters_of_a_file_never_reach_the_terminal(self):
         content = read_bytes(MODEL)
         self.assertEqual(content.count(b"tiny-recall-3m"), 1)
-        hostile = self.write("hostile.gguf", content.replace(b"tiny-recall-3m", b"\x1b[31mrecall\r\n\x00"))
-        text = self.ok("inspect", hostile)
-        self.assertIn("[31mrecall", text)
-        self.assertFalse(set(text) & {"\x1b", "\r", "\x00"})
+        for evil in (b"\x1b[31mrecall\r\n\x00", b"[31m\xc2\x9bcall!\xe2\x80\xae"):
+            self.assertEqual(len(evil), 14)
+            hostile = self.write("hostile.gguf", content.replace(b"tiny-recall-3m", evil))
+            text = self.ok("inspect", hostile)
+            self.assertIn("[31m", text)
+            self.assertFalse(set(text) & {"\x1b", "\r", "\x00", "\x9b", "\u202e"})
+        # The same in the name of a tensor, of a key and of a token.
+        for name in (b"output_norm.weight", b"general.name", b"<s>"):
+            evil = b"\x1b" + name[1:]
+            result = run("inspect", self.write("hostile.gguf", content.replace(name, evil)))
+            self.assertNotIn(b"\x1b", result.stdout + result.stderr)
 
 
 class Codec(ToolTest):
@@ -652,6 +716,34 @@ class Plan(ToolTest):
         text = self.ok("plan", "--layers", 2, "--kv-heads", 2, "--head-dim", 64, "--ctx", 1000, "--kv", "f16", "paper:gear-2:r=8")
         self.assertIn("\nf16 ", text)
         self.assertIn("\npaper:gear-2:r=8 ", text)
+
+    def test_a_model_file_is_planned_with_all_it_takes(self):
+        answer = self.json("plan", MODEL, "--threads", 1)
+        self.assertEqual((answer["family"], answer["parameters"], answer["trained_ctx"]), ("llama", 3410176, 4096))
+        rows = answer["results"]
+        self.assertEqual([row["kv"] for row in rows], ["f16", "gear-4", "gear-3", "gear-2"])
+        weights = self.json("inspect", MODEL)["types"]["all"]["bytes"]
+        for row in rows:
+            self.assertEqual((row["ctx"], row["weights"]), (4096, weights))
+            self.assertEqual(row["total"], row["weights"] + row["cache"] + row["scratch"])
+        totals = [row["total"] for row in rows]
+        self.assertEqual(totals, sorted(totals, reverse=True))
+        small, = self.json("plan", MODEL, "--threads", 1, "--kv", "f16", "--ctx", 1024, "--chunk", 32)["results"]
+        self.assertLess(small["cache"], rows[0]["cache"] / 3)
+        self.assertLess(small["scratch"], rows[0]["scratch"] / 3)
+        fit = self.json("plan", MODEL, "--threads", 1, "--memory", "1G")
+        self.assertEqual((fit["fit"]["fits"], fit["fit"]["kv"], fit["fit"]["ctx"]), (True, "f16", 4096))
+        self.assertTrue(all(row["fits"] for row in fit["results"]))
+        text = self.ok("plan", MODEL)
+        self.assertIn("trained on 4,096 tokens", text)
+        result = run("plan", MODEL, "--memory", "1M")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(b"gear-2 with 256 tokens needs", result.stderr)
+
+    def test_a_model_and_a_shape_are_not_both_planned(self):
+        self.fails(2, "has layers and heads of its own", "plan", MODEL, "--layers", 3)
+        self.fails(2, "MODEL is required", "plan", "--layers", 3, "--kv-heads", 1, "--ctx", 5)
+        self.fails(2, "--memory needs MODEL", "plan", "--layers", 3, "--kv-heads", 1, "--head-dim", 64, "--ctx", 5, "--memory", "1G")
 
 
 if __name__ == "__main__":
