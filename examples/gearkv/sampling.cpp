@@ -1,6 +1,7 @@
 #include "sampling.hpp"
 
 #include <cstdlib>
+#include <limits>
 
 #include "failure.hpp"
 
@@ -94,6 +95,8 @@ std::unique_ptr<Sampler> make_sampler(const SamplingOptions& options, const Mode
         throw UsageError("--logit-bias " + text + ": the vocabulary has " +
                          std::to_string(model.params().n_vocab) + " tokens");
     }
+    for (const Token token : model.tokenizer().suppressed())
+        config.logit_bias.push_back({token, -std::numeric_limits<float>::infinity()});
     if (config.dry_multiplier > 0.0f) config.dry_breakers = tokens_with(model, options.dry_breakers);
     std::unique_ptr<Sampler> sampler;
     check_usage(Sampler::create(config, &sampler));

@@ -103,6 +103,9 @@ class Tokenizer {
     // what separates files. Ascending.
     virtual const std::vector<Token>& end_of_generation() const noexcept = 0;
     virtual bool is_end_of_generation(Token token) const noexcept = 0;
+    // Tokens that the file says are never to be generated (tokenizer.ggml.suppress_tokens): for biases of
+    // -Inf.
+    virtual const std::vector<Token>& suppressed() const noexcept = 0;
 
     // "llama" or "gpt2".
     virtual const char* kind() const noexcept = 0;

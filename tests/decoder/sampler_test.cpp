@@ -4,9 +4,11 @@
 #include <string>
 #include <vector>
 
+#include "decoder/network/model.hpp"
 #include "gearkv/decoder.hpp"
 #include "support/catch.hpp"
 #include "support/count_memory.hpp"
+#include "support/model_maker.hpp"
 
 using namespace gearkv;
 
@@ -419,4 +421,27 @@ TEST_CASE("impossible settings are refused by name") {
         CHECK(refused(config, "logit_bias"));
     }
     CHECK(Sampler::create({}, nullptr).code() == Code::invalid_argument);
+}
+
+TEST_CASE("a file's suppressed tokens are told, and refused when they are none") {
+    test::ModelMaker maker({});
+    test::Bytes bytes;
+    const auto load = [&](std::shared_ptr<const LlamaModel>* model) {
+        bytes = maker.file.write();
+        return LlamaModel::load_bytes(bytes.data(), bytes.size(), model);
+    };
+    std::shared_ptr<const LlamaModel> model;
+    REQUIRE(load(&model).ok());
+    CHECK(model->tokenizer().suppressed().empty());
+    maker.file.set_array("tokenizer.ggml.suppress_tokens", std::vector<std::int32_t>{7, 3});
+    REQUIRE(load(&model).ok());
+    CHECK(model->tokenizer().suppressed() == std::vector<Token>{7, 3});
+    for (const std::int32_t bad : {-1, 100000}) {
+        maker.file.set_array("tokenizer.ggml.suppress_tokens", std::vector<std::int32_t>{7, bad});
+        CHECK(load(&model).code() == Code::bad_tokenizer);
+    }
+    maker.file.set_array("tokenizer.ggml.suppress_tokens", std::vector<std::int32_t>(1000, 1));
+    CHECK(load(&model).code() == Code::bad_tokenizer);
+    maker.file.set("tokenizer.ggml.suppress_tokens", std::uint32_t{4});
+    CHECK(load(&model).code() == Code::bad_tokenizer);
 }

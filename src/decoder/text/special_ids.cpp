@@ -59,6 +59,22 @@ Status read_ends(const GgufFile& file, Vocabulary& vocabulary) {
     return {};
 }
 
+Status read_suppressed(const GgufFile& file, Vocabulary& vocabulary) {
+    constexpr const char* key = "tokenizer.ggml.suppress_tokens";
+    const GgufValue* value = find_value(file, key);
+    if (value == nullptr) return {};
+    if (value->n > vocabulary.n_tokens()) {
+        return Status::error(Code::bad_tokenizer, "'%s' has %llu tokens, the vocabulary %zu", key,
+                             static_cast<unsigned long long>(value->n), vocabulary.n_tokens());
+    }
+    std::vector<std::uint32_t> ids;
+    const Status status =
+        read_integers(file, key, static_cast<std::uint32_t>(value->n), {0, vocabulary.n_tokens() - 1}, &ids);
+    if (!status.ok()) return Status::error(Code::bad_tokenizer, "%s", status.message());
+    vocabulary.suppressed.assign(ids.begin(), ids.end());
+    return {};
+}
+
 }  // namespace
 
 bool ends_generation(std::string_view text) noexcept {
@@ -92,6 +108,7 @@ Status read_special_ids(const GgufFile& file, bool adds_bos, Vocabulary& vocabul
         status = read_bool(file, "tokenizer.ggml.add_space_prefix", false, &vocabulary.add_space_prefix);
     }
     if (status.ok()) status = read_ends(file, vocabulary);
+    if (status.ok()) status = read_suppressed(file, vocabulary);
     return status;
 }
 

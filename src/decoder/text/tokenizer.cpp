@@ -92,6 +92,7 @@ class FileTokenizer final : public Tokenizer {
     const std::vector<Token>& end_of_generation() const noexcept override {
         return vocabulary_.end_of_generation;
     }
+    const std::vector<Token>& suppressed() const noexcept override { return vocabulary_.suppressed; }
     bool is_end_of_generation(Token token) const noexcept override {
         const std::vector<Token>& ends = vocabulary_.end_of_generation;
         return std::binary_search(ends.begin(), ends.end(), token);

@@ -37,6 +37,7 @@ struct Vocabulary {
     bool add_space_prefix = false;
     bool strips_after_special = false;     // white space behind most special tokens is dropped
     std::vector<Token> end_of_generation;  // ascending
+    std::vector<Token> suppressed;         // as the file has them
 
     std::size_t n_tokens() const noexcept { return types.size(); }
     TokenType type(Token token) const noexcept { return types[static_cast<std::size_t>(token)]; }
