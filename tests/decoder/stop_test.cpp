@@ -1,6 +1,6 @@
 // Stop strings across the borders of pieces.
 #include <algorithm>
-#include <chrono>
+#include <ctime>
 #include <random>
 #include <string>
 #include <vector>
@@ -160,16 +160,16 @@ TEST_CASE("hostile stop strings take linear time") {
     const auto steps = [](std::size_t n) {
         const auto matcher = make_matcher({std::string(n, 'a') + "b", std::string(n / 2, 'a') + "c"});
         std::string text, piece(1, 'a');
-        const auto start = std::chrono::steady_clock::now();
+        const std::clock_t start = std::clock();  // of this process alone
         for (std::size_t i = 0; i < 2 * n; i++) {
             REQUIRE(matcher->feed(i % n == n - 1 ? "d" : piece, &text).ok());
         }
         REQUIRE(matcher->finish(&text).ok());
         CHECK(text.size() == 2 * n);
-        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        return static_cast<double>(std::clock() - start);
     };
     steps(1000);
-    const double one = std::min({steps(20000), steps(20000), steps(20000)});
+    const double one = std::min({steps(20000), steps(20000), steps(20000), steps(20000), steps(20000)});
     const double ten = std::min({steps(200000), steps(200000), steps(200000)});
     CHECK(ten < 40 * one);  // a hundred times if it were quadratic
 }
