@@ -19,3 +19,27 @@ install_packages() {
   "${as_root[@]}" apt-get update -qq || true
   "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
+
+# unpack_packages FOLDER ARCHITECTURE NAME... : Debian packages of another architecture, unpacked into a folder and not
+# installed. Nothing of the system changes and none of the packages they depend on come along, so this is for
+# libraries that need nothing but the C library; they are left as archives, which need no search at run time.
+unpack_packages() {
+  local folder=$1 architecture=$2 file
+  shift 2
+  [ -e "$folder/unpacked" ] && return 0
+  rm -rf "$folder"
+  mkdir -p "$folder/apt/lists/partial" "$folder/apt/cache"
+  folder=$(cd "$folder" && pwd)
+  local options=(-qq -o "APT::Architecture=$architecture" -o "APT::Architectures=$architecture"
+    -o "Dir::State::lists=$folder/apt/lists" -o Dir::State::status=/dev/null -o "Dir::Cache=$folder/apt/cache"
+    -o APT::Sandbox::User=root)
+  echo "unpacking $* for $architecture"
+  apt-get "${options[@]}" update || true
+  (cd "$folder/apt" && apt-get "${options[@]}" download "$@") ||
+    { echo "the package sources of this system have no $* for $architecture" >&2; return 1; }
+  for file in "$folder"/apt/*.deb; do dpkg-deb -x "$file" "$folder"; done
+  find "$folder" -name '*.so*' -delete
+  find "$folder" -name '*.pc' -exec sed -i "s|^prefix=.*|prefix=$folder/usr|" {} +
+  rm -rf "$folder/apt"
+  touch "$folder/unpacked"
+}
