@@ -96,10 +96,11 @@ Status SpecialTokens::build(const Vocabulary& vocabulary) {
         Special& special = ranked_[rank];
         special.node = add(vocabulary.text(special.token));
         State& state = states_[special.node];
-        if (state.match[1] != none) continue;  // of equal texts the lowest token stands for all
-        state.rank = rank;
-        state.match[1] = special.node;
-        if (special.user_defined) state.match[0] = special.node;
+        for (int all = special.user_defined ? 0 : 1; all < 2; all++) {
+            if (state.match[all] != none) continue;  // of equal texts the lowest token stands for all
+            state.match[all] = special.node;
+            state.rank[all] = rank;
+        }
     }
     link();
     return {};
@@ -116,7 +117,7 @@ void SpecialTokens::cut(std::string_view text, bool all, std::vector<Fragment>* 
         const Node match = states_[node].match[all];
         if (match == none) continue;
         if (ends.empty()) ends.resize(ranked_.size());
-        ends[states_[match].rank].push_back(static_cast<std::uint32_t>(i + 1));
+        ends[states_[match].rank[all]].push_back(static_cast<std::uint32_t>(i + 1));
     }
     std::vector<bool> taken(ends.empty() ? 0 : text.size(), false);
     for (std::size_t rank = 0; rank < ends.size(); rank++) {
@@ -127,7 +128,7 @@ void SpecialTokens::cut(std::string_view text, bool all, std::vector<Fragment>* 
             if (taken[end - 1]) continue;
             if (taken[end - special.n_bytes]) {
                 const Node next = shorter(special.node, all);
-                if (next != none) ends[states_[next].rank].push_back(end);
+                if (next != none) ends[states_[next].rank[all]].push_back(end);
                 continue;
             }
             std::fill_n(taken.begin() + (end - special.n_bytes), special.n_bytes, true);

@@ -37,9 +37,9 @@ class SpecialTokens {
         Node child = none;    // the first of a list
         Node sibling = none;  // the next in the list
         Node fail = root;     // of the longest proper suffix that begins a special text
-        Node match[2] = {none,
-                         none};  // of the longest suffix, itself included, that is one: user-defined, any
-        std::uint32_t rank = 0;  // of the special text that ends here: its place in `ranked_`
+        // Of the longest suffix, itself included, that is a special text: a user-defined one, and any.
+        Node match[2] = {none, none};
+        std::uint32_t rank[2] = {0, 0};  // of the text that ends here, likewise: its place in `ranked_`
         char byte = 0;
     };
     struct Special {

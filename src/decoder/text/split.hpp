@@ -22,6 +22,9 @@ struct SplitRule {
 // Null for a name that is not known.
 const SplitRule* find_split_rule(std::string_view name) noexcept;
 
+// One name of each rule, with commas between them: short enough for a message.
+const char* main_split_rule_names() noexcept;
+
 class Splitter {
   public:
     virtual ~Splitter() = default;

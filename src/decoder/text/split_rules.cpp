@@ -1,6 +1,4 @@
 // The split rules of public vocabularies, as their own publishers write them.
-#include <cstring>
-
 #include "decoder/text/split.hpp"
 #include "gearkv/tokenizer.hpp"
 
@@ -75,6 +73,26 @@ constexpr SplitRule rules[] = {
     {"default", false, false, {R"([\p{P}\$\+<=>\^~\|]+)", GPT2, R"(\p{N}+)", "[0-9][0-9][0-9]"}},
 };
 
+struct NameList {
+    char text[640] = {};
+};
+
+// The names of all rules, or the first of each, joined at compile time so that nothing allocates.
+template <bool first_only>
+constexpr NameList join() {
+    NameList list;
+    std::size_t n = 0;
+    for (const SplitRule& rule : rules) {
+        for (const char* c = n == 0 ? "" : ", "; *c != 0; c++) {
+            list.text[n++] = *c;
+        }
+        for (const char* c = rule.names; *c != 0 && !(first_only && *c == ','); c++) {
+            list.text[n++] = *c;
+        }
+    }
+    return list;
+}
+
 }  // namespace
 
 const SplitRule* find_split_rule(std::string_view name) noexcept {
@@ -91,22 +109,12 @@ const SplitRule* find_split_rule(std::string_view name) noexcept {
 }
 
 const char* split_rule_names() noexcept {
-    // Built by hand, once at compile time, so that nothing has to be allocated or initialised at run time.
-    static constexpr auto all = [] {
-        struct {
-            char text[640] = {};
-            std::size_t n = 0;
-        } names;
-        for (const SplitRule& rule : rules) {
-            for (const char* c = names.n == 0 ? "" : ", "; *c != 0; c++) {
-                names.text[names.n++] = *c;
-            }
-            for (const char* c = rule.names; *c != 0; c++) {
-                names.text[names.n++] = *c;
-            }
-        }
-        return names;
-    }();
+    static constexpr auto all = join<false>();
+    return all.text;
+}
+
+const char* main_split_rule_names() noexcept {
+    static constexpr auto all = join<true>();
     return all.text;
 }
 

@@ -123,8 +123,9 @@ class FileTokenizer final : public Tokenizer {
         }
         *out = find_split_rule(pre_);
         if (*out != nullptr) return {};
-        return Status::error(Code::unsupported_model, "split rule '%s', expected %s",
-                             escape_text(std::string_view(pre_).substr(0, 32)).c_str(), split_rule_names());
+        return Status::error(Code::unsupported_model, "split rule '%s' is not known; known are %s and names of the same rules",
+                             escape_text(std::string_view(pre_).substr(0, 32)).c_str(),
+                             main_split_rule_names());
     }
 
     Status encode_text(std::string_view text, const EncodeOptions& options, std::vector<Token>* out) const {
