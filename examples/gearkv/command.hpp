@@ -28,6 +28,7 @@ std::unique_ptr<Command> add_inspect(CLI::App& app);
 std::unique_ptr<Command> add_codec(CLI::App& app);
 std::unique_ptr<Command> add_plan(CLI::App& app);
 std::unique_ptr<Command> add_state(CLI::App& app);
+std::unique_ptr<Command> add_tokenize(CLI::App& app);
 
 // Text of --version: version, levels, executors.
 std::string version_text();

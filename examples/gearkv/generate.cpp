@@ -8,6 +8,7 @@
 #include "failure.hpp"
 #include "report.hpp"
 #include "sampling.hpp"
+#include "terminal.hpp"
 
 namespace gearkv::tool {
 namespace {

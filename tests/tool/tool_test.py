@@ -746,5 +746,87 @@ class Plan(ToolTest):
         self.fails(2, "--memory needs MODEL", "plan", "--layers", 3, "--kv-heads", 1, "--head-dim", 64, "--ctx", 5, "--memory", "1G")
 
 
+class Tokenize(ToolTest):
+    # The characters that byte-level vocabularies write for bytes.
+    BYTES = [chr(b) if 0x21 <= b <= 0x7E or 0xA1 <= b <= 0xAC or b >= 0xAE else None for b in range(256)]
+
+    def vocabulary(self, pre="gpt-2"):
+        """A GGUF file without tensors: 256 bytes, "ab", a control token and a user-defined one."""
+        others = iter(chr(c) for c in range(0x100, 0x144))
+        texts = [c or next(others) for c in self.BYTES] + ["ab", "<|im_end|>", "[x]"]
+        types = [1] * 257 + [3, 4]
+
+        def text(s):
+            return struct.pack("<Q", len(s.encode())) + s.encode()
+
+        def array(element, items):
+            return struct.pack("<IIQ", 9, element, len(items)) + b"".join(items)
+
+        values = {
+            "tokenizer.ggml.model": struct.pack("<I", 8) + text("gpt2"),
+            "tokenizer.ggml.tokens": array(8, [text(t) for t in texts]),
+            "tokenizer.ggml.token_type": array(5, [struct.pack("<i", t) for t in types]),
+            "tokenizer.ggml.merges": array(8, [text("a b")]),
+            "tokenizer.ggml.bos_token_id": struct.pack("<II", 4, 257),
+            "tokenizer.ggml.add_bos_token": struct.pack("<I?", 7, True),
+        }
+        if pre:
+            values["tokenizer.ggml.pre"] = struct.pack("<I", 8) + text(pre)
+        return self.write("vocabulary.gguf", b"GGUF" + struct.pack("<IQQ", 3, 0, len(values)) +
+                          b"".join(text(key) + value for key, value in values.items()))
+
+    def test_a_text_becomes_tokens_one_a_line(self):
+        file = self.vocabulary()
+        self.assertEqual(self.ok("tokenize", file, "ab\n\t[x]\\"), "257\t<|im_end|>\n256\tab\n10\t\\n\n9\t\\t\n258\t[x]\n92\t\\\\\n")
+        self.assertEqual(self.ok("tokenize", file, "--no-bos", "--ids", "ab a[x]"), "256 32 97 258\n")
+        self.assertEqual(self.ok("tokenize", file, "--no-bos", "--ids", ""), "\n")
+
+    def test_texts_of_control_tokens_become_tokens_only_when_asked(self):
+        file = self.vocabulary()
+        plain = self.ok("tokenize", file, "--no-bos", "--ids", "<|im_end|>").split()
+        self.assertEqual(len(plain), len("<|im_end|>"))
+        self.assertEqual(self.ok("tokenize", file, "--no-bos", "--ids", "--special", "<|im_end|>"), "257\n")
+
+    def test_texts_come_from_a_file_or_the_standard_input_too(self):
+        file = self.vocabulary()
+        content = self.write("text.bin", b"ab\xff\x00\xc3")
+        expected = "256 255 0 195\n"
+        self.assertEqual(self.ok("tokenize", file, "--no-bos", "--ids", "--file", content), expected)
+        with open(content, "rb") as text:
+            self.assertEqual(self.ok("tokenize", file, "--no-bos", "--ids", stdin=text), expected)
+        self.fails(2, "at most 1", "tokenize", file, "text", "--file", content)
+        self.fails(1, "absent", "tokenize", file, "--file", self.path("absent"))
+
+    def test_tokens_become_their_text_to_the_byte(self):
+        file = self.vocabulary()
+        self.assertEqual(self.ok("tokenize", file, "--decode", 257, 256, 10, 258), "ab\n[x]")
+        self.assertEqual(self.ok("tokenize", file, "--special", "--decode", 256, 257), "ab<|im_end|>")
+        self.assertEqual(run("tokenize", file, "--decode", 255, 0).stdout, b"\xff\x00")
+        self.fails(1, "bad_token: token 259, expected 0 to 258", "tokenize", file, "--decode", 259)
+        self.fails(2, "--decode", "tokenize", file, "--decode", "a")
+        self.fails(2, "--decode", "tokenize", file, "--decode", "99999999999")
+
+    def test_json_has_numbers_and_texts(self):
+        file = self.vocabulary()
+        answer = self.json("tokenize", file, "ab\n", "--no-bos")
+        self.assertEqual((answer["ids"], answer["texts"], answer["bytes"]), ([256, 10], ["ab", "\n"], 3))
+        self.assertEqual((answer["kind"], answer["pre"], answer["vocabulary"]), ("gpt2", "gpt-2", 259))
+        self.assertEqual(self.json("tokenize", file, "--decode", 256, 10)["text"], "ab\n")
+        answer = self.json("tokenize", MODEL, "the sea")
+        self.assertEqual((answer["kind"], answer["pre"], answer["ids"][0]), ("llama", "", 1))
+        self.assertEqual("".join(answer["texts"][1:]), "the sea")
+
+    def test_a_split_rule_is_chosen_when_the_file_has_none_that_is_known(self):
+        self.fails(1, "known are gpt-2, smollm", "tokenize", self.vocabulary("brand-new"), "12")
+        self.assertEqual(self.json("tokenize", self.vocabulary("brand-new"), "12", "--pre", "qwen2")["pre"], "qwen2")
+        result = run("tokenize", self.vocabulary(""), "--ids", "--no-bos", "ab")
+        self.assertEqual((result.returncode, result.stdout), (0, b"256\n"))
+        self.assertIn(b"guess", result.stderr)
+
+    def test_what_a_file_or_text_holds_never_drives_the_terminal(self):
+        text = self.ok("tokenize", self.vocabulary(), "\x1b[31m\u202e")
+        self.assertFalse(set(text) & {"\x1b", "\u202e"})
+
+
 if __name__ == "__main__":
     unittest.main(argv=[sys.argv[0]] + sys.argv[4:])
