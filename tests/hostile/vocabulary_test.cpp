@@ -3,6 +3,7 @@
 
 #include "gearkv/decoder.hpp"
 #include "hostile/hostile.hpp"
+#include "support/vocabulary_maker.hpp"
 
 using namespace gearkv;
 using namespace gearkv::test;
@@ -205,4 +206,127 @@ TEST_CASE("texts made for a quadratic merge are encoded in n log n") {
         CAPTURE(pattern);
         CHECK(encode_seconds(model->tokenizer(), text) < 60.0);
     }
+}
+
+namespace {
+
+std::string code_of_vocabulary(const GgufWriter& file) {
+    const Bytes bytes = file.write();
+    const std::unique_ptr<std::uint8_t[]> exact(new std::uint8_t[bytes.size()]);
+    std::copy(bytes.begin(), bytes.end(), exact.get());
+    GgufFile parsed;
+    REQUIRE(parse_gguf_values(&parsed, exact.get(), bytes.size()).ok());
+    std::shared_ptr<const Tokenizer> tokenizer;
+    const double start = cpu_seconds();
+    const Status status = create_tokenizer(parsed, {}, &tokenizer);
+    UNSCOPED_INFO(status.message());
+    REQUIRE(cpu_seconds() - start < 20.0);
+    REQUIRE(status.ok() == (tokenizer != nullptr));
+    return code_name(status.code());
+}
+
+std::string code_with_merges(const std::vector<std::string>& merges) {
+    GgufWriter file = byte_bpe_file("gpt-2", {});
+    file.set_array("tokenizer.ggml.merges", merges);
+    return code_of_vocabulary(file);
+}
+
+}  // namespace
+
+TEST_CASE("merges are two texts, of any bytes and any number up to a limit") {
+    for (const char* merge : {"", "a", " ", "ab", "a ", " a", "  "}) {
+        CAPTURE(merge);
+        CHECK(code_with_merges({merge}) == "bad_tokenizer");
+    }
+    for (const char* merge :
+         {"a b", "a b c", "  a", "a  b", "\xff\xfe \x80", "nothing known", "a b", "\xe2\x96\x81 a"}) {
+        CAPTURE(merge);
+        CHECK(code_with_merges({merge, merge}) == "ok");
+    }
+    CHECK(code_with_merges({std::string(4095, 'a') + " a"}) == "ok");
+    CHECK(code_with_merges({std::string(4096, 'a') + " a"}) == "bad_tokenizer");
+    CHECK(code_with_merges({}) == "ok");
+    std::vector<std::string> many;
+    for (int i = 0; i < 1000000; i++) {
+        many.push_back(std::to_string(i) + " x");
+    }
+    CHECK(code_with_merges(many) == "ok");
+    CHECK(code_with_merges(std::vector<std::string>((1u << 21) + 1, "a b")) == "bad_tokenizer");
+    // 32 MiB of texts are enough.
+    std::vector<std::string> large(10000, std::string(2000, 'a'));
+    for (std::size_t i = 0; i < large.size(); i++) {
+        large[i] += std::to_string(i) + " x";
+    }
+    CHECK(code_with_merges(large) == "bad_tokenizer");
+    GgufWriter file = byte_bpe_file("gpt-2", {});
+    file.set_array("tokenizer.ggml.merges", std::vector<std::int32_t>(9));
+    CHECK(code_of_vocabulary(file) == "bad_tokenizer");
+    file.set("tokenizer.ggml.merges", "a b");
+    CHECK(code_of_vocabulary(file) == "bad_tokenizer");
+}
+
+TEST_CASE("keys of a byte-level vocabulary have their types, and ids their range") {
+    const auto changed = [](auto&& change) {
+        GgufWriter file = byte_bpe_file("gpt-2", {{"a", "b"}}, {{"<s>", 0, TokenType::control}});
+        change(file);
+        return code_of_vocabulary(file);
+    };
+    CHECK(changed([](GgufWriter& file) { file.set("tokenizer.ggml.pre", 5u); }) == "bad_metadata");
+    CHECK(changed([](GgufWriter& file) { file.set("tokenizer.ggml.pre", "gpt"); }) == "unsupported_model");
+    CHECK(changed([](GgufWriter& file) { file.erase("tokenizer.ggml.pre"); }) == "ok");
+    CHECK(changed([](GgufWriter& file) { file.erase("tokenizer.ggml.token_type"); }) == "ok");
+    CHECK(changed([](GgufWriter& file) {
+              file.set_array("tokenizer.ggml.token_type", std::vector<std::int32_t>(257, 1));
+          }) == "bad_tokenizer");
+    CHECK(changed([](GgufWriter& file) { file.set("general.name", 5u); }) == "ok");
+    for (const char* key : {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token",
+                            "tokenizer.ggml.add_space_prefix"}) {
+        CHECK(changed([&](GgufWriter& file) { file.set(key, 1u); }) == "bad_metadata");
+        CHECK(changed([&](GgufWriter& file) { file.set(key, true); }) == "ok");
+    }
+    for (const char* name :
+         {"bos", "eos", "unknown", "padding", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"}) {
+        const std::string key = std::string("tokenizer.ggml.") + name + "_token_id";
+        CAPTURE(key);
+        CHECK(changed([&](GgufWriter& file) { file.set(key, 257u); }) == "ok");
+        CHECK(changed([&](GgufWriter& file) { file.set(key, 258u); }) == "bad_tokenizer");
+        CHECK(changed([&](GgufWriter& file) { file.set(key, std::int32_t{-1}); }) == "bad_tokenizer");
+    }
+}
+
+TEST_CASE("special texts made to be slow are cut in bounded time, and have a limit") {
+    // Every beginning of a run is a token: at most places of a long run that many end.
+    std::vector<Entry> entries;
+    for (std::size_t n = 1; n <= 1500; n++) {
+        entries.push_back({std::string(n, 'a'), 0, TokenType::user_defined});
+    }
+    for (std::size_t n = 1; n <= 800; n++) {
+        entries.push_back({"b" + std::string(n, 'a') + "c", 0, TokenType::control});
+    }
+    std::shared_ptr<const Tokenizer> tokenizer;
+    REQUIRE(try_tokenizer(byte_bpe_file("gpt-2", {}, entries), &tokenizer).ok());
+    for (const std::string& unit : {std::string("a"), "b" + std::string(700, 'a'), std::string("bac")}) {
+        std::string text;
+        while (text.size() < 300000) {
+            text += unit;
+        }
+        for (const bool special : {false, true}) {
+            std::vector<Token> tokens;
+            const double start = cpu_seconds();
+            REQUIRE(tokenizer->encode(text, {.parse_special = special}, &tokens).ok());
+            CHECK(cpu_seconds() - start < 20.0);
+        }
+    }
+    entries.assign(1000, {std::string(4000, 'x'), 0, TokenType::control});
+    CHECK(code_of_vocabulary(byte_bpe_file("gpt-2", {}, entries)) == "bad_tokenizer");
+}
+
+TEST_CASE("integer scores order merges as floats do") {
+    GgufWriter file = sentencepiece_file({{"a"}, {"b"}, {"c"}, {"ab"}, {"bc"}});
+    file.set_array("tokenizer.ggml.scores", std::vector<std::int32_t>{0, 0, 0, -16777217, -16777216});
+    std::shared_ptr<const Tokenizer> tokenizer;
+    REQUIRE(try_tokenizer(file, &tokenizer).ok());
+    std::vector<Token> tokens;
+    REQUIRE(tokenizer->encode("abc", {}, &tokens).ok());
+    CHECK(tokens == std::vector<Token>{0, 4});
 }
