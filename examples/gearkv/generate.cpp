@@ -8,7 +8,6 @@
 #include "failure.hpp"
 #include "report.hpp"
 #include "sampling.hpp"
-#include "terminal.hpp"
 
 namespace gearkv::tool {
 namespace {

@@ -7,7 +7,6 @@
 #include "command.hpp"
 #include "failure.hpp"
 #include "report.hpp"
-#include "terminal.hpp"
 
 namespace gearkv::tool {
 namespace {
