@@ -79,6 +79,10 @@ const char* code_name(Code code) noexcept {
             return "context_full";
         case Code::bad_token:
             return "bad_token";
+        case Code::unknown_template:
+            return "unknown_template";
+        case Code::bad_conversation:
+            return "bad_conversation";
     }
     return "?";
 }

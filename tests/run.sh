@@ -30,7 +30,7 @@ for stage in "${stages[@]}"; do
 done
 
 install_packages g++ meson ninja-build pkg-config python3 binutils libxsimd-dev libtbb-dev libopenblas-dev catch2 \
-  libcli11-dev nlohmann-json3-dev libxxhash-dev libpcre2-dev
+  libcli11-dev nlohmann-json3-dev libxxhash-dev libpcre2-dev python3-jinja2
 for stage in "${stages[@]}"; do
   case $stage in
     clang) install_packages clang ;;

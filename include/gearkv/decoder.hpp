@@ -1,6 +1,7 @@
 // All of gearkv-decoder: a small runtime for GGUF models on top of the core.
 #pragma once
 
+#include "gearkv/chat.hpp"
 #include "gearkv/fit.hpp"
 #include "gearkv/model.hpp"
 #include "gearkv/sampler.hpp"

@@ -44,6 +44,8 @@ enum class Code : std::uint8_t {
     prompt_too_long,    // a prompt that does not fit the context
     context_full,       // the context has no room for another token
     bad_token,          // a token id outside the vocabulary
+    unknown_template,   // a chat template, or a name of one, that is none of those known
+    bad_conversation,   // messages in an order the chat template cannot express
 };
 
 // A short fixed name for a code ("non_finite"); never null.

@@ -33,6 +33,12 @@ struct EncodeOptions {
     bool parse_special = false;
 };
 
+// A part of a text, with or without its control tokens.
+struct TextPiece {
+    std::string_view text;
+    bool parse_special = false;
+};
+
 struct DecodeOptions {
     // Control, unknown and unused tokens appear as their texts; without it they give nothing.
     bool special = false;
@@ -70,6 +76,12 @@ class Tokenizer {
     // cannot express, and no unknown token), prompt_too_long (a text above 1 GiB), out_of_memory.
     virtual Status encode(std::string_view text, const EncodeOptions& options,
                           std::vector<Token>* out) const noexcept = 0;
+    // The same for pieces that are one text: tokens reach across their borders. Control tokens are recognised
+    // in the pieces that say so alone; what does not say so has no tokens either that end a generation or
+    // that stand in the others, even if they are user-defined. Without such tokens the ids are those of the
+    // whole text, encoded with parse_special. Errors: as above.
+    virtual Status encode(const TextPiece* pieces, std::size_t n_pieces, bool add_special,
+                          std::vector<Token>* out) const noexcept = 0;
     // Appends the bytes one token stands for to *out, whatever is before it: where the model puts a space
     // before a text, the first token has it. Control, unknown and unused tokens give none.
     // Errors: invalid_argument, bad_token, out_of_memory.
@@ -106,6 +118,9 @@ class Tokenizer {
     // Tokens that the file says are never to be generated (tokenizer.ggml.suppress_tokens): for biases of
     // -Inf.
     virtual const std::vector<Token>& suppressed() const noexcept = 0;
+
+    // The text of `tokenizer.chat_template`, as ChatTemplate::recognise wants it; empty where there is none.
+    virtual std::string_view chat_template() const noexcept = 0;
 
     // "llama" or "gpt2".
     virtual const char* kind() const noexcept = 0;

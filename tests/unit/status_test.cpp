@@ -25,10 +25,10 @@ TEST_CASE("a long message is cut and ended", "[status]") {
 
 TEST_CASE("every code has a name of its own", "[status]") {
     std::set<std::string> names;
-    for (int code = 0; code <= static_cast<int>(Code::bad_token); ++code) {
+    for (int code = 0; code <= static_cast<int>(Code::bad_conversation); ++code) {
         names.insert(code_name(static_cast<Code>(code)));
     }
-    CHECK(names.size() == static_cast<std::size_t>(Code::bad_token) + 1);
+    CHECK(names.size() == static_cast<std::size_t>(Code::bad_conversation) + 1);
     CHECK(names.count("?") == 0);
     CHECK(std::string(code_name(static_cast<Code>(255))) == "?");
 }

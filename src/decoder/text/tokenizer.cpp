@@ -5,6 +5,7 @@
 #include "decoder/gguf/guarded.hpp"
 #include "decoder/gguf/parts.hpp"
 #include "decoder/text/encoder.hpp"
+#include "decoder/text/pieces.hpp"
 #include "decoder/text/special_tokens.hpp"
 #include "decoder/text/split.hpp"
 #include "decoder/text/vocabulary.hpp"
@@ -27,6 +28,9 @@ class FileTokenizer final : public Tokenizer {
   public:
     Status build(const GgufFile& file, const TokenizerOptions& options) {
         Status status = read_vocabulary(file, &vocabulary_);
+        std::string_view chat_template;
+        if (status.ok()) status = read_string(file, "tokenizer.chat_template", false, &chat_template);
+        chat_template_ = chat_template;
         const SplitRule* rule = nullptr;
         if (status.ok() && vocabulary_.kind == VocabularyKind::byte_bpe) status = choose_rule(options, &rule);
         if (status.ok()) status = read_special_ids(file, rule == nullptr || rule->adds_bos, vocabulary_);
@@ -45,13 +49,31 @@ class FileTokenizer final : public Tokenizer {
                                  text.size(), max_text_bytes);
         }
         return guarded([&] {
-            std::vector<Token> tokens;
-            if (options.add_special && adds_bos()) tokens.push_back(vocabulary_.bos);
-            const Status status = encode_text(text, options, &tokens);
-            if (!status.ok()) return status;
-            if (options.add_special && adds_eos()) tokens.push_back(vocabulary_.eos);
-            *out = std::move(tokens);
-            return Status();
+            std::vector<Fragment> fragments;
+            special_.cut(text, options.parse_special, &fragments);
+            return encode_fragments(text, fragments, options.add_special, out);
+        });
+    }
+
+    Status encode(const TextPiece* pieces, std::size_t n_pieces, bool add_special,
+                  std::vector<Token>* out) const noexcept override {
+        if (out == nullptr || (pieces == nullptr && n_pieces > 0)) {
+            return Status::error(Code::invalid_argument, "null %s", out == nullptr ? "output" : "pieces");
+        }
+        std::size_t n_bytes = 0;
+        for (std::size_t i = 0; i < n_pieces && n_bytes <= max_text_bytes; i++) {
+            n_bytes += std::min(pieces[i].text.size(), max_text_bytes + 1);
+        }
+        if (n_bytes > max_text_bytes) {
+            return Status::error(Code::prompt_too_long, "pieces of more than %zu bytes", max_text_bytes);
+        }
+        return guarded([&] {
+            std::string text;
+            for (std::size_t i = 0; i < n_pieces; i++) {
+                text += pieces[i].text;
+            }
+            const std::vector<Fragment> fragments = cut_pieces(vocabulary_, special_, pieces, n_pieces, text);
+            return encode_fragments(text, fragments, add_special, out);
         });
     }
 
@@ -97,6 +119,7 @@ class FileTokenizer final : public Tokenizer {
         const std::vector<Token>& ends = vocabulary_.end_of_generation;
         return std::binary_search(ends.begin(), ends.end(), token);
     }
+    std::string_view chat_template() const noexcept override { return chat_template_; }
     const char* kind() const noexcept override {
         return vocabulary_.kind == VocabularyKind::sentencepiece ? "llama" : "gpt2";
     }
@@ -128,14 +151,15 @@ class FileTokenizer final : public Tokenizer {
                              main_split_rule_names());
     }
 
-    Status encode_text(std::string_view text, const EncodeOptions& options, std::vector<Token>* out) const {
-        std::vector<Fragment> fragments;
-        special_.cut(text, options.parse_special, &fragments);
+    Status encode_fragments(std::string_view text, const std::vector<Fragment>& fragments, bool add_special,
+                            std::vector<Token>* out) const {
+        std::vector<Token> tokens;
+        if (add_special && adds_bos()) tokens.push_back(vocabulary_.bos);
         Token before = -1;
         bool first = true;
         for (const Fragment& fragment : fragments) {
             if (fragment.token >= 0) {
-                out->push_back(fragment.token);
+                tokens.push_back(fragment.token);
                 before = fragment.token;
                 first = true;
                 continue;
@@ -147,10 +171,12 @@ class FileTokenizer final : public Tokenizer {
                 }
             }
             if (part.empty()) continue;
-            const Status status = encoder_->encode(part, first, out);
+            const Status status = encoder_->encode(part, first, &tokens);
             if (!status.ok()) return status;
             first = false;
         }
+        if (add_special && adds_eos()) tokens.push_back(vocabulary_.eos);
+        *out = std::move(tokens);
         return {};
     }
 
@@ -183,6 +209,7 @@ class FileTokenizer final : public Tokenizer {
     SpecialTokens special_;
     std::unique_ptr<Encoder> encoder_;  // refers to vocabulary_
     std::string pre_;
+    std::string chat_template_;
     const char* note_ = "";
 };
 
