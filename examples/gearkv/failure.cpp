@@ -41,6 +41,15 @@ bool interrupted() noexcept {
     return interrupt_flag != 0;
 }
 
+bool take_interrupt() {
+    const int signal = interrupt_flag;
+    if (signal == 0) return false;
+    if (signal != SIGINT) throw Interrupted{signal};
+    interrupt_flag = 0;
+    catch_interrupts();
+    return true;
+}
+
 void check_interrupt() {
     if (interrupted()) throw Interrupted{interrupt_flag};
 }

@@ -37,6 +37,9 @@ void check_usage(const Status& status);
 // come again. check_interrupt throws Interrupted when it is set.
 void catch_interrupts();
 bool interrupted() noexcept;
+// Whether Ctrl-C came; the next one sets the flag again instead of ending the process. Throws Interrupted for
+// another signal.
+bool take_interrupt();
 void check_interrupt();
 // For a session, which asks between the chunks of a prompt.
 Interrupt interrupt_between_chunks() noexcept;

@@ -12,14 +12,6 @@
 namespace gearkv::tool {
 namespace {
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double per_second(std::size_t n, double seconds) {
-    return seconds > 0 ? static_cast<double>(n) / seconds : 0.0;
-}
-
 // What a run produced.
 struct Generated {
     std::string text;

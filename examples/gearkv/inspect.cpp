@@ -88,6 +88,12 @@ class Inspect final : public Command {
         return "";
     }
 
+    static std::string template_name(std::string_view text) {
+        std::unique_ptr<ChatTemplate> chat;
+        if (text.empty()) return "none";
+        return ChatTemplate::recognise(text, &chat).ok() ? chat->name() : "not known";
+    }
+
     Summary summarise(const Model& model) const {
         const ModelParams& params = model.params();
         Summary summary;
@@ -103,7 +109,7 @@ class Inspect final : public Command {
             summary.n_windowed > 0 ? bytes_per_token(fp16)
                                    : static_cast<double>(fp16.fp16_bytes()) / static_cast<double>(n_tokens_);
         summary.gear4_per_token = bytes_per_token(plan_cache(params, read_spec("gear-4").spec));
-        summary.chat_template = metadata(model, "tokenizer.chat_template").empty() ? "none" : "in the file";
+        summary.chat_template = template_name(model.tokenizer().chat_template());
         return summary;
     }
 

@@ -24,6 +24,14 @@ void print_json(const Json& json) {
     std::cout << json.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
 }
 
+double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double per_second(std::size_t n, double seconds) {
+    return seconds > 0 ? static_cast<double>(n) / seconds : 0.0;
+}
+
 std::string fixed(double value, int n_digits) {
     char text[64];
     std::snprintf(text, sizeof(text), "%.*f", n_digits, value);

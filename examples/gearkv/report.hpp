@@ -23,6 +23,9 @@ Json start_json(const char* command, const Machine* machine = nullptr);
 // On stdout; bytes that are not UTF-8 become U+FFFD.
 void print_json(const Json& json);
 
+double seconds_since(std::chrono::steady_clock::time_point start);
+double per_second(std::size_t n, double seconds);  // 0 in no time
+
 std::string fixed(double value, int n_digits);
 std::string grouped(std::uint64_t value);  // 1,234,567
 

@@ -77,9 +77,9 @@ class Tokenizer {
     virtual Status encode(std::string_view text, const EncodeOptions& options,
                           std::vector<Token>* out) const noexcept = 0;
     // The same for pieces that are one text: tokens reach across their borders. Control tokens are recognised
-    // in the pieces that say so alone; what does not say so has no tokens either that end a generation or
-    // that stand in the others, even if they are user-defined. Without such tokens the ids are those of the
-    // whole text, encoded with parse_special. Errors: as above.
+    // in the pieces that say so alone; the others have neither BOS, nor tokens that end a generation or stand
+    // in those pieces (white space aside), even where these are user-defined. Without such tokens the ids are
+    // those of the whole text, encoded with parse_special. Errors: as above.
     virtual Status encode(const TextPiece* pieces, std::size_t n_pieces, bool add_special,
                           std::vector<Token>* out) const noexcept = 0;
     // Appends the bytes one token stands for to *out, whatever is before it: where the model puts a space

@@ -90,12 +90,13 @@ class LlamaSession final : public Session {
         return {};
     }
 
-    Status remove(std::uint64_t first, std::uint64_t n_tokens) noexcept override {
+    Status remove(std::uint64_t first, std::uint64_t n_tokens, bool* computed_anew) noexcept override {
         if (!failure_.ok()) return failure_;
         const bool sound = n_tokens > 0 && first >= config_.spec.sink_tokens && first <= n_tokens_ &&
                            n_tokens <= n_tokens_ - first;
         // The cache knows one set of frequencies, by which the keys of all layers move up.
         const bool anew = sound && (removal_leaves_hole(first, n_tokens) || !has_one_rope(model_->network()));
+        if (computed_anew != nullptr) *computed_anew = anew;
         // It also says what is not sound.
         const Status status = anew ? Status() : cache_->remove(first, n_tokens);
         if (!status.ok()) return status;
