@@ -241,9 +241,12 @@ class Cache {
     // Drops n_tokens tokens from `first` on in every layer, none of them a sink; those behind move up, as in
     // a context shift. Blocks are not rewritten: they hide tokens, and go when none is left. Keys turn to
     // their new positions as `rope` says: those in blocks when they are attended (their queries turn instead,
-    // exactly), those in the buffer at once, rounded to fp16 again. Errors: wrong_size, invalid_argument (a
-    // sink), out_of_memory, over_budget; nothing is dropped then.
-    Status remove(std::uint64_t first, std::uint64_t n_tokens) noexcept;
+    // exactly), those in the buffer at once, rounded to fp16 again. A block that is being compressed of tokens
+    // that go or turn is finished first, at once: no more stays uncompressed than without removals, whatever
+    // their rhythm. Errors: wrong_size, invalid_argument (a sink), out_of_memory, over_budget; nothing is
+    // dropped then.
+    Status remove(std::uint64_t first, std::uint64_t n_tokens,
+                  Executor& executor = serial_executor()) noexcept;
 
     // Gives back the blocks of a layer that have no token from `token` on, for layers with a sliding window:
     // token = n_tokens - window. Sinks stay, tokens keep their numbers, and those given back are attended no

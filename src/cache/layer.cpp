@@ -152,10 +152,7 @@ bool LayerStream::truncate(CacheContext* context, std::uint64_t n_tokens) noexce
     const bool exact = n_kept == held.n_tokens() || (n_kept >= exact_from_ && !in_blocks && in_window);
     exact_from_ = std::min(exact_from_, n_kept);
     tokens_.truncate(memory(context), n_kept);
-    // The open unit's tokens are the first of the buffer, and recent ones were behind them.
-    if (tokens_.n_buffered() < std::uint64_t{closing_.n_tokens()} + context->config.spec.recent_tokens)
-        closing_.drop(memory(context));
-    closing_.rewind(held.n_buffered - tokens_.n_buffered());
+    note_dropped(context, held.n_buffered - tokens_.n_buffered());
     if (tokens_.blocks().size() == 0 && !closing_.is_open())
         mutable_blocks()->forget_profiles(memory(context));
     return exact;
@@ -166,11 +163,30 @@ void LayerStream::reset(CacheContext* context) noexcept {
     prompt_ = false;
 }
 
+void LayerStream::note_dropped(CacheContext* context, std::uint64_t n_dropped) noexcept {
+    // The open unit's tokens are the first of the buffer, and recent ones were behind them.
+    if (tokens_.n_buffered() < std::uint64_t{closing_.n_tokens()} + context->config.spec.recent_tokens)
+        closing_.drop(memory(context));
+    closing_.rewind(n_dropped);
+}
+
+void LayerStream::prepare_remove(CacheContext* context, std::uint64_t first, std::uint64_t n, bool is_turned,
+                                 Executor& executor) noexcept {
+    // Its block would be of other rows. Were it dropped instead, a removal every few tokens would keep all of
+    // them in fp16.
+    const std::uint64_t start = tokens_.shape().buffer_start(), end = start + closing_.n_tokens();
+    if (first >= end || (first + n <= start && !is_turned)) return;
+    finish_unit(context, false, executor);
+    exact_from_ = n_tokens();
+}
+
 void LayerStream::remove(CacheContext* context, std::uint64_t first, std::uint64_t n,
                          const Rotation& turn) noexcept {
     forget_reopenable(context);
-    if (first < tokens_.shape().buffer_start() + closing_.n_tokens()) closing_.drop(memory(context));
     tokens_.remove(memory(context), *context->kernels, first, n, turn);
+    // What goes behind an open unit is no rollback: its time runs on, as far as a state file can tell.
+    const std::uint64_t n_appended = closing_.n_appended(), n_buffered = tokens_.n_buffered();
+    note_dropped(context, n_appended - std::min(n_appended, n_buffered));
     exact_from_ = n_tokens();
 }
 

@@ -71,10 +71,14 @@ class LayerStream {
     // Drops all but the first n_tokens, of at least as many. True when the stream is as if the others had
     // never come.
     bool truncate(CacheContext* context, std::uint64_t n_tokens) noexcept;
-    // What remove and forget may need. False when memory is short.
+    // What remove and forget_before may need. False when memory is short.
     bool reserve_cut(CacheContext* context) noexcept { return tokens_.reserve_cut(memory(context)); }
-    // After reserve_cut: drops tokens [first, first + n), none of them a sink. Those behind move up, and
-    // their keys turn by `turn`.
+    // Before reserve_cut for a removal: an open unit that would lose tokens, or whose keys would turn, is
+    // closed.
+    void prepare_remove(CacheContext* context, std::uint64_t first, std::uint64_t n, bool is_turned,
+                        Executor& executor) noexcept;
+    // Drops tokens [first, first + n), none of them a sink. Those behind move up, and their keys turn by
+    // `turn`.
     void remove(CacheContext* context, std::uint64_t first, std::uint64_t n, const Rotation& turn) noexcept;
     // After reserve_cut: gives back the blocks that have no token from `token` on. All tokens keep their
     // places.
@@ -115,6 +119,8 @@ class LayerStream {
     void finish_unit(CacheContext* context, bool reopenable, Executor& executor) noexcept;
     void reopen_unit(CacheContext* context) noexcept;
     void forget_reopenable(CacheContext* context) noexcept;
+    // After tokens went, n_dropped of them from the back of the buffer.
+    void note_dropped(CacheContext* context, std::uint64_t n_dropped) noexcept;
     // Of the buffer, as many tokens of whole units as are behind the window, and all blocks before them.
     void skip_invisible(CacheContext* context) noexcept;
     PieceSource piece_source(const CacheContext& context) const noexcept;

@@ -30,8 +30,9 @@ Status Cache::truncate(std::uint64_t n_tokens, bool* lossless) noexcept {
     return {};
 }
 
-Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens) noexcept {
-    const FloatMode mode;
+Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens, Executor& caller) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
     const std::uint32_t n_layers = config().n_layers;
     if (n_tokens == 0) return Status::error(Code::wrong_size, "removal of 0 tokens, expected at least 1");
     if (first < config().spec.sink_tokens) {
@@ -50,6 +51,7 @@ Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens) noexcept {
     CacheContext& context = impl_->context;
     for (std::uint32_t i = 0; i < n_layers; ++i) {
         if (Status status = impl_->layers[i]->check_first_block(); !status.ok()) return status;
+        impl_->layers[i]->prepare_remove(&context, first, n_tokens, config().rope.n_pairs > 0, executor);
         if (!impl_->layers[i]->reserve_cut(&context))
             return memory_error(context, "to cut the blocks of layer %u", i);
     }
