@@ -25,6 +25,8 @@ const char* code_name(Code code) noexcept {
             return "out_of_memory";
         case Code::over_budget:
             return "over_budget";
+        case Code::forgotten:
+            return "forgotten";
         case Code::unknown_level:
             return "unknown_level";
         case Code::unavailable_level:

@@ -68,13 +68,15 @@ struct CacheConfig {
     std::uint32_t block_tokens = 0;
     // A rollback of so many tokens is lossless also where a block was closed among them (Cache::truncate):
     // the tokens of that block stay in fp16 beside it meanwhile, in room for so many more. At most
-    // buffer_tokens.
+    // buffer_tokens. So long a window stays whole, too (`windows`).
     std::uint32_t rollback_tokens = 0;
     std::uint64_t seed = 0;  // start of the subspace iterations; equal inputs and seeds give equal bytes
     // Sliding windows [n_layers], null for none; copied. Above 0: queries of that layer see no more than so
     // many last tokens, and blocks without any of these, nor of rollback_tokens before them, are given back;
     // tokens that a prompt leaves behind are not even compressed. Sinks are kept, and seen inside the window
-    // only.
+    // only. What would show a window that is not whole is refused with `forgotten`: a truncation or removal
+    // of more than rollback_tokens that leads back to what was given back, queries of tokens further back, a
+    // file whose windows were smaller.
     const std::uint32_t* windows = nullptr;
     // Above 0: the most bytes the cache may hold of the allocator's memory, shared ones included
     // (stats().bytes less a few for the object itself). What would exceed it fails with over_budget.
@@ -206,7 +208,8 @@ class Cache {
     // contiguous, with room for n_floats, and not where the queries are. Reads the compressed form in place;
     // no full-size temporary. Allocates only when a call needs more scratch than all before it. Errors:
     // invalid_argument, wrong_size (more queries than tokens when causal, head counts, no room for the
-    // output), non_finite, out_of_memory; out is untouched then.
+    // output), non_finite, forgotten (the first query sees what its window left behind since), out_of_memory;
+    // out is untouched then.
     Status attend(std::uint32_t layer, const Queries& queries, float* out, std::size_t n_floats,
                   Executor& executor) noexcept;
 
@@ -225,32 +228,36 @@ class Cache {
 
     // Writes tokens [first, first + n_tokens) as they are attended, [n_tokens, n_kv_heads, dim] float each,
     // to outputs with room for so many floats; either output may be null. Errors: invalid_argument,
-    // wrong_size (no room; also for tokens that are forgotten); nothing is written then.
+    // wrong_size (no room), forgotten; nothing is written then.
     Status read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
                 std::size_t n_key_floats, float* values, std::size_t n_value_floats) noexcept;
 
     // Drops the tokens from n_tokens on in every layer, for speculative decoding and edits. What stays is not
     // touched: a compressed block keeps its bytes and shows fewer tokens, and later tokens start a new one.
-    // *lossless, when given, tells whether the cache is as if the dropped tokens had never come: all of them
-    // were in the buffer, and no block was closed on their account, in any layer, or the block was opened
-    // again. It is so for rollbacks of up to rollback_tokens that came in appends shorter than a buffer, when
-    // compress, remove and shrink were not called since, nor the cache saved and loaded. Errors: wrong_size
-    // (a layer holds fewer tokens), out_of_memory and over_budget (of a fork only); nothing is dropped then.
+    // *lossless, when given, tells whether the cache is as if the dropped tokens had never come, so that
+    // every later output has the same bits: all of them were in the buffer, and no block was closed on their
+    // account, in any layer, or the blocks were opened again. It is so for rollbacks of up to rollback_tokens
+    // that came in appends shorter than a buffer, when compress, remove, forget_before and shrink were not
+    // called since, nor the cache saved and loaded; but not where auto:BITS has seen queries of dropped
+    // tokens and is yet to choose, or chose among them, nor when soft_bytes is set and blocks can shrink.
+    // Errors: wrong_size (a layer holds fewer tokens), forgotten (CacheConfig::windows), out_of_memory and
+    // over_budget (of a fork only); nothing is dropped then.
     Status truncate(std::uint64_t n_tokens, bool* lossless = nullptr) noexcept;
 
     // Drops n_tokens tokens from `first` on in every layer, none of them a sink; those behind move up, as in
     // a context shift. Blocks are not rewritten: they hide tokens, and go when none is left. Keys turn to
     // their new positions as `rope` says: those in blocks when they are attended (their queries turn instead,
-    // exactly), those in the buffer at once, rounded to fp16 again. A block that is being compressed of tokens
-    // that go or turn is finished first, at once: no more stays uncompressed than without removals, whatever
-    // their rhythm. Errors: wrong_size, invalid_argument (a sink), out_of_memory, over_budget; nothing is
-    // dropped then.
+    // exactly), those in the buffer at once, rounded to fp16 again. A block that is being compressed of
+    // tokens that go or turn is finished first, at once: no more stays uncompressed than without removals,
+    // whatever their rhythm. Errors: wrong_size, invalid_argument (a sink), forgotten (CacheConfig::windows),
+    // out_of_memory, over_budget; nothing is dropped then.
     Status remove(std::uint64_t first, std::uint64_t n_tokens,
                   Executor& executor = serial_executor()) noexcept;
 
-    // Gives back the blocks of a layer that have no token from `token` on, for layers with a sliding window:
-    // token = n_tokens - window. Sinks stay, tokens keep their numbers, and those given back are attended no
-    // more, as if masked. Errors: invalid_argument, out_of_memory, over_budget.
+    // Gives back the blocks of a layer that have no token from `token` on, for layers with a sliding window
+    // that CacheConfig::windows does not name: token = n_tokens - window. Sinks stay, tokens keep their
+    // numbers, and those given back are attended no more, as if masked; whether a later truncation wants them
+    // is the caller's to know. Errors: invalid_argument, out_of_memory, over_budget.
     Status forget_before(std::uint32_t layer, std::uint64_t token) noexcept;
 
     // Makes older blocks smaller until the cache holds at most target_bytes, or none is left that can be:

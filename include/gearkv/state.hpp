@@ -68,7 +68,8 @@ struct LoadOptions {
 // cache's own. Buffers, sinks and tables are always copied. n_extra, when given,
 // gets the number of the caller's bytes. Errors: those of Cache::create; io_error, not_a_state,
 // other_byte_order, bad_version, truncated, damaged, corrupt_state, bad_block, other_codec, other_model,
-// capacity_exceeded (more tokens than max_tokens), wrong_size (no room for the extra bytes). *out and
+// capacity_exceeded (more tokens than max_tokens), forgotten (a window of `config`, or none, wants what a
+// smaller one of the saved cache left behind), wrong_size (no room for the extra bytes). *out and
 // *n_extra are untouched then. The file may come from anybody.
 Status load_state(const char* path, const CacheConfig& config, const LoadOptions& options, Executor& executor,
                   std::unique_ptr<Cache>* out, std::size_t* n_extra = nullptr) noexcept;

@@ -16,6 +16,7 @@ enum class Code : std::uint8_t {
     capacity_exceeded,  // more tokens than were reserved
     out_of_memory,      // the allocator said no
     over_budget,        // more bytes than the caller allowed
+    forgotten,          // tokens that are asked for, or that a window shows, were given back
     unknown_level,      // a level name that does not exist
     unavailable_level,  // a level this machine or build cannot run
     bad_block,          // bytes that are not a block of this format

@@ -125,6 +125,21 @@ Status check_queries(const CacheContext& context, const Queries& queries, std::u
     return check_rules(queries, n_tokens);
 }
 
+// Whether all that the first query sees is there, of what a window left.
+Status check_held(const LayerShape& shape, const Queries& queries, std::uint32_t layer) {
+    const std::uint64_t n_tokens = shape.n_tokens();
+    const std::uint64_t end = queries.causal ? n_tokens - (queries.n_queries - 1) : n_tokens;
+    const std::uint64_t first = first_seen(end, queries.window);
+    if (!shape.lacks(first, end)) return {};
+    return Status::error(
+        Code::forgotten,
+        "the first of %u queries sees tokens %llu to %llu of layer %u, those from %llu to %llu "
+        "were given back",
+        queries.n_queries, static_cast<unsigned long long>(first), static_cast<unsigned long long>(end - 1),
+        layer, static_cast<unsigned long long>(shape.n_sinks),
+        static_cast<unsigned long long>(shape.gap_end() - 1));
+}
+
 // ---- rows ----
 
 // Row `row` of the rows that share a KV head.
@@ -173,6 +188,7 @@ Status begin_job(std::uint32_t layer, const AttendRequest& request, Executor& ex
     if (Status status = check_queries(cache.context, queries, n_tokens, request.n_floats); !status.ok())
         return status;
     LayerStream* stream = cache.layers[layer];
+    if (Status status = check_held(stream->tokens().shape(), queries, layer); !status.ok()) return status;
     if (Status status = stream->check_blocks(executor); !status.ok()) return status;
     new (job) Job;
     job->cache = &cache;

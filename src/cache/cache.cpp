@@ -148,7 +148,7 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
     const LayerShape shape = stream.tokens().shape();
     const std::uint64_t gap = shape.n_sinks, gap_end = gap + shape.n_forgotten;
     if (first < gap_end && first + n_tokens > gap && gap < gap_end) {
-        return Status::error(Code::wrong_size, "%llu tokens from %llu, of which %llu to %llu were forgotten",
+        return Status::error(Code::forgotten, "%llu tokens from %llu, of which %llu to %llu were forgotten",
                              static_cast<unsigned long long>(n_tokens),
                              static_cast<unsigned long long>(first), static_cast<unsigned long long>(gap),
                              static_cast<unsigned long long>(gap_end - 1));

@@ -190,10 +190,10 @@ void LayerStream::remove(CacheContext* context, std::uint64_t first, std::uint64
     exact_from_ = n_tokens();
 }
 
-void LayerStream::forget_before(CacheContext* context, std::uint64_t token) noexcept {
+void LayerStream::forget_before(CacheContext* context, std::uint64_t token, bool behind_window) noexcept {
     const std::uint64_t n = tokens_.n_forgettable(token);
     if (n == tokens_.blocks().n_tokens()) forget_reopenable(context);
-    tokens_.forget(memory(context), n);
+    tokens_.forget(memory(context), n, behind_window);
 }
 
 bool LayerStream::reduce(CacheContext* context, std::uint64_t i, bool drop_low_rank) noexcept {

@@ -80,9 +80,9 @@ class LayerStream {
     // Drops tokens [first, first + n), none of them a sink. Those behind move up, and their keys turn by
     // `turn`.
     void remove(CacheContext* context, std::uint64_t first, std::uint64_t n, const Rotation& turn) noexcept;
-    // After reserve_cut: gives back the blocks that have no token from `token` on. All tokens keep their
-    // places.
-    void forget_before(CacheContext* context, std::uint64_t token) noexcept;
+    // After reserve_cut: gives back the blocks that have no token from `token` on, because the window has
+    // left them or the caller masks them. All tokens keep their places.
+    void forget_before(CacheContext* context, std::uint64_t token, bool behind_window) noexcept;
     // Puts a smaller block in the place of block i, as BlockTable::reduce.
     bool reduce(CacheContext* context, std::uint64_t i, bool drop_low_rank) noexcept;
 

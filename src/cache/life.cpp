@@ -16,6 +16,11 @@ Status Cache::truncate(std::uint64_t n_tokens, bool* lossless) noexcept {
     }
     for (std::uint32_t i = 0; i < n_layers; ++i) {
         if (n_tokens == this->n_tokens(i)) continue;
+        const LayerShape kept = impl_->layers[i]->tokens().shape().truncated(n_tokens);
+        if (Status status = impl_->check_window(i, kept, "truncation"); !status.ok()) return status;
+    }
+    for (std::uint32_t i = 0; i < n_layers; ++i) {
+        if (n_tokens == this->n_tokens(i)) continue;
         if (Status status = impl_->own(i); !status.ok()) return status;
     }
     bool all_buffered = true;
@@ -47,6 +52,10 @@ Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens, Executor& call
                              static_cast<unsigned long long>(first), i,
                              static_cast<unsigned long long>(n_held));
     }
+    for (std::uint32_t i = 0; i < n_layers; ++i) {
+        const LayerShape kept = impl_->layers[i]->tokens().shape().without(first, n_tokens);
+        if (Status status = impl_->check_window(i, kept, "removal"); !status.ok()) return status;
+    }
     if (Status status = impl_->own_all(); !status.ok()) return status;
     CacheContext& context = impl_->context;
     for (std::uint32_t i = 0; i < n_layers; ++i) {
@@ -76,7 +85,9 @@ Status Cache::shrink(std::uint64_t target_bytes, std::uint64_t* freed) noexcept 
 
 Status Cache::forget_before(std::uint32_t layer, std::uint64_t token) noexcept {
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
-    return impl_->forget_before(layer, token);
+    const std::uint32_t window = window_of(config(), layer);
+    const bool behind_window = window > 0 && token <= first_seen(n_tokens(layer), window);
+    return impl_->forget_before(layer, token, behind_window);
 }
 
 }  // namespace gearkv

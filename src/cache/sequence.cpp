@@ -91,20 +91,33 @@ Status Sequence::choose_rates(std::uint32_t layer, Executor& executor) noexcept 
     return rates.choose(&context, layers, executor);
 }
 
-Status Sequence::forget_before(std::uint32_t layer, std::uint64_t token) noexcept {
+Status Sequence::check_window(std::uint32_t layer, const LayerShape& shape, const char* what) const noexcept {
+    const std::uint32_t window = window_of(context.config, layer);
+    const std::uint64_t n_tokens = shape.n_tokens(), first = first_seen(n_tokens, window);
+    if (!shape.lacks(first, n_tokens)) return {};
+    return Status::error(Code::forgotten,
+                         "%s: the window of %u of layer %u would show tokens from %llu of %llu, those from "
+                         "%llu to %llu were given back",
+                         what, window, layer, static_cast<unsigned long long>(first),
+                         static_cast<unsigned long long>(n_tokens),
+                         static_cast<unsigned long long>(shape.n_sinks),
+                         static_cast<unsigned long long>(shape.gap_end() - 1));
+}
+
+Status Sequence::forget_before(std::uint32_t layer, std::uint64_t token, bool behind_window) noexcept {
     if (layers[layer] == nullptr || layers[layer]->tokens().n_forgettable(token) == 0) return {};
     if (Status status = own(layer); !status.ok()) return status;
     if (Status status = layers[layer]->check_first_block(); !status.ok()) return status;
     if (!layers[layer]->reserve_cut(&context))
         return memory_error(context, "to cut the blocks of layer %u", layer);
-    layers[layer]->forget_before(&context, token);
+    layers[layer]->forget_before(&context, token, behind_window);
     look_again(layer);
     return {};
 }
 
 Status Sequence::keep_within(std::uint32_t layer) noexcept {
     const std::uint64_t token = first_visible(context.config, layer, n_tokens(layer));
-    if (Status status = forget_before(layer, token); !status.ok()) return status;
+    if (Status status = forget_before(layer, token, true); !status.ok()) return status;
     const std::uint64_t soft_bytes = context.config.soft_bytes;
     if (soft_bytes > 0 && context.ledger.total() > soft_bytes) (void)shrink(soft_bytes);  // as far as it can
     return {};

@@ -31,8 +31,12 @@ struct Sequence {
     Status own_all() noexcept;
     // Before this layer compresses, if it is about to for the first time. Errors: as above.
     Status choose_rates(std::uint32_t layer, Executor& executor) noexcept;
-    // Gives back the blocks of a layer without a token from `token` on. Errors: as above, and damaged.
-    Status forget_before(std::uint32_t layer, std::uint64_t token) noexcept;
+    // Gives back the blocks of a layer without a token from `token` on, as LayerStream::forget_before.
+    // Errors: as above, and damaged.
+    Status forget_before(std::uint32_t layer, std::uint64_t token, bool behind_window) noexcept;
+    // Whether the window of a layer would still be whole with this shape, after what `what` says. Errors:
+    // forgotten.
+    Status check_window(std::uint32_t layer, const LayerShape& shape, const char* what) const noexcept;
     // After a layer has grown: what its window leaves behind goes, and older blocks shrink to soft_bytes.
     Status keep_within(std::uint32_t layer) noexcept;
 

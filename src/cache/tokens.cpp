@@ -21,6 +21,27 @@ void turn_rows(const CacheConfig& config, std::int64_t shift, std::size_t n_rows
 
 }  // namespace
 
+LayerShape LayerShape::truncated(std::uint64_t n) const noexcept {
+    const auto kept = [&](std::uint64_t start, std::uint64_t count) {
+        return std::clamp(n, start, start + count) - start;
+    };
+    LayerShape shape = {kept(0, n_sinks), kept(n_sinks, n_forgotten), kept(gap_end(), n_closed),
+                        kept(buffer_start(), n_buffered), false};
+    shape.behind_window = behind_window && shape.n_forgotten > 0;
+    return shape;
+}
+
+LayerShape LayerShape::without(std::uint64_t first, std::uint64_t n) const noexcept {
+    const auto kept = [&](std::uint64_t start, std::uint64_t count) {
+        return count -
+               (std::clamp(first + n, start, start + count) - std::clamp(first, start, start + count));
+    };
+    LayerShape shape = {n_sinks, kept(n_sinks, n_forgotten), kept(gap_end(), n_closed),
+                        kept(buffer_start(), n_buffered), false};
+    shape.behind_window = behind_window && shape.n_forgotten > 0;
+    return shape;
+}
+
 bool LayerTokens::create(const CacheConfig& config, const Memory& memory) noexcept {
     return blocks_.create(memory, std::max<std::uint64_t>(max_blocks(config), 1)) &&
            buffer_.create(config, memory, base_tokens(config)) &&
@@ -30,6 +51,7 @@ bool LayerTokens::create(const CacheConfig& config, const Memory& memory) noexce
 bool LayerTokens::copy(const Memory& memory, const LayerTokens& other) noexcept {
     blocks_.destroy(memory);
     n_forgotten_ = other.n_forgotten_;
+    behind_window_ = other.behind_window_;
     return blocks_.copy(memory, other.blocks_) && sinks_.copy(memory, other.sinks_) &&
            buffer_.copy(memory, other.buffer_);
 }
@@ -46,6 +68,7 @@ bool LayerTokens::restore(const Memory& memory, const LayerShape& shape, const v
     sinks_.fill(sinks, shape.n_sinks);
     buffer_.fill(buffer, shape.n_buffered);
     n_forgotten_ = shape.n_forgotten;
+    behind_window_ = shape.behind_window;
     return true;
 }
 
@@ -80,33 +103,31 @@ void LayerTokens::drop_aside(const Memory& memory) noexcept {
 }
 
 void LayerTokens::truncate(const Memory& memory, std::uint64_t n_tokens) noexcept {
-    const LayerShape held = shape();
-    const auto kept = [&](std::uint64_t start, std::uint64_t n) {
-        return std::clamp(n_tokens, start, start + n) - start;
-    };
-    buffer_.drop_back(memory, held.n_buffered - kept(held.buffer_start(), held.n_buffered));
-    blocks_.truncate(memory, kept(held.gap_end(), held.n_closed));
-    n_forgotten_ = kept(held.n_sinks, held.n_forgotten);
-    sinks_.drop_back(memory, held.n_sinks - kept(0, held.n_sinks));
+    const LayerShape held = shape(), kept = held.truncated(n_tokens);
+    buffer_.drop_back(memory, held.n_buffered - kept.n_buffered);
+    blocks_.truncate(memory, kept.n_closed);
+    n_forgotten_ = kept.n_forgotten;
+    behind_window_ = kept.behind_window;
+    sinks_.drop_back(memory, held.n_sinks - kept.n_sinks);
 }
 
 void LayerTokens::remove(const Memory& memory, const Kernels& kernels, std::uint64_t first, std::uint64_t n,
                          const Rotation& turn) noexcept {
-    const LayerShape held = shape();
+    const LayerShape held = shape(), kept = held.without(first, n);
     const std::uint64_t end = first + n;
     // The part of the range in [start, start + count), from start.
     const auto part = [&](std::uint64_t start, std::uint64_t count) {
         const std::uint64_t from = std::clamp(first, start, start + count);
         return std::pair(from - start, std::clamp(end, start, start + count) - from);
     };
-    const std::uint64_t forgotten = part(held.n_sinks, held.n_forgotten).second;
     const auto [closed_at, closed] = part(held.gap_end(), held.n_closed);
     const auto [buffered_at, buffered] = part(held.buffer_start(), held.n_buffered);
     // Blocks behind the range move even when none of their tokens goes.
     const std::uint64_t from = first > held.gap_end() ? closed_at : 0;
     blocks_.remove(memory, from, closed, n);
     buffer_.remove(memory, buffered_at, buffered);
-    n_forgotten_ -= forgotten;
+    n_forgotten_ = kept.n_forgotten;
+    behind_window_ = kept.behind_window;
     if (turn.n_pairs > 0) buffer_.rotate_keys(kernels, turn, buffered_at);
 }
 
@@ -118,13 +139,15 @@ std::uint64_t LayerTokens::n_forgettable(std::uint64_t token) const noexcept {
     return n;
 }
 
-void LayerTokens::forget(const Memory& memory, std::uint64_t n) noexcept {
+void LayerTokens::forget(const Memory& memory, std::uint64_t n, bool behind_window) noexcept {
     blocks_.remove(memory, 0, n, 0);
     n_forgotten_ += n;
+    behind_window_ |= behind_window && n > 0;
 }
 
 void LayerTokens::skip(const Memory& memory, std::uint64_t n) noexcept {
     n_forgotten_ += blocks_.n_tokens() + n;
+    behind_window_ |= n_forgotten_ > 0;
     blocks_.truncate(memory, 0);
     blocks_.forget_profiles(memory);
     buffer_.drop_front(memory, n);

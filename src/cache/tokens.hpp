@@ -1,6 +1,8 @@
 // The tokens of a layer, and where they lie.
 #pragma once
 
+#include <algorithm>
+
 #include "cache/closed_block.hpp"
 #include "cache/context.hpp"
 #include "cache/token_buffer.hpp"
@@ -13,11 +15,24 @@ struct LayerShape {
     std::uint64_t n_forgotten = 0;  // counted but not there any more
     std::uint64_t n_closed = 0;     // in blocks
     std::uint64_t n_buffered = 0;
+    bool behind_window = false;  // of what is forgotten: a window had left some of it, the caller masks none
 
     std::uint64_t n_tokens() const noexcept { return n_sinks + n_forgotten + n_closed + n_buffered; }
     std::uint64_t gap_end() const noexcept { return n_sinks + n_forgotten; }
     std::uint64_t buffer_start() const noexcept { return gap_end() + n_closed; }
+    // With the first n tokens alone; without those in [first, first + n), none of them a sink.
+    LayerShape truncated(std::uint64_t n) const noexcept;
+    LayerShape without(std::uint64_t first, std::uint64_t n) const noexcept;
+    // Whether what a window left is seen by a query that sees tokens [first, end): then it cannot be
+    // attended. A shape cannot stay when that is so of its last token's query.
+    bool lacks(std::uint64_t first, std::uint64_t end) const noexcept {
+        return behind_window && n_forgotten > 0 && first < std::min(end, gap_end()) && end > n_sinks;
+    }
 };
+// The first token that the query of the last of n_tokens sees through a window; 0 for none.
+inline std::uint64_t first_seen(std::uint64_t n_tokens, std::uint64_t window) noexcept {
+    return window == 0 || n_tokens < window ? 0 : n_tokens - window;
+}
 
 // Sinks, a gap of what is forgotten, closed blocks, the buffer: every token is in one of them, and they
 // follow each other in this order. Sinks are full before anything else holds a token.
@@ -33,7 +48,7 @@ class LayerTokens {
                  const void* const* buffer) noexcept;
 
     LayerShape shape() const noexcept {
-        return {sinks_.n_tokens(), n_forgotten_, blocks_.n_tokens(), buffer_.n_tokens()};
+        return {sinks_.n_tokens(), n_forgotten_, blocks_.n_tokens(), buffer_.n_tokens(), behind_window_};
     }
     std::uint64_t n_tokens() const noexcept { return shape().n_tokens(); }
     std::uint64_t n_buffered() const noexcept { return buffer_.n_tokens(); }
@@ -70,8 +85,8 @@ class LayerTokens {
     // Tokens of the blocks that have none from `token` on.
     std::uint64_t n_forgettable(std::uint64_t token) const noexcept;
     // After reserve_cut: the first n tokens of blocks, all of some, go into the gap.
-    void forget(const Memory& memory, std::uint64_t n) noexcept;
-    // All blocks go into the gap, and the first n of the buffer behind them.
+    void forget(const Memory& memory, std::uint64_t n, bool behind_window) noexcept;
+    // All blocks go into the gap, and the first n of the buffer behind them: a window has left them.
     void skip(const Memory& memory, std::uint64_t n) noexcept;
 
     // Sinks, gap, blocks, buffer, as far as they hold tokens; runs has room for n_runs().
@@ -90,6 +105,7 @@ class LayerTokens {
   private:
     KvBuffer sinks_;  // first tokens of the sequence, kept as they are
     std::uint64_t n_forgotten_ = 0;
+    bool behind_window_ = false;  // as in LayerShape
     BlockTable blocks_;
     KvBuffer buffer_;
 };

@@ -121,7 +121,9 @@ struct StateLayer {
     std::uint32_t pending_tokens;    // first of the buffer, on their way to a block
     std::uint32_t pending_appended;  // tokens that came since
     std::uint32_t flags;             // bit 0: the last append brought a block's worth of tokens or more;
-                                     // bit 1: so did the one that brought the pending ones
+                                     // bit 1: so did the one that brought the pending ones;
+                                     // bit 2: a sliding window had left some of what was given back, which is
+                                     // no mask, and whoever needs them cannot go on
     float key_rate;                  // of a trellis, as in use
     float value_rate;
     std::uint32_t reserved;

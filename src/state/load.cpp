@@ -93,7 +93,12 @@ class Loader {
             if (!push_block(&stream, memory, sections.block(i))) return no_memory(layer);
         }
         const StateLayer& found = sections.layer;
-        const LayerShape shape = {found.n_sinks, found.n_forgotten, found.n_closed, found.n_buffered};
+        // Files of earlier versions do not tell why tokens are missing.
+        const bool behind_window =
+            (found.flags & 4) != 0 || (found.n_forgotten > 0 && window_of(impl_.context.config, layer) > 0);
+        const LayerShape shape = {found.n_sinks, found.n_forgotten, found.n_closed, found.n_buffered,
+                                  behind_window};
+        if (Status status = impl_.check_window(layer, shape, "file"); !status.ok()) return status;
         const LayerProgress progress = {found.exact_from, found.pending_tokens, found.pending_appended,
                                         (found.flags & 2) != 0, (found.flags & 1) != 0};
         if (!stream.restore(&impl_.context, shape, progress, sections.sinks, sections.buffer))

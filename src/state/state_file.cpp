@@ -290,7 +290,8 @@ Status StateReader::check_layer(std::uint32_t layer, const StateLayer& found) co
     const std::uint32_t most_unit = std::max(max_unit_tokens / spec.buffer_tokens, 1u) * spec.buffer_tokens;
     if (found.pending_tokens > std::min<std::uint64_t>(found.n_buffered, most_unit) ||
         found.pending_tokens % spec.buffer_tokens != 0 || found.pending_appended > found.n_buffered ||
-        found.flags > 3 || found.reserved != 0 || found.exact_from > 2 * most) {
+        found.flags > 7 || ((found.flags & 4) != 0 && found.n_forgotten == 0) || found.reserved != 0 ||
+        found.exact_from > 2 * most) {
         return Status::error(Code::corrupt_state,
                              "layer %u compresses %u tokens for %u appended of %llu, with flags %u", layer,
                              found.pending_tokens, found.pending_appended, static_cast<Ull>(found.n_buffered),

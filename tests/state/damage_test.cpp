@@ -209,7 +209,7 @@ TEST_CASE("every cause has its code", "[damage][once]") {
     CHECK(layer_with([](StateLayer* l) { l->pending_tokens = 1; }) == Code::corrupt_state);
     CHECK(layer_with([](StateLayer* l) { l->pending_appended = UINT32_MAX; }) == Code::corrupt_state);
     CHECK(layer_with([](StateLayer* l) { l->exact_from = UINT64_MAX; }) == Code::corrupt_state);
-    CHECK(layer_with([](StateLayer* l) { l->flags = 4; }) == Code::corrupt_state);
+    CHECK(layer_with([](StateLayer* l) { l->flags = 8; }) == Code::corrupt_state);
     CHECK(layer_with([](StateLayer* l) { l->key_rate = NAN; }) == Code::corrupt_state);
     CHECK(layer_with([](StateLayer* l) { l->value_rate = 1.0f; }) == Code::corrupt_state);
     // Rows.

@@ -542,7 +542,7 @@ class Reader {
         if (const Bytes bytes = one(i, layer_kind); bytes.n > 0) {
             demand(bytes.n == sizeof(counts), "size of a layer");
             counts = bytes.get<LayerCounts>(0);
-            demand((counts.flags & ~1u) == 0 && counts.reserved == 0, "reserved fields of a layer");
+            demand((counts.flags & ~7u) == 0 && counts.reserved == 0, "reserved fields of a layer");
         }
         layer.n_sinks = counts.n_sinks;
         layer.n_forgotten = counts.n_forgotten;

@@ -1,0 +1,164 @@
+// Windows: what one has left behind is given back, and what would show it again is refused.
+#include "caches.hpp"
+#include "gearkv/state.hpp"
+#include "support/temporary_file.hpp"
+
+using namespace gearkv;
+using namespace gearkv::testing;
+
+namespace {
+
+constexpr std::size_t n_heads = source_heads, dim = source_dim, n_held = 400;
+
+std::unique_ptr<Cache> make_windowed(CacheConfig config, std::uint32_t window, std::uint32_t rollback) {
+    config.windows = &window;
+    config.rollback_tokens = rollback;
+    auto cache = make_cache(config);
+    for (std::size_t t = 0; t < n_held; ++t)
+        REQUIRE(append(cache.get(), source().keys, source().values, t, 1).ok());
+    REQUIRE(cache->compress(0, serial_executor()).ok());
+    return cache;
+}
+
+std::uint64_t n_forgotten(const Cache& cache) {
+    LayerStats stats;
+    REQUIRE(cache.layer_stats(0, &stats).ok());
+    return stats.n_forgotten;
+}
+
+// Attention through the window, against that on the tokens that were appended.
+double window_error(Cache* cache, std::uint32_t window) {
+    static const Tensor q = gaussian(1, 2 * n_heads, dim, 3);
+    const std::size_t n = cache->n_tokens(0), first = n - std::min<std::size_t>(n, window);
+    const auto slice = [&](const Tensor& x) {
+        const auto at = [&](std::size_t t) {
+            return x.data.begin() + static_cast<std::ptrdiff_t>(t * n_heads * dim);
+        };
+        return Tensor{n - first, n_heads, dim, {at(first), at(n)}};
+    };
+    const Tensor expected = reference::attend(q, slice(source().keys), slice(source().values),
+                                              1.0 / std::sqrt(static_cast<double>(dim)), true);
+    return reference::relative_error(expected, attend(cache, q, dim, true));
+}
+
+}  // namespace
+
+TEST_CASE("a truncation is refused where the window would show what was given back", "[window]") {
+    for (const char* spec : {"f16", "gear-4", "f32"}) {
+        for (const std::uint32_t rollback : {0u, 16u}) {
+            for (const std::uint32_t window : {64u, 200u}) {
+                const CacheConfig config = make_config(spec, n_heads, dim, dim, 1000);
+                auto cache = make_windowed(config, window, rollback);
+                const std::uint64_t n_sinks = config.spec.sink_tokens;
+                const std::uint64_t gap_end = n_sinks + n_forgotten(*cache);
+                REQUIRE(gap_end > n_sinks);
+                for (std::size_t n_left : {399u, 395u, 384u, 360u, 300u, 201u, 60u, 4u, 1u, 0u}) {
+                    CAPTURE(spec, rollback, window, n_left, gap_end);
+                    std::unique_ptr<Cache> fork;
+                    REQUIRE(cache->fork(&fork).ok());
+                    bool lossless = true;
+                    const Status status = fork->truncate(n_left, &lossless);
+                    const bool is_whole = n_left <= n_sinks || n_left >= gap_end + window;
+                    if (n_left + rollback >= n_held) CHECK(is_whole);
+                    CHECK(status.code() == (is_whole ? Code::ok : Code::forgotten));
+                    if (!is_whole) {
+                        CHECK(lossless);
+                        CHECK(fork->n_tokens(0) == n_held);
+                        CHECK(fork->stats().bytes.shared > 0);
+                        CHECK(std::string(status.message()).find("were given back") != std::string::npos);
+                    }
+                    if (fork->n_tokens(0) > n_sinks) CHECK(window_error(fork.get(), window) < 0.15);
+                }
+            }
+        }
+    }
+}
+
+TEST_CASE("a removal is refused where the window would show what was given back", "[window]") {
+    const std::uint32_t window = 100;
+    CacheConfig config = make_config("gear-4", n_heads, dim, dim, 1000);
+    auto cache = make_windowed(config, window, 10);
+    const std::uint64_t gap_end = 4 + n_forgotten(*cache);
+    REQUIRE(gap_end == 260);
+    const struct {
+        std::uint64_t first, n;
+        bool is_whole;
+    } cases[] = {{4, 100, true},    // a context shift: all of it was given back
+                 {4, 256, true},    // all that was given back
+                 {200, 100, true},  // of both sides
+                 {390, 10, true},   // within rollback_tokens
+                 {320, 40, true},   // as the block that is not given back allows
+                 {320, 41, false}, {255, 60, false}, {262, 130, false}};
+    for (const auto& c : cases) {
+        CAPTURE(c.first, c.n);
+        std::unique_ptr<Cache> fork;
+        REQUIRE(cache->fork(&fork).ok());
+        const Status status = fork->remove(c.first, c.n);
+        CHECK(status.code() == (c.is_whole ? Code::ok : Code::forgotten));
+        CHECK(fork->n_tokens(0) == (c.is_whole ? n_held - c.n : n_held));
+        const std::vector<float> data = to_floats(gaussian(1, 2 * n_heads, dim, 3));
+        std::vector<float> out(data.size());
+        const Tensor q = gaussian(1, 2 * n_heads, dim, 3);
+        CHECK(fork->attend(0, queries_of(data, q, true), out.data(), out.size(), serial_executor()).ok());
+    }
+}
+
+TEST_CASE("queries that see what their window left since are refused, alone and in a batch", "[window]") {
+    const std::uint32_t window = 64;
+    auto cache = make_windowed(make_config("f16", n_heads, dim, dim, 1000), window, 0);
+    const std::uint64_t gap_end = n_forgotten(*cache);
+    const Tensor q = gaussian(100, 2 * n_heads, dim, 3);
+    const std::vector<float> data = to_floats(q);
+    for (const std::uint32_t n_queries : {1u, 17u, 18u, 100u}) {
+        CAPTURE(n_queries, gap_end);
+        std::vector<float> out(data.size(), 7.0f);
+        Queries queries = queries_of(data, q, true);
+        queries.n_queries = n_queries;
+        const bool is_whole = n_held - (n_queries - 1) >= gap_end + window;
+        const Code expected = is_whole ? Code::ok : Code::forgotten;
+        CHECK(cache->attend(0, queries, out.data(), out.size(), serial_executor()).code() == expected);
+        CHECK((out[0] == 7.0f) == !is_whole);
+        const AttendRequest request = {cache.get(), queries, out.data(), out.size()};
+        CHECK(Cache::attend_batch(0, &request, 1, serial_executor()).code() == expected);
+        // A smaller window sees less.
+        queries.window = 1;
+        CHECK(cache->attend(0, queries, out.data(), out.size(), serial_executor()).code() ==
+              (n_held - n_queries >= gap_end ? Code::ok : Code::forgotten));
+    }
+}
+
+TEST_CASE("a file is refused by windows that want more than those of its cache left", "[window]") {
+    const TemporaryFile file;
+    CacheConfig config = make_config("gear-4", n_heads, dim, dim, 1000);
+    auto cache = make_windowed(config, 64, 0);
+    REQUIRE(save_state(*cache, file.path(), {}, serial_executor()).ok());
+    const std::uint64_t gap_end = 4 + n_forgotten(*cache);
+    for (const std::uint32_t window : {1u, 64u, 100u, 144u, 145u, 200u, 0u}) {
+        CAPTURE(window, gap_end);
+        config.windows = &window;
+        std::unique_ptr<Cache> loaded;
+        const Status status = load_state(file.path(), config, {}, serial_executor(), &loaded);
+        const bool is_whole = window > 0 && n_held >= gap_end + window;
+        CHECK(status.code() == (is_whole ? Code::ok : Code::forgotten));
+        CHECK((loaded != nullptr) == is_whole);
+        if (is_whole) CHECK(window_error(loaded.get(), window) < 0.1);
+    }
+    config.windows = nullptr;
+    std::unique_ptr<Cache> loaded;
+    CHECK(load_state(file.path(), config, {}, serial_executor(), &loaded).code() == Code::forgotten);
+    StateInfo info;
+    CHECK(verify_state(file.path(), serial_executor(), &info).ok());
+    // What the caller masks is the caller's.
+    auto masked = make_cache(config);
+    REQUIRE(append(masked.get(), source().keys, source().values, 0, 400).ok());
+    REQUIRE(masked->compress(0, serial_executor()).ok());
+    REQUIRE(masked->truncate(390).ok());
+    REQUIRE(append(masked.get(), source().keys, source().values, 390, 300).ok());
+    REQUIRE(masked->compress(0, serial_executor()).ok());
+    REQUIRE(masked->forget_before(0, 400).ok());
+    REQUIRE(n_forgotten(*masked) > 0);
+    REQUIRE(save_state(*masked, file.path(), {}, serial_executor()).ok());
+    REQUIRE(load_state(file.path(), config, {}, serial_executor(), &loaded).ok());
+    CHECK(loaded->truncate(300).ok());
+    CHECK(masked->truncate(300).ok());
+}
