@@ -248,7 +248,7 @@ class Cache {
     // a context shift. Blocks are not rewritten: they hide tokens, and go when none is left. Keys turn to
     // their new positions as `rope` says: those in blocks when they are attended (their queries turn instead,
     // exactly), those in the buffer at once, rounded to fp16 again. A block that is being compressed of
-    // tokens that go or turn is finished first, at once: no more stays uncompressed than without removals,
+    // tokens that go or move is finished first, at once: no more stays uncompressed than without removals,
     // whatever their rhythm. Errors: wrong_size, invalid_argument (a sink), forgotten (CacheConfig::windows),
     // out_of_memory, over_budget; nothing is dropped then.
     Status remove(std::uint64_t first, std::uint64_t n_tokens,

@@ -137,7 +137,7 @@ Status check_held(const LayerShape& shape, const Queries& queries, std::uint32_t
         "were given back",
         queries.n_queries, static_cast<unsigned long long>(first), static_cast<unsigned long long>(end - 1),
         layer, static_cast<unsigned long long>(shape.n_sinks),
-        static_cast<unsigned long long>(shape.gap_end() - 1));
+        static_cast<unsigned long long>(shape.left_end() - 1));
 }
 
 // ---- rows ----
@@ -295,10 +295,26 @@ class Call {
             Job& job = jobs_[i];
             job.runs = runs;
             job.layer->tokens().list_runs(runs);
+            leave_unseen(job);
             job.n_tiles = count_tiles(runs, job.n_runs);
             runs += job.n_runs;
         }
         return {};
+    }
+
+    // What no query of a job sees becomes a gap, whether a window has given it back yet or not: how the rest
+    // is cut into parts does not depend on that.
+    static void leave_unseen(const Job& job) noexcept {
+        const Queries& queries = job.queries;
+        const std::uint64_t first = first_seen(
+            queries.causal ? job.n_tokens - (queries.n_queries - 1) : job.n_tokens, queries.window);
+        std::uint64_t end = 0;
+        for (std::size_t i = 0; i < job.n_runs; ++i) {
+            const std::uint32_t n_shown = job.runs[i].n_tokens - job.runs[i].n_hidden;
+            end += n_shown;
+            if (end > first) return;
+            job.runs[i] = gap_run(n_shown);
+        }
     }
 
     // For the runs whose keys have moved.

@@ -96,7 +96,7 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     if (status.ok())
         status = check_rows(*context.kernels, values, value_shape, limit(config.spec.value), executor);
     if (status.ok()) status = impl_->own(layer);
-    if (status.ok()) status = impl_->choose_rates(layer, executor);
+    if (status.ok()) status = impl_->choose_rates(layer, impl_->n_tokens(layer) + 1, executor);
     if (!status.ok()) return status;
     LayerStream& stream = *impl_->layers[layer];
     if (status = stream.check_first_block(); !status.ok()) return status;
@@ -117,7 +117,7 @@ Status Cache::compress(std::uint32_t layer, Executor& caller) noexcept {
     // A caller that compresses layer after layer of the first chunk must not decide for those to come.
     if (impl_->rates.waits() && !impl_->rates.is_ready(impl_->context, impl_->layers)) return {};
     if (Status status = impl_->own(layer); !status.ok()) return status;
-    if (Status status = impl_->choose_rates(layer, executor); !status.ok()) return status;
+    if (Status status = impl_->choose_rates(layer, n_tokens(layer), executor); !status.ok()) return status;
     if (Status status = impl_->layers[layer]->check_first_block(); !status.ok()) return status;
     if (Status status = impl_->layers[layer]->compress(&impl_->context, executor); !status.ok())
         return status;

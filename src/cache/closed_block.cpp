@@ -158,8 +158,10 @@ void BlockTable::truncate(const Memory& memory, std::uint64_t n_tokens) noexcept
     }
 }
 
-void BlockTable::pop() noexcept {
+void BlockTable::pop(const Memory& memory) noexcept {
     const ClosedBlock& block = blocks_[--size_];
+    if (header_of(block.key).profile != 0) forget_profiles_of(memory, TensorKind::key);
+    if (header_of(block.value).profile != 0) forget_profiles_of(memory, TensorKind::value);
     count(block, ~std::uint64_t{0});
     n_tokens_ -= block.n_tokens;
 }

@@ -70,8 +70,9 @@ class BlockTable {
     void push(const ClosedBlock& block) noexcept;
     // Drops all behind the first n_tokens. Profiles stay, also without a block.
     void truncate(const Memory& memory, std::uint64_t n_tokens) noexcept;
-    // Takes the last block out. Its user and what it counts in memory go to the caller.
-    void pop() noexcept;
+    // Takes the last block out. Its user and what it counts in memory go to the caller; the profiles that it
+    // carries for others go with it.
+    void pop(const Memory& memory) noexcept;
     void forget_profiles(const Memory& memory) noexcept;
     // Drops tokens [first, first + n) and moves the positions of those behind them down by n_moved. There is
     // room for one more entry, and profiles are kept.

@@ -13,42 +13,44 @@ Status LayerStream::advance(CacheContext* context, std::uint32_t n_tokens, Execu
     // What is finished here a stream would not have finished without the next token, or without all of a long
     // append.
     const std::uint64_t exact_from = this->n_tokens() + (is_long ? n_tokens : 1);
-    if (this->n_tokens() + n_tokens > reopenable_.closed_at + config.rollback_tokens)
-        forget_reopenable(context);
+    tokens_.drop_aside(memory(context),
+                       reopenable_.expire(this->n_tokens() + n_tokens, config.rollback_tokens));
+    if (is_long) drop_unbegun(context);
     if (closing_.is_open()) {
         // The next unit begins when it would have begun without spreading.
-        const bool next_is_full = unit_tokens(config, tokens_.n_buffered() - closing_.n_tokens()) > 0;
-        if (at_once || next_is_full || closing_.n_appended() >= spread_tokens(config)) {
-            finish_unit(context, !is_long, executor);
-            exact_from_ = exact_from;
-        } else {
+        if (!at_once && next_unit(*context) == 0 && closing_.n_appended() < spread_tokens(config)) {
             closing_.run(piece_source(*context), closing_.n_due(spread_tokens(config)), executor);
             return {};
         }
-    }
-    skip_invisible(context);
-    while (const std::uint32_t n = unit_tokens(config, tokens_.n_buffered())) {
-        if (Status status = begin_unit(context, n, prompt_); !status.ok()) return status;
-        if (!at_once && unit_tokens(config, tokens_.n_buffered() - n) == 0) return {};
         finish_unit(context, !is_long, executor);
-        exact_from_ = exact_from;
+        past_.note(exact_from);
+    }
+    // A unit that was closed can be opened again, but not one that was left out.
+    if (is_long && skip_invisible(context)) past_.note(exact_from);
+    while (const std::uint32_t n = next_unit(*context)) {
+        if (Status status = begin_unit(context, n, past_.prompt()); !status.ok()) return status;
+        if (!at_once && next_unit(*context) == 0) return {};
+        finish_unit(context, !is_long, executor);
+        past_.note(exact_from);
     }
     return {};
 }
 
 void LayerStream::append(const CacheContext& context, const Rows& keys, const Rows& values,
                          std::uint32_t n_tokens) noexcept {
-    prompt_ = n_tokens >= context.config.spec.buffer_tokens;
+    past_.append(this->n_tokens(), n_tokens, n_tokens >= context.config.spec.buffer_tokens);
     tokens_.append(context, keys, values, n_tokens);
     closing_.advance(n_tokens);
 }
 
 Status LayerStream::compress(CacheContext* context, Executor& executor) noexcept {
-    if (unit_tokens(context->config, tokens_.n_buffered()) > 0) exact_from_ = n_tokens();
+    if (closing_.is_open() || next_unit(*context) > 0) past_.note(n_tokens());
+    drop_unbegun(context);
     finish_unit(context, false, executor);
-    skip_invisible(context);
-    while (const std::uint32_t n = unit_tokens(context->config, tokens_.n_buffered())) {
-        if (Status status = begin_unit(context, n, prompt_); !status.ok()) return status;
+    forget_reopenable(context);
+    if (skip_invisible(context)) past_.note(n_tokens());
+    while (const std::uint32_t n = next_unit(*context)) {
+        if (Status status = begin_unit(context, n, past_.prompt()); !status.ok()) return status;
         finish_unit(context, false, executor);
     }
     return {};
@@ -63,7 +65,9 @@ PieceRun LayerStream::due_pieces(const CacheContext& context) const noexcept {
 
 Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens, bool prompt) noexcept {
     const BlockTable& blocks = tokens_.blocks();
-    if (!mutable_blocks()->reserve(memory(context), 1)) {
+    const bool may_reopen = context->config.rollback_tokens > 0;
+    if (!mutable_blocks()->reserve(memory(context), 1) ||
+        (may_reopen && !reopenable_.reserve(memory(context)))) {
         return memory_error(*context, "for the table of %llu blocks of layer %u",
                             static_cast<unsigned long long>(blocks.size() + 1), index_);
     }
@@ -100,8 +104,8 @@ PieceSource LayerStream::piece_source(const CacheContext& context) const noexcep
 void LayerStream::finish_unit(CacheContext* context, bool reopenable, Executor& executor) noexcept {
     if (!closing_.is_open()) return;
     closing_.run(piece_source(*context), closing_.n_pieces(), executor);
-    forget_reopenable(context);
     const bool is_kept = reopenable && context->config.rollback_tokens > 0;
+    if (!is_kept) forget_reopenable(context);
     const std::uint64_t n_tokens = this->n_tokens();
     const ClosedUnit unit = closing_.finish(memory(context));
     ClosedBlock block;
@@ -112,55 +116,70 @@ void LayerStream::finish_unit(CacheContext* context, bool reopenable, Executor& 
     context->errors.measure(*context->kernels, index_, tokens_.run_of(block),
                             tokens_.buffered_run(unit.n_tokens), context->attend_scratch->data(), executor);
     tokens_.close(memory(context), block, is_kept);
-    if (is_kept) reopenable_ = {unit, n_tokens, exact_from_};
+    if (is_kept) reopenable_.push({unit, n_tokens, past_.exact_from()});
 }
 
-void LayerStream::reopen_unit(CacheContext* context) noexcept {
-    closing_.drop(memory(context));  // one that was begun later
-    tokens_.reopen();
-    closing_.reopen(reopenable_.unit);
-    closing_.advance(n_tokens() - reopenable_.closed_at);
-    exact_from_ = reopenable_.exact_from;
-    reopenable_ = {};
+void LayerStream::reopen_units(CacheContext* context, std::uint64_t n_tokens) noexcept {
+    while (const ReopenableUnit* last = reopenable_.closed_from(n_tokens)) {
+        closing_.drop(memory(context));  // one that was begun later
+        tokens_.reopen(memory(context));
+        closing_.reopen(last->unit);
+        closing_.advance(this->n_tokens() - last->closed_at);
+        past_.undo(last->exact_from);
+        reopenable_.pop();
+    }
+}
+
+void LayerStream::drop_unbegun(CacheContext* context) noexcept {
+    if (closing_.is_open() && closing_.n_appended() == 0) closing_.drop(memory(context));
 }
 
 void LayerStream::forget_reopenable(CacheContext* context) noexcept {
-    if (!reopenable_.is_there()) return;
-    tokens_.drop_aside(memory(context));
-    reopenable_ = {};
+    tokens_.drop_aside(memory(context), tokens_.n_aside());
+    reopenable_.clear();
 }
 
-void LayerStream::skip_invisible(CacheContext* context) noexcept {
+bool LayerStream::skip_invisible(CacheContext* context) noexcept {
     const CacheConfig& config = context->config;
     const std::uint64_t first = first_visible(config, index_, n_tokens());
     const std::uint64_t start = tokens_.shape().buffer_start();
-    if (first < start + config.spec.buffer_tokens || closing_.is_open()) return;
+    if (first < start + config.spec.buffer_tokens || closing_.is_open()) return false;
     forget_reopenable(context);
     tokens_.skip(memory(context), (first - start) / config.spec.buffer_tokens * config.spec.buffer_tokens);
+    return true;
 }
 
 // ---- tokens go ----
 
 bool LayerStream::truncate(CacheContext* context, std::uint64_t n_tokens) noexcept {
-    const std::uint64_t n_kept = std::min(n_tokens, this->n_tokens());
-    if (reopenable_.is_there() && n_kept <= reopenable_.closed_at) reopen_unit(context);
+    const std::uint64_t n_held = this->n_tokens(), n_kept = std::min(n_tokens, n_held);
+    if (n_kept == n_held) return true;
+    const std::uint32_t n_long = context->config.spec.buffer_tokens;
+    reopen_units(context, n_kept);
     const LayerShape held = tokens_.shape();
     const bool in_blocks = n_kept < held.buffer_start() && held.n_forgotten + held.n_closed > 0;
-    // What the dropped tokens pushed out of the window cannot be seen again.
-    const std::uint32_t window = window_of(context->config, index_);
-    const bool in_window = window == 0 || held.n_forgotten == 0 || n_kept >= held.gap_end() + window;
-    const bool exact = n_kept == held.n_tokens() || (n_kept >= exact_from_ && !in_blocks && in_window);
-    exact_from_ = std::min(exact_from_, n_kept);
+    const bool exact = past_.is_exact_at(n_kept) && !in_blocks;
+    // What is left of a long append may be short, and make blocks of another rank.
+    const bool is_begun = n_kept + closing_.n_appended() > n_held;
+    if (!is_begun && closing_.prompt() != past_.prompt_at(n_kept, n_long)) closing_.drop(memory(context));
+    past_.truncate(n_kept, n_held, n_long);
     tokens_.truncate(memory(context), n_kept);
     note_dropped(context, held.n_buffered - tokens_.n_buffered());
-    if (tokens_.blocks().size() == 0 && !closing_.is_open())
+    // A stream that has forgotten all its blocks keeps their profiles.
+    if (tokens_.blocks().size() == 0 && !closing_.is_open() && !exact)
         mutable_blocks()->forget_profiles(memory(context));
     return exact;
 }
 
 void LayerStream::reset(CacheContext* context) noexcept {
     (void)truncate(context, 0);
-    prompt_ = false;
+    mutable_blocks()->forget_profiles(memory(context));
+    past_ = {};
+}
+
+void LayerStream::settle(CacheContext* context) noexcept {
+    forget_reopenable(context);
+    past_.note(n_tokens());
 }
 
 void LayerStream::note_dropped(CacheContext* context, std::uint64_t n_dropped) noexcept {
@@ -170,14 +189,14 @@ void LayerStream::note_dropped(CacheContext* context, std::uint64_t n_dropped) n
     closing_.rewind(n_dropped);
 }
 
-void LayerStream::prepare_remove(CacheContext* context, std::uint64_t first, std::uint64_t n, bool is_turned,
-                                 Executor& executor) noexcept {
-    // Its block would be of other rows. Were it dropped instead, a removal every few tokens would keep all of
-    // them in fp16.
-    const std::uint64_t start = tokens_.shape().buffer_start(), end = start + closing_.n_tokens();
-    if (first >= end || (first + n <= start && !is_turned)) return;
+void LayerStream::prepare_remove(CacheContext* context, std::uint64_t first, Executor& executor) noexcept {
+    // Its block would be of other rows, or of a seed for another place. Were it dropped instead, a removal
+    // every few tokens would keep all of them in fp16.
+    if (first >= tokens_.shape().buffer_start() + closing_.n_tokens()) return;
+    drop_unbegun(context);
+    if (!closing_.is_open()) return;
     finish_unit(context, false, executor);
-    exact_from_ = n_tokens();
+    past_.note(n_tokens());
 }
 
 void LayerStream::remove(CacheContext* context, std::uint64_t first, std::uint64_t n,
@@ -187,17 +206,16 @@ void LayerStream::remove(CacheContext* context, std::uint64_t first, std::uint64
     // What goes behind an open unit is no rollback: its time runs on, as far as a state file can tell.
     const std::uint64_t n_appended = closing_.n_appended(), n_buffered = tokens_.n_buffered();
     note_dropped(context, n_appended - std::min(n_appended, n_buffered));
-    exact_from_ = n_tokens();
+    past_.restore(n_tokens(), past_.prompt(), n_tokens());
 }
 
-void LayerStream::forget_before(CacheContext* context, std::uint64_t token, bool behind_window) noexcept {
-    const std::uint64_t n = tokens_.n_forgettable(token);
-    if (n == tokens_.blocks().n_tokens()) forget_reopenable(context);
+void LayerStream::forget(CacheContext* context, std::uint64_t n, bool behind_window) noexcept {
     tokens_.forget(memory(context), n, behind_window);
 }
 
 bool LayerStream::reduce(CacheContext* context, std::uint64_t i, bool drop_low_rank) noexcept {
-    if (i + 1 == tokens_.blocks().size()) forget_reopenable(context);
+    if (i + reopenable_.size() >= tokens_.blocks().size()) forget_reopenable(context);
+    past_.note(n_tokens());
     return mutable_blocks()->reduce(memory(context), i, drop_low_rank);
 }
 

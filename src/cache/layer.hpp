@@ -4,6 +4,8 @@
 #include "cache/closing.hpp"
 #include "cache/context.hpp"
 #include "cache/layer_rates.hpp"
+#include "cache/past.hpp"
+#include "cache/reopenable.hpp"
 #include "cache/tokens.hpp"
 
 namespace gearkv {
@@ -15,15 +17,6 @@ struct LayerProgress {
     std::uint32_t pending_appended = 0;
     bool pending_prompt = false;
     bool prompt = false;  // the last append brought a block's worth of tokens or more
-};
-
-// A unit that may be opened again: the last block of the table, its rows aside in the buffer.
-struct ReopenableUnit {
-    ClosedUnit unit;               // without tokens: there is none
-    std::uint64_t closed_at = 0;   // tokens of the stream then; with one more it would have been closed too
-    std::uint64_t exact_from = 0;  // of the stream before
-
-    bool is_there() const noexcept { return unit.n_tokens > 0; }
 };
 
 // Several caches may show one stream as long as none of them changes it: who wants to takes a clone first.
@@ -68,21 +61,28 @@ class LayerStream {
     // ---- tokens go ----
 
     void reset(CacheContext* context) noexcept;
+    // Something was done to the sequence that one of fewer than n_tokens would not have seen.
+    void note(std::uint64_t n_tokens) noexcept { past_.note(n_tokens); }
     // Drops all but the first n_tokens, of at least as many. True when the stream is as if the others had
-    // never come.
+    // never come: then whatever it is attended by finds the same bits.
     bool truncate(CacheContext* context, std::uint64_t n_tokens) noexcept;
     // What remove and forget_before may need. False when memory is short.
     bool reserve_cut(CacheContext* context) noexcept { return tokens_.reserve_cut(memory(context)); }
-    // Before reserve_cut for a removal: an open unit that would lose tokens, or whose keys would turn, is
-    // closed.
-    void prepare_remove(CacheContext* context, std::uint64_t first, std::uint64_t n, bool is_turned,
-                        Executor& executor) noexcept;
+    // Before reserve_cut for a removal from `first` on: an open unit is closed that has tokens behind it.
+    void prepare_remove(CacheContext* context, std::uint64_t first, Executor& executor) noexcept;
     // Drops tokens [first, first + n), none of them a sink. Those behind move up, and their keys turn by
     // `turn`.
     void remove(CacheContext* context, std::uint64_t first, std::uint64_t n, const Rotation& turn) noexcept;
-    // After reserve_cut: gives back the blocks that have no token from `token` on, because the window has
-    // left them or the caller masks them. All tokens keep their places.
-    void forget_before(CacheContext* context, std::uint64_t token, bool behind_window) noexcept;
+    // Tokens of the blocks that have none from `token` on. What a window leaves may still be opened again,
+    // and stays until it no longer is.
+    std::uint64_t n_forgettable(std::uint64_t token, bool may_reopen) const noexcept {
+        return tokens_.n_forgettable(token, may_reopen ? reopenable_.size() : 0);
+    }
+    // After reserve_cut: gives the first n tokens of blocks back, because the window has left them or the
+    // caller masks them. All tokens keep their places.
+    void forget(CacheContext* context, std::uint64_t n, bool behind_window) noexcept;
+    // Before the caller forgets tokens: no unit is opened again, and none taken back as if it had not come.
+    void settle(CacheContext* context) noexcept;
     // Puts a smaller block in the place of block i, as BlockTable::reduce.
     bool reduce(CacheContext* context, std::uint64_t i, bool drop_low_rank) noexcept;
 
@@ -114,15 +114,24 @@ class LayerStream {
     // Begins the unit again that such a progress had open.
     bool take_progress(CacheContext* context, const LayerProgress& progress) noexcept;
 
+    // Tokens of the next unit behind an open one, should it begin now; 0 when they do not fill one.
+    std::uint32_t next_unit(const CacheContext& context) const noexcept {
+        return unit_tokens(context.config, tokens_.n_buffered() - closing_.n_tokens());
+    }
     Status begin_unit(CacheContext* context, std::uint32_t n_tokens, bool prompt) noexcept;
     // `reopenable`: as long as rollback_tokens say.
     void finish_unit(CacheContext* context, bool reopenable, Executor& executor) noexcept;
-    void reopen_unit(CacheContext* context) noexcept;
+    // All that a stream of n_tokens would not have closed yet.
+    void reopen_units(CacheContext* context, std::uint64_t n_tokens) noexcept;
     void forget_reopenable(CacheContext* context) noexcept;
+    // An open unit that got no token since it was begun, after a rollback: the next append would begin it.
+    // What asks whether a unit is open, and not only how far it is, drops such a one first.
+    void drop_unbegun(CacheContext* context) noexcept;
     // After tokens went, n_dropped of them from the back of the buffer.
     void note_dropped(CacheContext* context, std::uint64_t n_dropped) noexcept;
-    // Of the buffer, as many tokens of whole units as are behind the window, and all blocks before them.
-    void skip_invisible(CacheContext* context) noexcept;
+    // Of the buffer, as many tokens of whole units as are behind the window, and all blocks before them. True
+    // when there were any.
+    bool skip_invisible(CacheContext* context) noexcept;
     PieceSource piece_source(const CacheContext& context) const noexcept;
 
     std::atomic<std::uint32_t> n_caches_{1};
@@ -131,9 +140,8 @@ class LayerStream {
     LayerRates rates_;
     LayerTokens tokens_;
     Closing closing_;
-    ReopenableUnit reopenable_;
-    std::uint64_t exact_from_ = 0;  // as in LayerProgress
-    bool prompt_ = false;           // likewise
+    ReopenableUnits reopenable_;
+    Past past_;
     mutable std::atomic<std::uint64_t> compress_ns_{0};
 };
 

@@ -47,22 +47,23 @@ bool LayerStream::create(CacheContext* context, std::uint32_t index, const KvSpe
 bool LayerStream::copy(CacheContext* context, const LayerStream& other) noexcept {
     rates_.copy(other.rates_);
     if (!tokens_.copy(memory(context), other.tokens_)) return false;
-    reopenable_ = other.reopenable_;
+    if (!reopenable_.copy(memory(context), other.reopenable_)) return false;
+    past_ = other.past_;
     return take_progress(context, other.progress());
 }
 
 bool LayerStream::restore(CacheContext* context, const LayerShape& shape, const LayerProgress& progress,
                           const void* const* sinks, const void* const* buffer) noexcept {
+    past_.restore(progress.exact_from, progress.prompt, shape.n_tokens());
     return tokens_.restore(memory(context), shape, sinks, buffer) && take_progress(context, progress);
 }
 
 LayerProgress LayerStream::progress() const noexcept {
-    return {exact_from_, closing_.n_tokens(), closing_.n_appended(), closing_.prompt(), prompt_};
+    return {past_.exact_from(), closing_.n_tokens(), closing_.n_appended(), closing_.prompt(),
+            past_.prompt()};
 }
 
 bool LayerStream::take_progress(CacheContext* context, const LayerProgress& progress) noexcept {
-    exact_from_ = progress.exact_from;
-    prompt_ = progress.prompt;
     if (progress.pending_tokens == 0) return true;
     if (!begin_unit(context, progress.pending_tokens, progress.pending_prompt).ok()) return false;
     closing_.advance(progress.pending_appended);
@@ -72,6 +73,7 @@ bool LayerStream::take_progress(CacheContext* context, const LayerProgress& prog
 void LayerStream::destroy(CacheContext* context) noexcept {
     closing_.drop(memory(context));
     tokens_.destroy(memory(context));
+    reopenable_.destroy(memory(context));
     rates_.destroy(memory(context));
     HeldBytes held = held_;
     this->~LayerStream();

@@ -23,15 +23,19 @@ Status Cache::truncate(std::uint64_t n_tokens, bool* lossless) noexcept {
         if (n_tokens == this->n_tokens(i)) continue;
         if (Status status = impl_->own(i); !status.ok()) return status;
     }
-    bool all_buffered = true;
+    bool exact = impl_->truncate_rates(n_tokens), any = false;
     for (std::uint32_t i = 0; i < n_layers; ++i) {
-        if (n_tokens < this->n_tokens(i))
-            all_buffered &= impl_->layers[i]->truncate(&impl_->context, n_tokens);
+        if (n_tokens == this->n_tokens(i)) continue;
+        exact &= impl_->layers[i]->truncate(&impl_->context, n_tokens);
+        any = true;
+    }
+    // Whether blocks shrink, and which, depends on all memory that was ever taken.
+    exact &= !any || config().soft_bytes == 0 || !can_shrink(config().spec);
+    for (std::uint32_t i = 0; !exact && i < n_layers; ++i) {
+        if (impl_->layers[i] != nullptr && !impl_->layers[i]->is_shared()) impl_->layers[i]->note(n_tokens);
     }
     impl_->look_again();
-    // What was kept to choose rates from may have been of dropped tokens.
-    if (impl_->rates.waits()) impl_->rates.reset(&impl_->context);
-    if (lossless != nullptr) *lossless = all_buffered;
+    if (lossless != nullptr) *lossless = exact;
     return {};
 }
 
@@ -60,7 +64,7 @@ Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens, Executor& call
     CacheContext& context = impl_->context;
     for (std::uint32_t i = 0; i < n_layers; ++i) {
         if (Status status = impl_->layers[i]->check_first_block(); !status.ok()) return status;
-        impl_->layers[i]->prepare_remove(&context, first, n_tokens, config().rope.n_pairs > 0, executor);
+        impl_->layers[i]->prepare_remove(&context, first, executor);
         if (!impl_->layers[i]->reserve_cut(&context))
             return memory_error(context, "to cut the blocks of layer %u", i);
     }
@@ -85,9 +89,7 @@ Status Cache::shrink(std::uint64_t target_bytes, std::uint64_t* freed) noexcept 
 
 Status Cache::forget_before(std::uint32_t layer, std::uint64_t token) noexcept {
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
-    const std::uint32_t window = window_of(config(), layer);
-    const bool behind_window = window > 0 && token <= first_seen(n_tokens(layer), window);
-    return impl_->forget_before(layer, token, behind_window);
+    return impl_->forget_before(layer, token);
 }
 
 }  // namespace gearkv

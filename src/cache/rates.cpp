@@ -354,13 +354,22 @@ bool RateChooser::restore(CacheContext* context, std::uint32_t layer, const Quer
 }
 
 void RateChooser::forget_queries(CacheContext* context) noexcept {
-    for (std::uint32_t i = 0; i < context->config.n_layers; ++i) {
-        QuerySample& sample = samples_[i];
-        const std::uint64_t n =
-            std::uint64_t{QuerySample::most_queries} * sample.n_heads * context->config.key_dim;
-        context->memory().give_back(sample.rows, n * sizeof(float), Use::scratch);
-        sample = {};
-    }
+    for (std::uint32_t i = 0; i < context->config.n_layers; ++i)
+        forget_queries(context, i);
+}
+
+void RateChooser::forget_queries(CacheContext* context, std::uint32_t layer) noexcept {
+    QuerySample& sample = samples_[layer];
+    const std::uint64_t n =
+        std::uint64_t{QuerySample::most_queries} * sample.n_heads * context->config.key_dim;
+    context->memory().give_back(sample.rows, n * sizeof(float), Use::scratch);
+    sample = {};
+}
+
+bool RateChooser::truncate(CacheContext* context, std::uint32_t layer, std::uint64_t n_tokens) noexcept {
+    if (samples_[layer].n_queries == 0 || samples_[layer].n_tokens <= n_tokens) return true;
+    forget_queries(context, layer);
+    return false;
 }
 
 void RateChooser::destroy(CacheContext* context) noexcept {
@@ -394,6 +403,7 @@ Status RateChooser::keep(CacheContext* context, std::uint32_t layer, const Queri
         sample.n_heads = queries.n_heads;
     }
     sample.scale = queries.scale;
+    sample.n_tokens = n_tokens;
     // Evenly out of the second half of the call.
     const std::uint32_t n = std::min(queries.n_queries, QuerySample::most_queries);
     const std::uint32_t step = std::max(queries.n_queries / (2 * n), 1u);

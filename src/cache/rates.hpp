@@ -22,6 +22,7 @@ struct QuerySample {
     std::uint32_t next = 0;  // to be replaced
     std::uint32_t n_heads = 0;
     float scale = 0.0f;
+    std::uint64_t n_tokens = 0;  // that the last one came with; not in a state file
 };
 
 // Keeps queries until the first block is about to be compressed, and chooses then.
@@ -43,6 +44,8 @@ class RateChooser {
     }
     bool restore(CacheContext* context, std::uint32_t layer, const QuerySample& sample,
                  const void* rows) noexcept;
+    // What is kept of a layer is dropped when it has seen more than n_tokens, and false is the answer.
+    bool truncate(CacheContext* context, std::uint32_t layer, std::uint64_t n_tokens) noexcept;
     void set_done(bool is_done) noexcept { is_done_ = is_done; }
     // Errors: out_of_memory, over_budget.
     Status keep(CacheContext* context, std::uint32_t layer, const Queries& queries,
@@ -58,6 +61,7 @@ class RateChooser {
         return samples_[i].n_queries > 0 && layer.tokens().n_buffered() > 0;
     }
     void forget_queries(CacheContext* context) noexcept;
+    void forget_queries(CacheContext* context, std::uint32_t layer) noexcept;
 
     QuerySample* samples_ = nullptr;  // by layer
     bool is_done_ = false;

@@ -41,6 +41,16 @@ std::uint64_t max_blocks(const CacheConfig& config) noexcept {
     return config.max_tokens / config.spec.buffer_tokens;
 }
 
+bool can_shrink(const KvSpec& spec) noexcept {
+    const auto can = [](const TensorSpec& tensor) {
+        return tensor.sparsity > 0.0f || tensor.rank_prompt > 0 || tensor.rank_decode > 0;
+    };
+    bool any = can(spec.key) || can(spec.value);
+    for (std::uint32_t i = 0; i < spec.n_layer_rules; ++i)
+        any |= can(spec.layer_rules[i].key) || can(spec.layer_rules[i].value);
+    return any;
+}
+
 std::uint64_t first_visible(const CacheConfig& config, std::uint32_t layer, std::uint64_t n_tokens) noexcept {
     const std::uint32_t window = window_of(config, layer);
     if (window == 0) return 0;

@@ -29,6 +29,9 @@ std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint
 // Most blocks a layer can hold that was never cut.
 std::uint64_t max_blocks(const CacheConfig& config) noexcept;
 
+// Whether blocks of any layer have a part that can go, when memory is short.
+bool can_shrink(const KvSpec& spec) noexcept;
+
 // Of a layer; 0 without one.
 inline std::uint32_t window_of(const CacheConfig& config, std::uint32_t layer) noexcept {
     return config.windows == nullptr ? 0 : config.windows[layer];

@@ -85,10 +85,22 @@ Status Sequence::own_all() noexcept {
     return status;
 }
 
-Status Sequence::choose_rates(std::uint32_t layer, Executor& executor) noexcept {
+Status Sequence::choose_rates(std::uint32_t layer, std::uint64_t n_needed, Executor& executor) noexcept {
     if (!rates.waits() || unit_tokens(context.config, layers[layer]->tokens().n_buffered()) == 0) return {};
     if (Status status = own_all(); !status.ok()) return status;
-    return rates.choose(&context, layers, executor);
+    if (Status status = rates.choose(&context, layers, executor); !status.ok()) return status;
+    for (std::uint32_t i = 0; i < context.config.n_layers; ++i)
+        layers[i]->note(i == layer ? n_needed : layers[i]->n_tokens());
+    return {};
+}
+
+bool Sequence::truncate_rates(std::uint64_t n_tokens) noexcept {
+    if (!rates.waits()) return true;
+    bool is_whole = true;
+    for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
+        if (n_tokens < this->n_tokens(i)) is_whole &= rates.truncate(&context, i, n_tokens);
+    }
+    return is_whole;
 }
 
 Status Sequence::check_window(std::uint32_t layer, const LayerShape& shape, const char* what) const noexcept {
@@ -101,23 +113,33 @@ Status Sequence::check_window(std::uint32_t layer, const LayerShape& shape, cons
                          what, window, layer, static_cast<unsigned long long>(first),
                          static_cast<unsigned long long>(n_tokens),
                          static_cast<unsigned long long>(shape.n_sinks),
-                         static_cast<unsigned long long>(shape.gap_end() - 1));
+                         static_cast<unsigned long long>(shape.left_end() - 1));
 }
 
-Status Sequence::forget_before(std::uint32_t layer, std::uint64_t token, bool behind_window) noexcept {
-    if (layers[layer] == nullptr || layers[layer]->tokens().n_forgettable(token) == 0) return {};
+Status Sequence::give_back(std::uint32_t layer, std::uint64_t n, bool by_caller,
+                           bool behind_window) noexcept {
+    if (n == 0) return {};
     if (Status status = own(layer); !status.ok()) return status;
     if (Status status = layers[layer]->check_first_block(); !status.ok()) return status;
     if (!layers[layer]->reserve_cut(&context))
         return memory_error(context, "to cut the blocks of layer %u", layer);
-    layers[layer]->forget_before(&context, token, behind_window);
+    if (by_caller) layers[layer]->settle(&context);
+    layers[layer]->forget(&context, n, behind_window);
     look_again(layer);
     return {};
 }
 
+Status Sequence::forget_before(std::uint32_t layer, std::uint64_t token) noexcept {
+    if (layers[layer] == nullptr) return {};
+    const std::uint32_t window = window_of(context.config, layer);
+    const bool behind_window = window > 0 && token <= first_seen(n_tokens(layer), window);
+    return give_back(layer, layers[layer]->n_forgettable(token, false), true, behind_window);
+}
+
 Status Sequence::keep_within(std::uint32_t layer) noexcept {
     const std::uint64_t token = first_visible(context.config, layer, n_tokens(layer));
-    if (Status status = forget_before(layer, token, true); !status.ok()) return status;
+    Status status = give_back(layer, layers[layer]->n_forgettable(token, true), false, true);
+    if (!status.ok()) return status;
     const std::uint64_t soft_bytes = context.config.soft_bytes;
     if (soft_bytes > 0 && context.ledger.total() > soft_bytes) (void)shrink(soft_bytes);  // as far as it can
     return {};

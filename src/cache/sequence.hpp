@@ -30,10 +30,14 @@ struct Sequence {
     Status own(std::uint32_t layer) noexcept;
     Status own_all() noexcept;
     // Before this layer compresses, if it is about to for the first time. Errors: as above.
-    Status choose_rates(std::uint32_t layer, Executor& executor) noexcept;
-    // Gives back the blocks of a layer without a token from `token` on, as LayerStream::forget_before.
-    // Errors: as above, and damaged.
-    Status forget_before(std::uint32_t layer, std::uint64_t token, bool behind_window) noexcept;
+    // A layer of fewer than n_needed tokens would not be.
+    Status choose_rates(std::uint32_t layer, std::uint64_t n_needed, Executor& executor) noexcept;
+    // Before all but n_tokens are dropped: what was kept to choose rates by must not be of them. False when
+    // some was, and is dropped too.
+    bool truncate_rates(std::uint64_t n_tokens) noexcept;
+    // Gives back the blocks of a layer without a token from `token` on, as the caller wishes. Errors: as
+    // above, and damaged.
+    Status forget_before(std::uint32_t layer, std::uint64_t token) noexcept;
     // Whether the window of a layer would still be whole with this shape, after what `what` says. Errors:
     // forgotten.
     Status check_window(std::uint32_t layer, const LayerShape& shape, const char* what) const noexcept;
@@ -47,6 +51,12 @@ struct Sequence {
     // After blocks of any layer have gone, or of one.
     void look_again() noexcept;
     void look_again(std::uint32_t layer) noexcept;
+
+  private:
+    // The first n tokens of blocks, as LayerStream::forget. Errors: as forget_before.
+    Status give_back(std::uint32_t layer, std::uint64_t n, bool by_caller, bool behind_window) noexcept;
+
+  public:
     static std::uint64_t irreducible_bytes(const CacheConfig& config) noexcept {
         return 2 * config.n_layers * sizeof(std::uint64_t);
     }

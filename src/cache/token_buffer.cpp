@@ -78,6 +78,7 @@ void TokenBuffer::bring_back(std::uint64_t n) noexcept {
 }
 
 void TokenBuffer::drop_aside(const Memory& memory, std::uint64_t n) noexcept {
+    if (n == 0) return;
     n_aside_ -= n;
     keep(memory, n, n_aside_ + n_tokens_);
 }

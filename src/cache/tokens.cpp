@@ -25,10 +25,8 @@ LayerShape LayerShape::truncated(std::uint64_t n) const noexcept {
     const auto kept = [&](std::uint64_t start, std::uint64_t count) {
         return std::clamp(n, start, start + count) - start;
     };
-    LayerShape shape = {kept(0, n_sinks), kept(n_sinks, n_forgotten), kept(gap_end(), n_closed),
-                        kept(buffer_start(), n_buffered), false};
-    shape.behind_window = behind_window && shape.n_forgotten > 0;
-    return shape;
+    return {kept(0, n_sinks), kept(n_sinks, n_forgotten), kept(gap_end(), n_closed),
+            kept(buffer_start(), n_buffered), kept(n_sinks, n_left)};
 }
 
 LayerShape LayerShape::without(std::uint64_t first, std::uint64_t n) const noexcept {
@@ -36,10 +34,8 @@ LayerShape LayerShape::without(std::uint64_t first, std::uint64_t n) const noexc
         return count -
                (std::clamp(first + n, start, start + count) - std::clamp(first, start, start + count));
     };
-    LayerShape shape = {n_sinks, kept(n_sinks, n_forgotten), kept(gap_end(), n_closed),
-                        kept(buffer_start(), n_buffered), false};
-    shape.behind_window = behind_window && shape.n_forgotten > 0;
-    return shape;
+    return {n_sinks, kept(n_sinks, n_forgotten), kept(gap_end(), n_closed), kept(buffer_start(), n_buffered),
+            kept(n_sinks, n_left)};
 }
 
 bool LayerTokens::create(const CacheConfig& config, const Memory& memory) noexcept {
@@ -51,7 +47,7 @@ bool LayerTokens::create(const CacheConfig& config, const Memory& memory) noexce
 bool LayerTokens::copy(const Memory& memory, const LayerTokens& other) noexcept {
     blocks_.destroy(memory);
     n_forgotten_ = other.n_forgotten_;
-    behind_window_ = other.behind_window_;
+    n_left_ = other.n_left_;
     return blocks_.copy(memory, other.blocks_) && sinks_.copy(memory, other.sinks_) &&
            buffer_.copy(memory, other.buffer_);
 }
@@ -68,7 +64,7 @@ bool LayerTokens::restore(const Memory& memory, const LayerShape& shape, const v
     sinks_.fill(sinks, shape.n_sinks);
     buffer_.fill(buffer, shape.n_buffered);
     n_forgotten_ = shape.n_forgotten;
-    behind_window_ = shape.behind_window;
+    n_left_ = shape.n_left;
     return true;
 }
 
@@ -92,14 +88,10 @@ void LayerTokens::close(const Memory& memory, const ClosedBlock& block, bool set
     }
 }
 
-void LayerTokens::reopen() noexcept {
+void LayerTokens::reopen(const Memory& memory) noexcept {
     const std::uint64_t n = blocks_[blocks_.size() - 1].n_tokens;
-    blocks_.pop();
+    blocks_.pop(memory);
     buffer_.bring_back(n);
-}
-
-void LayerTokens::drop_aside(const Memory& memory) noexcept {
-    buffer_.drop_aside(memory, buffer_.n_aside());
 }
 
 void LayerTokens::truncate(const Memory& memory, std::uint64_t n_tokens) noexcept {
@@ -107,7 +99,7 @@ void LayerTokens::truncate(const Memory& memory, std::uint64_t n_tokens) noexcep
     buffer_.drop_back(memory, held.n_buffered - kept.n_buffered);
     blocks_.truncate(memory, kept.n_closed);
     n_forgotten_ = kept.n_forgotten;
-    behind_window_ = kept.behind_window;
+    n_left_ = kept.n_left;
     sinks_.drop_back(memory, held.n_sinks - kept.n_sinks);
 }
 
@@ -127,14 +119,14 @@ void LayerTokens::remove(const Memory& memory, const Kernels& kernels, std::uint
     blocks_.remove(memory, from, closed, n);
     buffer_.remove(memory, buffered_at, buffered);
     n_forgotten_ = kept.n_forgotten;
-    behind_window_ = kept.behind_window;
+    n_left_ = kept.n_left;
     if (turn.n_pairs > 0) buffer_.rotate_keys(kernels, turn, buffered_at);
 }
 
-std::uint64_t LayerTokens::n_forgettable(std::uint64_t token) const noexcept {
+std::uint64_t LayerTokens::n_forgettable(std::uint64_t token, std::uint64_t n_kept) const noexcept {
     const std::uint64_t start = shape().gap_end();
     std::uint64_t n = 0;
-    for (std::uint64_t i = 0; i < blocks_.size() && start + n + blocks_[i].n_tokens <= token; ++i)
+    for (std::uint64_t i = 0; i + n_kept < blocks_.size() && start + n + blocks_[i].n_tokens <= token; ++i)
         n += blocks_[i].n_tokens;
     return n;
 }
@@ -142,12 +134,12 @@ std::uint64_t LayerTokens::n_forgettable(std::uint64_t token) const noexcept {
 void LayerTokens::forget(const Memory& memory, std::uint64_t n, bool behind_window) noexcept {
     blocks_.remove(memory, 0, n, 0);
     n_forgotten_ += n;
-    behind_window_ |= behind_window && n > 0;
+    if (behind_window) n_left_ = n_forgotten_;
 }
 
 void LayerTokens::skip(const Memory& memory, std::uint64_t n) noexcept {
     n_forgotten_ += blocks_.n_tokens() + n;
-    behind_window_ |= n_forgotten_ > 0;
+    n_left_ = n_forgotten_;
     blocks_.truncate(memory, 0);
     blocks_.forget_profiles(memory);
     buffer_.drop_front(memory, n);

@@ -15,7 +15,8 @@ struct LayerShape {
     std::uint64_t n_forgotten = 0;  // counted but not there any more
     std::uint64_t n_closed = 0;     // in blocks
     std::uint64_t n_buffered = 0;
-    bool behind_window = false;  // of what is forgotten: a window had left some of it, the caller masks none
+    std::uint64_t n_left =
+        0;  // first of what is forgotten, that a window has left; the caller masks the rest
 
     std::uint64_t n_tokens() const noexcept { return n_sinks + n_forgotten + n_closed + n_buffered; }
     std::uint64_t gap_end() const noexcept { return n_sinks + n_forgotten; }
@@ -23,10 +24,11 @@ struct LayerShape {
     // With the first n tokens alone; without those in [first, first + n), none of them a sink.
     LayerShape truncated(std::uint64_t n) const noexcept;
     LayerShape without(std::uint64_t first, std::uint64_t n) const noexcept;
-    // Whether what a window left is seen by a query that sees tokens [first, end): then it cannot be
-    // attended. A shape cannot stay when that is so of its last token's query.
+    std::uint64_t left_end() const noexcept { return n_sinks + n_left; }
+    // Whether a query of tokens [first, end) sees what a window has left, and cannot be attended. It is so
+    // for the query of no shape's last token.
     bool lacks(std::uint64_t first, std::uint64_t end) const noexcept {
-        return behind_window && n_forgotten > 0 && first < std::min(end, gap_end()) && end > n_sinks;
+        return n_left > 0 && first < left_end() && end > n_sinks;
     }
 };
 // The first token that the query of the last of n_tokens sees through a window; 0 for none.
@@ -48,7 +50,7 @@ class LayerTokens {
                  const void* const* buffer) noexcept;
 
     LayerShape shape() const noexcept {
-        return {sinks_.n_tokens(), n_forgotten_, blocks_.n_tokens(), buffer_.n_tokens(), behind_window_};
+        return {sinks_.n_tokens(), n_forgotten_, blocks_.n_tokens(), buffer_.n_tokens(), n_left_};
     }
     std::uint64_t n_tokens() const noexcept { return shape().n_tokens(); }
     std::uint64_t n_buffered() const noexcept { return buffer_.n_tokens(); }
@@ -66,11 +68,12 @@ class LayerTokens {
                 std::uint32_t n_tokens) noexcept;
 
     // The first tokens of the buffer become a block, of which the table has room for one more; with
-    // `set_aside` their rows stay, and reopen makes them the first of the buffer again. drop_aside forgets
-    // them.
+    // `set_aside` their rows stay, and as long as they do reopen makes those of the last block the first of
+    // the buffer again. The oldest n of them are dropped.
     void close(const Memory& memory, const ClosedBlock& block, bool set_aside) noexcept;
-    void reopen() noexcept;
-    void drop_aside(const Memory& memory) noexcept;
+    void reopen(const Memory& memory) noexcept;
+    void drop_aside(const Memory& memory, std::uint64_t n) noexcept { buffer_.drop_aside(memory, n); }
+    std::uint64_t n_aside() const noexcept { return buffer_.n_aside(); }
 
     // Drops all but the first n_tokens, of at least as many.
     void truncate(const Memory& memory, std::uint64_t n_tokens) noexcept;
@@ -82,8 +85,8 @@ class LayerTokens {
     // their keys turn by `turn`.
     void remove(const Memory& memory, const Kernels& kernels, std::uint64_t first, std::uint64_t n,
                 const Rotation& turn) noexcept;
-    // Tokens of the blocks that have none from `token` on.
-    std::uint64_t n_forgettable(std::uint64_t token) const noexcept;
+    // Tokens of the first blocks that have none from `token` on, all but the last n_kept blocks.
+    std::uint64_t n_forgettable(std::uint64_t token, std::uint64_t n_kept) const noexcept;
     // After reserve_cut: the first n tokens of blocks, all of some, go into the gap.
     void forget(const Memory& memory, std::uint64_t n, bool behind_window) noexcept;
     // All blocks go into the gap, and the first n of the buffer behind them: a window has left them.
@@ -105,7 +108,7 @@ class LayerTokens {
   private:
     KvBuffer sinks_;  // first tokens of the sequence, kept as they are
     std::uint64_t n_forgotten_ = 0;
-    bool behind_window_ = false;  // as in LayerShape
+    std::uint64_t n_left_ = 0;  // as in LayerShape
     BlockTable blocks_;
     KvBuffer buffer_;
 };

@@ -93,11 +93,10 @@ class Loader {
             if (!push_block(&stream, memory, sections.block(i))) return no_memory(layer);
         }
         const StateLayer& found = sections.layer;
-        // Files of earlier versions do not tell why tokens are missing.
-        const bool behind_window =
-            (found.flags & 4) != 0 || (found.n_forgotten > 0 && window_of(impl_.context.config, layer) > 0);
+        // Those without the flag may be of an earlier version, which did not tell why tokens are missing.
+        const bool is_left = (found.flags & 4) != 0 || window_of(impl_.context.config, layer) > 0;
         const LayerShape shape = {found.n_sinks, found.n_forgotten, found.n_closed, found.n_buffered,
-                                  behind_window};
+                                  is_left ? found.n_forgotten : 0};
         if (Status status = impl_.check_window(layer, shape, "file"); !status.ok()) return status;
         const LayerProgress progress = {found.exact_from, found.pending_tokens, found.pending_appended,
                                         (found.flags & 2) != 0, (found.flags & 1) != 0};
@@ -109,6 +108,7 @@ class Loader {
         sample.next = sections.queries->next;
         sample.n_heads = sections.queries->n_heads;
         sample.scale = sections.queries->scale;
+        sample.n_tokens = shape.n_tokens();
         std::copy_n(sections.queries->visible, QuerySample::most_queries, sample.visible);
         const bool restored = impl_.rates.restore(&impl_.context, layer, sample, sections.queries + 1);
         return restored ? Status() : no_memory(layer);

@@ -123,7 +123,7 @@ class Sections {
         layer.pending_appended = progress.pending_appended;
         layer.flags = static_cast<std::uint32_t>(progress.prompt) |
                       static_cast<std::uint32_t>(progress.pending_prompt) << 1 |
-                      static_cast<std::uint32_t>(shape.behind_window) << 2;
+                      static_cast<std::uint32_t>(shape.n_left > 0) << 2;
         layer.key_rate = stream.rates().spec(TensorKind::key).rate;
         layer.value_rate = stream.rates().spec(TensorKind::value).rate;
         std::memcpy(to, &layer, sizeof(layer));
