@@ -1,0 +1,112 @@
+#include "cache/attend_check.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cache/rules.hpp"
+
+namespace gearkv {
+namespace {
+
+Status check_rules(const Queries& queries, std::uint64_t n_tokens) {
+    if (!std::isfinite(queries.soft_cap) || queries.soft_cap < 0.0f) {
+        return Status::error(Code::invalid_argument, "soft_cap %g, expected finite and not negative",
+                             static_cast<double>(queries.soft_cap));
+    }
+    if (!(queries.negligible >= 0.0f && queries.negligible < 1.0f)) {
+        return Status::error(Code::invalid_argument, "negligible %g, expected at least 0 and below 1",
+                             static_cast<double>(queries.negligible));
+    }
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    for (std::uint32_t head = 0; head < queries.n_heads; ++head) {
+        if (queries.slopes != nullptr && !std::isfinite(queries.slopes[head])) {
+            return Status::error(Code::non_finite, "slope of head %u is %g, expected finite", head,
+                                 static_cast<double>(queries.slopes[head]));
+        }
+        if (queries.sinks != nullptr && !(queries.sinks[head] < infinity)) {
+            return Status::error(Code::non_finite, "sink of head %u is %g, expected finite or -Inf", head,
+                                 static_cast<double>(queries.sinks[head]));
+        }
+    }
+    if (queries.mask == nullptr) return {};
+    for (std::size_t i = 0; i < queries.n_queries; ++i) {
+        for (std::size_t head = 0; head < queries.n_heads; ++head) {
+            if (head > 0 && queries.mask_head_stride == 0) break;
+            const float* mask =
+                queries.mask + i * queries.mask_query_stride + head * queries.mask_head_stride;
+            const auto is_bad = [](float x) { return !(x < infinity); };
+            const float* bad = std::find_if(mask, mask + n_tokens, is_bad);
+            if (bad != mask + n_tokens) {
+                return Status::error(Code::non_finite,
+                                     "mask of query %zu, head %zu, token %td is %g, expected finite or -Inf",
+                                     i, head, bad - mask, static_cast<double>(*bad));
+            }
+        }
+    }
+    return {};
+}
+
+// Whether [n_queries, n_heads, value_dim] fit; that may be more than 64 bits count.
+Status check_room(const CacheConfig& config, const Queries& queries, std::size_t n_floats) {
+    if (n_floats / config.value_dim / queries.n_heads >= queries.n_queries) return {};
+    return Status::error(Code::wrong_size,
+                         "room for %zu floats, expected %u queries of %u heads of %u channels", n_floats,
+                         queries.n_queries, queries.n_heads, config.value_dim);
+}
+}  // namespace
+
+Queries within_window(const CacheConfig& config, std::uint32_t layer, const Queries& asked) noexcept {
+    Queries queries = asked;
+    const std::uint64_t window = window_of(config, layer);
+    if (window > 0) queries.window = asked.window == 0 ? window : std::min(asked.window, window);
+    return queries;
+}
+
+Status check_queries(const CacheContext& context, const Queries& queries, std::uint64_t n_tokens,
+                     std::size_t n_floats) noexcept {
+    const CacheConfig& config = context.config;
+    if (queries.data == nullptr) return Status::error(Code::invalid_argument, "queries are null");
+    if (queries.n_heads == 0 || queries.n_heads % config.n_kv_heads != 0) {
+        return Status::error(Code::wrong_size, "%u query heads, expected a multiple of the %u KV heads",
+                             queries.n_heads, config.n_kv_heads);
+    }
+    if (queries.n_queries == 0) return Status::error(Code::wrong_size, "0 queries, expected at least 1");
+    if (n_tokens == 0) return Status::error(Code::wrong_size, "the layer holds no tokens to attend");
+    if (queries.causal && queries.n_queries > n_tokens) {
+        return Status::error(Code::wrong_size,
+                             "%u causal queries over %llu tokens, expected no more queries than tokens",
+                             queries.n_queries, static_cast<unsigned long long>(n_tokens));
+    }
+    if (!std::isfinite(queries.scale) || queries.scale == 0.0f) {
+        return Status::error(Code::invalid_argument, "scale %g, expected finite and not 0",
+                             static_cast<double>(queries.scale));
+    }
+    if (Status status = check_room(config, queries, n_floats); !status.ok()) return status;
+    for (std::size_t i = 0; i < queries.n_queries; ++i) {
+        for (std::size_t head = 0; head < queries.n_heads; ++head) {
+            const float* row = queries.data + i * queries.query_stride + head * queries.head_stride;
+            if (!std::isfinite(context.kernels->codec.max_abs(row, config.key_dim))) {
+                return Status::error(Code::non_finite,
+                                     "query %zu, head %zu holds NaN or Inf, expected finite", i, head);
+            }
+        }
+    }
+    return check_rules(queries, n_tokens);
+}
+
+Status check_held(const LayerShape& shape, const Queries& queries, std::uint32_t layer) noexcept {
+    const std::uint64_t n_tokens = shape.n_tokens();
+    const std::uint64_t end = queries.causal ? n_tokens - (queries.n_queries - 1) : n_tokens;
+    const std::uint64_t first = first_seen(end, queries.window);
+    if (!shape.lacks(first, end)) return {};
+    return Status::error(
+        Code::forgotten,
+        "the first of %u queries sees tokens %llu to %llu of layer %u, those from %llu to %llu "
+        "were given back",
+        queries.n_queries, static_cast<unsigned long long>(first), static_cast<unsigned long long>(end - 1),
+        layer, static_cast<unsigned long long>(shape.n_sinks),
+        static_cast<unsigned long long>(shape.left_end() - 1));
+}
+
+}  // namespace gearkv
