@@ -48,10 +48,13 @@ class Codec final : public Command {
         app_->add_option("--k", k_path_, "Keys, .npy of (tokens, heads, d), float32 or float16")->required();
         app_->add_option("--v", v_path_, "Values, the same tokens and heads")->required();
         app_->add_option("--q", q_path_, "Queries (queries, heads, d); heads a multiple of the keys'");
-        app_->add_option("--layer", layer_, "With arrays of (layers, tokens, heads, d): which layer");
+        app_->add_option("--layer", layer_, "With arrays of (layers, tokens, heads, d): which layer")
+            ->check(in_range(0, UINT32_MAX));
         app_->add_option("--last-queries", n_last_, "Attend with the last queries only; 0: all")
+            ->check(in_range(0, UINT32_MAX))
             ->capture_default_str();
         app_->add_option("--block", n_block_, "Tokens compressed as one unit; 0: all of them")
+            ->check(in_range(0, UINT32_MAX))
             ->capture_default_str();
         app_->add_flag("--causal", causal_,
                        "The last query sees all tokens, the one before it all but one, ...");

@@ -37,6 +37,7 @@ class Inspect final : public Command {
         add_model_option(*app_, options_);
         add_kv_option(*app_, options_, true);
         app_->add_option("--ctx", options_.n_ctx, "Tokens of the cache sizes; 0: as the model was trained")
+            ->check(in_range(0, most_tokens))
             ->capture_default_str();
         add_json_option(*app_, options_);
     }

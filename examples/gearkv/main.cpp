@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <csignal>
 #include <iostream>
+#include <new>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -89,7 +91,8 @@ int run(int argc, char** argv) {
             if (command->chosen()) command->run();
         }
     } catch (const CLI::Success& request) {
-        return app.exit(request);
+        const int code = app.exit(request);
+        return std::cout.flush() ? code : report_error("the output cannot be written", exit_failure);
     } catch (const CLI::ParseError& error) {
         return report_error(error.what() + suggestion(app) + "\nRun with --help for more information.",
                             exit_usage);
@@ -97,6 +100,10 @@ int run(int argc, char** argv) {
         return report_error(error.what(), exit_usage);
     } catch (const Interrupted& interrupt) {
         return report_error(interrupt_text(interrupt), exit_signal + interrupt.signal);
+    } catch (const std::bad_alloc&) {
+        return report_error("out_of_memory: not enough memory for this", exit_failure);
+    } catch (const std::length_error&) {
+        return report_error("out_of_memory: more memory than there can be", exit_failure);
     } catch (const std::exception& error) {
         return report_error(error.what(), exit_failure);
     }

@@ -1,5 +1,6 @@
 #include "options.hpp"
 
+#include <charconv>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -7,6 +8,19 @@
 #include "failure.hpp"
 
 namespace gearkv::tool {
+
+CLI::Validator in_range(std::uint64_t least, std::uint64_t most) {
+    const std::string range = std::to_string(least) + " to " + std::to_string(most);
+    return CLI::Validator(
+        [=](std::string& text) {
+            std::uint64_t value = 0;
+            const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+            const bool good =
+                error == std::errc() && end == text.data() + text.size() && value >= least && value <= most;
+            return good ? std::string() : text + ", expected " + range;
+        },
+        "");
+}
 
 CLI::Option* add_model_option(CLI::App& app, Options& options) {
     app.add_option("--pre", options.pre,
@@ -25,19 +39,24 @@ void add_kv_option(CLI::App& app, Options& options, bool several) {
 
 void add_context_options(CLI::App& app, Options& options) {
     app.add_option("--ctx", options.n_ctx, "Tokens of context; 0: as the model was trained")
+        ->check(in_range(0, most_tokens))
         ->capture_default_str();
     app.add_option("--chunk", options.chunk, "Prompt tokens fed at once; a chunk attends itself uncompressed")
-        ->check(CLI::PositiveNumber)
+        ->check(in_range(1, 1 << 20))
         ->capture_default_str();
 }
 
 void add_machine_options(CLI::App& app, Options& options) {
-    app.add_option("--threads", options.n_threads, "Threads; 0: one per processor")->capture_default_str();
+    app.add_option("--threads", options.n_threads, "Threads; 0: one per processor")
+        ->check(in_range(0, 1024))
+        ->capture_default_str();
     app.add_option("--level", options.level,
                    "Instruction set level; automatic: GEARKV_LEVEL, else the best here")
         ->type_name("LEVEL")
         ->capture_default_str();
-    app.add_option("--seed", options.seed, "Start of every random choice")->capture_default_str();
+    app.add_option("--seed", options.seed, "Start of every random choice")
+        ->check(in_range(0, UINT64_MAX))
+        ->capture_default_str();
 }
 
 void add_json_option(CLI::App& app, Options& options) {

@@ -28,6 +28,10 @@ struct Options {
     std::uint64_t max_cache_bytes = 0;
 };
 
+// Integers from `least` to `most`; all else is refused with these two.
+CLI::Validator in_range(std::uint64_t least, std::uint64_t most);
+inline constexpr std::uint64_t most_tokens = (std::uint64_t{1} << 31) - 1;  // of a cache
+
 // Each adds the options it names to a command; defaults are what `options` holds at that moment.
 CLI::Option* add_model_option(CLI::App& app, Options& options);  // and --pre
 void add_kv_option(CLI::App& app, Options& options, bool several);

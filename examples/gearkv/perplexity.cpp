@@ -68,6 +68,7 @@ class Perplexity final : public Command {
         add_model_option(*app_, options_);
         app_->add_option("--file", file_, "The text")->required();
         app_->add_option("--max-tokens", n_max_, "Score no more tokens than this; 0: all")
+            ->check(in_range(0, most_tokens))
             ->capture_default_str();
         add_kv_option(*app_, options_, true);
         add_context_options(*app_, options_);
@@ -84,7 +85,7 @@ class Perplexity final : public Command {
         if (options_.n_ctx < 4)
             throw UsageError("--ctx " + std::to_string(options_.n_ctx) + ", expected at least 4");
         read_tokens();
-        base_ = make_subject({"f16", "f16", {}}, machine);
+        base_ = make_subject(read_spec("f16"), machine);
         for (const NamedSpec& spec : specs)
             subjects_.push_back(make_subject(spec, machine));
         score_text();

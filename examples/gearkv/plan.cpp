@@ -17,14 +17,17 @@ class Plan final : public Command {
         options_.chunk = SessionConfig().chunk;
         add_model_option(*app_, options_)->required(false);
         for (CLI::Option* option :
-             {app_->add_option("--layers", config_.n_layers, "Layers"),
-              app_->add_option("--kv-heads", config_.n_kv_heads, "KV heads of a layer"),
-              app_->add_option("--head-dim", config_.key_dim, "Channels of a head"),
+             {app_->add_option("--layers", config_.n_layers, "Layers")->check(in_range(1, 4096)),
+              app_->add_option("--kv-heads", config_.n_kv_heads, "KV heads of a layer")
+                  ->check(in_range(1, 4096)),
+              app_->add_option("--head-dim", config_.key_dim, "Channels of a head")->check(in_range(8, 1024)),
               app_->add_option("--prompt", n_prompt_,
-                               "Of the context, tokens that come in one append; the rest come one by one")})
+                               "Of the context, tokens that come in one append; the rest come one by one")
+                  ->check(in_range(0, most_tokens))})
             option->group("Without a model");
         app_->add_option("--ctx", options_.n_ctx,
-                         "Tokens held in every layer; with a model a few, up to the trained");
+                         "Tokens held in every layer; with a model a few, up to the trained")
+            ->check(in_range(1, most_tokens));
         add_kv_option(*app_, options_, true);
         add_memory_option(*app_, options_);
         app_->add_option("--chunk", options_.chunk, "Prompt tokens of the model fed at once")

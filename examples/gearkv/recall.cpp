@@ -42,7 +42,9 @@ class Recall final : public Command {
         options_.chunk = 512;
         add_model_option(*app_, options_);
         app_->add_option("--file", file_, "Cases, one JSON object a line")->required();
-        app_->add_option("--limit", n_limit_, "Cases per bucket; 0: all")->capture_default_str();
+        app_->add_option("--limit", n_limit_, "Cases per bucket; 0: all")
+            ->check(in_range(0, UINT32_MAX))
+            ->capture_default_str();
         add_kv_option(*app_, options_, true);
         add_context_options(*app_, options_);
         add_machine_options(*app_, options_);

@@ -111,7 +111,11 @@ void Table::print(std::ostream& out) const {
 
 CacheReport report_cache(const CacheConfig& config, const CacheBytes& bytes, std::uint64_t n_tokens) {
     const std::uint64_t per_token = std::uint64_t{config.n_kv_heads} * (config.key_dim + config.value_dim);
-    return {bytes, n_tokens * config.n_layers * per_token};
+    std::uint64_t n_elements;
+    if (__builtin_mul_overflow(n_tokens * config.n_layers, per_token, &n_elements) ||
+        n_elements > UINT64_MAX / 2)
+        throw Failure("wrong_size: more bytes in fp16 than 64 bits hold");
+    return {bytes, n_elements};
 }
 
 void print_bytes(std::ostream& out, const CacheReport& report) {

@@ -30,6 +30,7 @@ class State final : public Command {
             command->add_option("FILE", path_, "A file that --save or save_state wrote")->required();
             if (command == verify_) {
                 command->add_option("--threads", options_.n_threads, "Threads; 0: one per processor")
+                    ->check(in_range(0, 1024))
                     ->capture_default_str();
             }
             add_json_option(*command, options_);

@@ -230,6 +230,7 @@ void save(const std::string& path, const Array& array) {
     header += '\n';
 
     std::ofstream file(path, std::ios::binary);
+    if (!file) throw Error(path + ": cannot be written");
     file.write(magic, sizeof(magic));
     const char lead[] = {1, 0, static_cast<char>(header.size() & 255), static_cast<char>(header.size() >> 8)};
     file.write(lead, sizeof(lead));
@@ -245,7 +246,10 @@ void save(const std::string& path, const Array& array) {
         file.write(static_cast<const char*>(data), static_cast<std::streamsize>(n * 4));
     }
     file.close();
-    if (!file) throw Error(path + ": cannot be written");
+    if (file) return;
+    std::error_code error;
+    if (std::filesystem::is_regular_file(path, error)) std::filesystem::remove(path, error);  // half of it
+    throw Error(path + ": cannot be written");
 }
 
 std::string shape_text(const std::vector<std::size_t>& shape) {

@@ -4,6 +4,7 @@ import array
 import json
 import math
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -152,6 +153,35 @@ class CommandLine(ToolTest):
             result = subprocess.run([TOOL, "inspect", MODEL], stdout=full, stderr=subprocess.PIPE)
         self.assertEqual(result.returncode, 1)
         self.assertIn(b"cannot be written", result.stderr)
+        for arguments in ["--help"], ["--version"], ["plan", "--help"]:
+            with open("/dev/full", "wb") as full:
+                result = subprocess.run([TOOL, *arguments], stdout=full, stderr=subprocess.PIPE)
+            self.assertEqual((result.returncode, result.stderr), (1, b"gearkv: the output cannot be written\n"), arguments)
+
+    def test_numbers_that_cannot_be_are_refused_with_the_range(self):
+        plan = {"--layers": 1, "--kv-heads": 1, "--head-dim": 64, "--ctx": 1}
+        for option, least, most in (("--layers", 1, 4096), ("--kv-heads", 1, 4096), ("--head-dim", 8, 1024),
+                                    ("--ctx", 1, 2**31 - 1), ("--prompt", 0, 2**31 - 1)):
+            for wrong in (least - 1, most + 1, -5, 2**64, 2**64 + least, "1.5", "1e3", "0x10", "x", ""):
+                arguments = [x for pair in {**plan, option: wrong}.items() for x in pair]
+                self.fails(2, f"expected {least} to {most}", "plan", *arguments)
+        for option, most in (("--threads", 1024), ("--chunk", 2**20), ("--ctx", 2**31 - 1), ("--seed", 2**64 - 1)):
+            for wrong in (-1, most + 1, "many"):
+                self.fails(2, f" to {most}", "perplexity", MODEL, "--file", RECALL, option, wrong)
+        self.fails(2, "expected 0 to 1024", "state", "verify", MODEL, "--threads", -1)
+        self.fails(2, "expected 0 to", "codec", "--k", "x", "--v", "x", "--block", -1)
+        self.fails(2, "expected 0 to", "recall", MODEL, "--file", RECALL, "--limit", -1)
+        self.fails(2, "64 bits", "plan", "--layers", 4096, "--kv-heads", 4096, "--head-dim", 1024, "--ctx", 2**31 - 1)
+
+    def test_memory_that_is_not_there_is_named(self):
+        def limit():
+            resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))
+
+        arguments = ["perplexity", MODEL, "--file", RECALL, "--ctx", 2000000, "--chunk", 1000000, "--kv", "f32", "--threads", 1]
+        result = subprocess.run([TOOL, *map(str, arguments)], capture_output=True, preexec_fn=limit, timeout=600)
+        self.assertEqual((result.returncode, result.stdout), (1, b""), result.stderr)
+        self.assertIn(b"memory", result.stderr)
+        self.assertNotIn(b"bad_alloc", result.stderr)
 
     def test_progress_is_shown_on_a_pipe_only_when_asked_for(self):
         arguments = ["recall", MODEL, "--file", RECALL, "--limit", 4, "--threads", 1]
@@ -686,6 +716,17 @@ class Codec(ToolTest):
     def write4d(self):
         write_npy(self.path("4d.npy"), (1, 2, 1, 8), [0.0] * 16)
         return self.path("4d.npy")
+
+    def test_an_output_file_that_cannot_be_written_whole_is_not_there(self):
+        def limit():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+        arguments = ["codec", "--k", conformance("outch_K"), "--v", conformance("outch_V"), "--out-k", self.path("k.npy")]
+        result = subprocess.run([TOOL, *arguments], capture_output=True, preexec_fn=limit, timeout=600)
+        self.assertEqual((result.returncode, result.stdout), (1, b""))
+        self.assertIn(b"cannot be written", result.stderr)
+        self.assertFalse(os.path.exists(self.path("k.npy")))
 
     def test_out_files_take_one_spec(self):
         self.fails(2, "one SPEC", "codec", "--k", conformance("gauss_K"), "--v", conformance("gauss_V"), "--kv", "q8", "f16",
