@@ -1,0 +1,540 @@
+// A life of a cache made of any bytes: configuration, calls and numbers, extreme ones among them. Beside it
+// lives a twin with the serial executor, which must have the same bits, and a plain model in double
+// precision. GEARKV_LEVEL or the bytes choose the level.
+#include <unistd.h>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+
+#include "fuzz/plain_model.hpp"
+#include "gearkv/state.hpp"
+
+using namespace gearkv;
+using namespace gearkv::fuzz;
+
+namespace {
+
+// Prints what a life was, and ends.
+#define EXPECT(condition, ...)                                                   \
+    do {                                                                         \
+        if (!(condition)) {                                                      \
+            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            std::fprintf(stderr, __VA_ARGS__);                                   \
+            std::fprintf(stderr, "\n");                                          \
+            std::abort();                                                        \
+        }                                                                        \
+    } while (false)
+
+// The bytes, mixed with numbers that the first four of them begin; these alone once the bytes have ended.
+class Choices {
+  public:
+    Choices(const std::uint8_t* data, std::size_t n) : data_(data), n_(n) {
+        std::uint32_t seed = 0;
+        if (n >= 4) std::memcpy(&seed, data, 4);
+        random_.seed(seed);
+        at_ = std::min<std::size_t>(n, 4);
+    }
+    std::uint32_t below(std::uint32_t end) {
+        const std::uint32_t from_data = at_ < n_ ? data_[at_++] * 0x9e3779b9u : 0;
+        return static_cast<std::uint32_t>(random_() ^ from_data) % end;
+    }
+    bool one_in(std::uint32_t n) { return below(n) == 0; }
+    template <class T, std::size_t n>
+    const T& of(const T (&all)[n]) {
+        return all[below(n)];
+    }
+    float gaussian() { return normal_(random_); }
+
+  private:
+    const std::uint8_t* data_;
+    std::size_t n_, at_ = 0;
+    std::mt19937 random_;
+    std::normal_distribution<float> normal_;
+};
+
+// Other threads at every question; tasks in some order, some of them inside of others.
+class StrangeExecutor final : public Executor {
+  public:
+    explicit StrangeExecutor(std::uint32_t seed) : random_(seed) {}
+    void parallel_for(std::size_t n, Task task, void* context) noexcept override {
+        switch (random_() % 3) {
+            case 0:
+                for (std::size_t i = n; i-- > 0;)
+                    task(context, i);
+                break;
+            case 1:
+                for (std::size_t i = 0; i < n; i += 2)
+                    task(context, i);
+                for (std::size_t i = 1; i < n; i += 2)
+                    task(context, i);
+                break;
+            default:
+                serial_executor().parallel_for(n, task, context);
+        }
+    }
+    unsigned n_threads() const noexcept override {
+        constexpr unsigned counts[] = {1, 2, 3, 8, 64, 100000};
+        return counts[random_() % 6];
+    }
+
+  private:
+    mutable std::mt19937 random_;
+};
+
+constexpr const char* specs[] = {"f16",
+                                 "f32",
+                                 "q8",
+                                 "q8:recent=20,sinks=3",
+                                 "gear-4",
+                                 "gear-2",
+                                 "gear-3:recent=33,sinks=7",
+                                 "auto:3",
+                                 "trellis-2",
+                                 "kivi-4",
+                                 "kivi-2:g=32,nb=32",
+                                 "kcvt-4:nb=16",
+                                 "token-3:nb=24",
+                                 "paper:gear-4:nb=64",
+                                 "paper:gear-2:s=0.1,nb=32,g=32",
+                                 "gear-kcvt-4:nb=48",
+                                 "k=gear-4;v=kivi-4:nb=128",
+                                 "k=f16;v=q8",
+                                 "gear-2;edge-1=q8"};
+constexpr float largest = std::numeric_limits<float>::max();
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+// How far stored entries may be from what was appended, as a share of the largest there ever was. Above 1:
+// the squares of what is lost may be no more than those of what there is.
+double codec_share(const std::string& spec) {
+    if (spec == "f32") return 0.0;
+    if (spec == "f16") return 0x1p-11;
+    return spec.rfind("q8", 0) == 0 ? 0.02 : 2.0;
+}
+
+class Life {
+  public:
+    Life(const std::uint8_t* data, std::size_t n) : choices_(data, n), executor_(choices_.below(1 << 30)) {
+        spec_ = choices_.of(specs);
+        constexpr std::uint32_t dims[] = {8, 16, 24, 32, 64, 72, 128};
+        config_.n_layers = 1 + choices_.below(2);
+        config_.n_kv_heads = 1 + choices_.below(3);
+        config_.key_dim = choices_.of(dims);
+        config_.value_dim = choices_.of(dims);
+        config_.max_tokens = 100 + choices_.below(900);
+        (void)parse_spec(spec_.c_str(), &config_.spec).ok();
+        constexpr std::uint32_t spreads[] = {0, 1, 3, 16, 1000};
+        config_.spread_tokens = choices_.of(spreads);
+        config_.block_tokens = choices_.one_in(3) ? 1 + choices_.below(300) : 0;
+        config_.rollback_tokens = choices_.one_in(3) ? choices_.below(config_.spec.buffer_tokens + 1) : 0;
+        config_.error_every = choices_.one_in(4) ? 1 : 0;
+        config_.seed = choices_.below(1000);
+        if (choices_.one_in(2)) {
+            for (double& f : frequencies_)
+                f = 3.0 * std::exp(-0.3 * static_cast<double>(&f - frequencies_));
+            config_.rope = {frequencies_, 1 + choices_.below(config_.key_dim / 2), choices_.one_in(2)};
+        }
+        if (choices_.one_in(4)) {
+            for (std::uint32_t& window : windows_)
+                window = choices_.one_in(3) ? 0 : 1 + choices_.below(200);
+            config_.windows = windows_;
+        }
+        if (std::getenv("GEARKV_LEVEL") == nullptr) {
+            constexpr Level levels[] = {Level::scalar, Level::avx2, Level::avxvnni,
+                                        Level::avx512, Level::neon, Level::dotprod};
+            const Level level = choices_.of(levels);
+            if (level_available(level)) config_.level = level;
+        }
+        layers_.resize(config_.n_layers);
+    }
+
+    void live() {
+        const Status status = Cache::create(config_, &cache_);
+        if (status.code() == Code::bad_spec) return;  // heads too small for its bits
+        EXPECT(status.ok(), "%s", status.message());
+        EXPECT(Cache::create(config_, &twin_).ok(), "no twin");
+        noise_ = cache_->level() == Level::scalar ? 0x1p-20 : 0x1p-12;
+        const std::uint32_t n_steps = 6 + choices_.below(30);
+        for (std::uint32_t i = 0; i < n_steps; ++i) {
+            step();
+            check_counts();
+        }
+        check_contents();
+    }
+
+  private:
+    void step() {
+        switch (choices_.below(16)) {
+            case 0:
+                return compress();
+            case 1:
+                return truncate();
+            case 2:
+                return remove();
+            case 3:
+                return fork();
+            case 4:
+                return save_and_load();
+            case 5:
+                return append_bad();
+            case 6:
+                return choices_.one_in(3) ? check_contents() : shrink();
+            case 7:
+                return choices_.one_in(6) ? reset() : forget();
+            case 8:
+            case 9:
+            case 10:
+                return attend(choices_.below(config_.n_layers));
+            default:
+                return append();
+        }
+    }
+
+    // The same call on both.
+    template <class Call>
+    Code on_both(const char* name, const Call& call) {
+        const Status one = call(cache_.get(), executor_), other = call(twin_.get(), serial_executor());
+        EXPECT(one.code() == other.code(), "%s: %s, and alone: %s", name, one.message(), other.message());
+        return one.code();
+    }
+
+    float entry(std::uint32_t pattern) {
+        const float x = choices_.gaussian();
+        switch (pattern) {
+            case 0:
+                return 45000.0f * std::tanh(x);  // that turned keys are halves too
+            case 1:
+                return 1e-7f * x;
+            case 2:
+                return 0.0f;
+            case 3:
+                return x > 2.0f ? 1000.0f * x : x;
+            case 4:
+                return spec_ == "f32" ? 1e18f * x : x;
+            default:
+                return x;
+        }
+    }
+
+    void append() {
+        const std::uint32_t n = 1 + choices_.below(choices_.one_in(3) ? 200 : 6);
+        const std::uint32_t pattern = choices_.below(14);
+        for (std::uint32_t layer = 0; layer < config_.n_layers; ++layer) {
+            std::vector<float> keys(std::size_t{n} * key_row()), values(std::size_t{n} * value_row());
+            for (float& x : keys)
+                x = entry(pattern);
+            for (float& x : values)
+                x = entry(pattern);
+            const Code code = on_both("append", [&](Cache* cache, Executor& executor) {
+                return cache->append(layer, {keys.data(), key_row(), config_.key_dim},
+                                     {values.data(), value_row(), config_.value_dim}, n, executor);
+            });
+            PlainLayer& plain = layers_[layer];
+            const bool fits = plain.tokens.size() + n <= config_.max_tokens;
+            EXPECT(code == (fits ? Code::ok : Code::capacity_exceeded), "append gave %s", code_name(code));
+            for (std::uint32_t t = 0; fits && t < n; ++t) {
+                const auto row = [&](const std::vector<float>& x, std::size_t width) {
+                    const auto from = x.begin() + static_cast<std::ptrdiff_t>(t * width);
+                    return std::vector<double>(from, from + static_cast<std::ptrdiff_t>(width));
+                };
+                plain.tokens.push_back({row(keys, key_row()), row(values, value_row())});
+                for (const std::vector<double>* x : {&plain.tokens.back().key, &plain.tokens.back().value}) {
+                    for (const double y : *x)
+                        plain.squares += y * y;
+                }
+            }
+        }
+        // What comes as a prompt is attended before it is compressed and a window leaves it.
+        attend(choices_.below(config_.n_layers));
+    }
+
+    void append_bad() {
+        std::vector<float> keys(key_row(), 1.0f), values(value_row(), 1.0f);
+        const std::pair<float, Code> bad[] = {{NAN, Code::non_finite},
+                                              {INFINITY, Code::non_finite},
+                                              {-INFINITY, Code::non_finite},
+                                              {3e38f, Code::not_representable}};
+        const auto& [x, expected] = choices_.of(bad);
+        std::vector<float>& one = choices_.one_in(2) ? keys : values;
+        one[choices_.below(static_cast<std::uint32_t>(one.size()))] = x;
+        if (n_tokens() == config_.max_tokens) return;
+        const Code code = on_both("append", [&](Cache* cache, Executor& executor) {
+            return cache->append(0, {keys.data(), key_row(), config_.key_dim},
+                                 {values.data(), value_row(), config_.value_dim}, 1, executor);
+        });
+        EXPECT(code == expected, "%g gave %s", static_cast<double>(x), code_name(code));
+    }
+
+    void compress() {
+        for (std::uint32_t layer = 0; layer < config_.n_layers; ++layer)
+            (void)on_both("compress",
+                          [&](Cache* cache, Executor& executor) { return cache->compress(layer, executor); });
+    }
+
+    // A window stays whole for rollbacks of rollback_tokens.
+    std::uint64_t most_cut() const {
+        return config_.windows == nullptr ? n_tokens() : config_.rollback_tokens;
+    }
+
+    void truncate() {
+        const std::uint64_t n = n_tokens();
+        const std::uint64_t cut =
+            std::min<std::uint64_t>(choices_.below(choices_.one_in(3) ? 400 : 20), std::min(n, most_cut()));
+        bool lossless[2] = {};
+        std::size_t i = 0;
+        const Code code = on_both(
+            "truncate", [&](Cache* cache, Executor&) { return cache->truncate(n - cut, &lossless[i++]); });
+        EXPECT(code == Code::ok && lossless[0] == lossless[1], "truncate gave %s", code_name(code));
+        for (PlainLayer& layer : layers_)
+            layer.tokens.resize(n - cut);
+    }
+
+    void remove() {
+        const std::uint64_t n_sinks = config_.spec.sink_tokens, n = n_tokens();
+        if (n <= n_sinks || config_.windows != nullptr) return;
+        const std::uint64_t first = n_sinks + choices_.below(static_cast<std::uint32_t>(n - n_sinks));
+        const std::uint64_t cut =
+            1 + choices_.below(static_cast<std::uint32_t>(std::min<std::uint64_t>(n - first, 60)));
+        for (const PlainLayer& layer : layers_) {
+            if (layer.tokens.size() != n) return;
+        }
+        const Code code =
+            on_both("remove", [&](Cache* cache, Executor&) { return cache->remove(first, cut); });
+        EXPECT(code == Code::ok, "remove gave %s", code_name(code));
+        for (PlainLayer& layer : layers_) {
+            const auto at = layer.tokens.begin() + static_cast<std::ptrdiff_t>(first);
+            layer.tokens.erase(at, at + static_cast<std::ptrdiff_t>(cut));
+            for (std::size_t t = first; t < layer.tokens.size(); ++t)
+                turn_key(config_, -static_cast<double>(cut), &layer.tokens[t].key);
+            layer.turned |= config_.rope.n_pairs > 0;
+        }
+    }
+
+    void forget() {
+        if (config_.windows != nullptr || !choices_.one_in(3)) return;
+        const std::uint32_t layer = choices_.below(config_.n_layers);
+        const std::uint64_t token = choices_.below(300);
+        (void)on_both("forget_before",
+                      [&](Cache* cache, Executor&) { return cache->forget_before(layer, token); });
+    }
+
+    // All there is: what a target leaves depends on the scratch of the threads.
+    void shrink() {
+        (void)on_both("shrink", [&](Cache* cache, Executor&) { return cache->shrink(0); });
+    }
+
+    void reset() {
+        cache_->reset();
+        twin_->reset();
+        layers_.assign(config_.n_layers, {});
+    }
+
+    // The one that goes on is the fork or the first; the other one changes before it ends.
+    void fork() {
+        std::unique_ptr<Cache> other;
+        EXPECT(cache_->fork(&other).ok(), "no fork");
+        if (choices_.one_in(2)) std::swap(other, cache_);
+        if (n_tokens() > 0 && choices_.one_in(2)) (void)other->truncate(n_tokens() / 2).ok();
+        (void)other->compress(0, executor_).ok();
+        if (choices_.one_in(3)) other->reset();
+    }
+
+    void save_and_load() {
+        char target[64];
+        std::snprintf(target, sizeof(target), "/dev/shm/gearkv-fuzz-%ld", static_cast<long>(getpid()));
+        const Status saved = save_state(*cache_, target, {}, executor_);
+        EXPECT(saved.ok(), "%s", saved.message());
+        LoadOptions options;
+        options.loading = choices_.one_in(2) ? StateLoading::map : StateLoading::copy;
+        if (options.loading == StateLoading::map && choices_.one_in(2))
+            options.checking = StateChecking::on_first_use;
+        for (std::unique_ptr<Cache>* cache : {&cache_, &twin_}) {
+            const Status loaded = load_state(target, config_, options, executor_, cache);
+            EXPECT(loaded.ok(), "%s", loaded.message());
+        }
+        unlink(target);
+    }
+
+    void check_counts() const {
+        for (std::uint32_t layer = 0; layer < config_.n_layers; ++layer) {
+            EXPECT(cache_->n_tokens(layer) == layers_[layer].tokens.size(),
+                   "%llu tokens in layer %u, not %zu",
+                   static_cast<unsigned long long>(cache_->n_tokens(layer)), layer,
+                   layers_[layer].tokens.size());
+        }
+    }
+
+    std::uint64_t n_forgotten(std::uint32_t layer) const {
+        LayerStats stats;
+        EXPECT(cache_->layer_stats(layer, &stats).ok(), "no stats");
+        return stats.n_forgotten;
+    }
+
+    // All tokens of a layer that are there; those forgotten are zeros.
+    void read(std::uint32_t layer, std::vector<float>* keys, std::vector<float>* values) {
+        const std::uint64_t n = layers_[layer].tokens.size();
+        const std::uint64_t gap = std::min<std::uint64_t>(config_.spec.sink_tokens, n),
+                            gap_end = gap + n_forgotten(layer);
+        keys->assign(n * key_row(), 0.0f);
+        values->assign(n * value_row(), 0.0f);
+        const auto part = [&](std::uint64_t first, std::uint64_t end) {
+            if (first >= end) return;
+            float *k = keys->data() + first * key_row(), *v = values->data() + first * value_row();
+            const Status status = cache_->read(layer, first, end - first, k, (end - first) * key_row(), v,
+                                               (end - first) * value_row());
+            EXPECT(status.ok(), "%s", status.message());
+        };
+        part(0, gap);
+        part(gap_end, n);
+    }
+
+    void check_contents() {
+        for (std::uint32_t layer = 0; layer < config_.n_layers; ++layer) {
+            const PlainLayer& plain = layers_[layer];
+            std::vector<float> keys, values;
+            read(layer, &keys, &values);
+            double most = 0.0;
+            for (const PlainToken& token : plain.tokens) {
+                for (const std::vector<double>* row : {&token.key, &token.value}) {
+                    for (const double x : *row)
+                        most = std::max(most, std::fabs(x));
+                }
+            }
+            most_ever_ = std::max(most_ever_, most);
+            const std::uint64_t gap = config_.spec.sink_tokens, gap_end = gap + n_forgotten(layer);
+            double share = codec_share(spec_);
+            if (plain.turned && share <= 1.0) share += 0.01;
+            const double margin = share * most_ever_ + (spec_ == "f32" && !plain.turned ? 0.0 : 1e-7);
+            double lost = 0.0;
+            const auto compare = [&](double expected, float found, std::size_t t, std::size_t c) {
+                const double off = std::fabs(expected - static_cast<double>(found));
+                EXPECT(share > 1.0 || off <= margin, "%s: token %zu, entry %zu is %g, was %g, margin %g",
+                       spec_.c_str(), t, c, static_cast<double>(found), expected, margin);
+                lost += off * off;
+            };
+            for (std::size_t t = 0; t < plain.tokens.size(); ++t) {
+                if (t >= gap && t < gap_end) continue;
+                for (std::size_t c = 0; c < key_row(); ++c)
+                    compare(plain.tokens[t].key[c], keys[t * key_row() + c], t, c);
+                for (std::size_t c = 0; c < value_row(); ++c)
+                    compare(plain.tokens[t].value[c], values[t * value_row() + c], t, c);
+            }
+            // Spikes among small entries cost a trellis several times their squares; those that are gone
+            // still had a part in the scales of others.
+            EXPECT(lost <= 100.0 * plain.squares + 1e-9, "%s: %g of %g is lost", spec_.c_str(), lost,
+                   plain.squares);
+        }
+    }
+
+    // Queries with any rules.
+    struct Asked {
+        std::vector<float> data, slopes, sinks, mask;
+        Queries queries;
+    };
+    float extreme(float usual) {
+        constexpr float numbers[] = {0.0f, 1e-44f, 1e-30f, 1e20f, -1e30f, 1e37f, largest, -largest};
+        return choices_.one_in(6) ? choices_.of(numbers) : usual;
+    }
+    void ask(std::uint64_t n, Asked* asked) {
+        Queries& queries = asked->queries;
+        queries.n_heads = config_.n_kv_heads * (1 + choices_.below(5));
+        queries.n_queries = 1 + choices_.below(choices_.one_in(4) ? 20 : 2);
+        queries.causal = !choices_.one_in(4);
+        if (queries.causal) queries.n_queries = std::min(queries.n_queries, static_cast<std::uint32_t>(n));
+        queries.head_stride = config_.key_dim;
+        queries.query_stride = std::size_t{queries.n_heads} * config_.key_dim;
+        asked->data.resize(queries.n_queries * queries.query_stride);
+        const float factor = extreme(1.0f);
+        for (float& x : asked->data)
+            x = std::clamp(choices_.gaussian() * factor, -largest, largest);
+        queries.data = asked->data.data();
+        queries.scale = extreme(0.2f);
+        if (queries.scale == 0.0f) queries.scale = 1.0f;
+        if (choices_.one_in(4)) queries.soft_cap = std::fabs(extreme(3.0f));
+        if (choices_.one_in(4)) queries.window = 1 + choices_.below(300);
+        if (choices_.one_in(8)) queries.negligible = 1e-7f;
+        for (std::uint32_t head = 0; head < queries.n_heads; ++head) {
+            asked->slopes.push_back(extreme(0.1f));
+            asked->sinks.push_back(choices_.one_in(5) ? minus_infinity : extreme(0.5f));
+        }
+        if (choices_.one_in(4)) queries.slopes = asked->slopes.data();
+        if (choices_.one_in(4)) queries.sinks = asked->sinks.data();
+        if (choices_.one_in(4)) {
+            const bool shared = choices_.one_in(2);
+            asked->mask.resize((shared ? 1 : queries.n_heads) * n);
+            const float hidden = choices_.one_in(2) ? minus_infinity : extreme(-5.0f);
+            for (float& x : asked->mask)
+                x = choices_.gaussian() > 0.5f ? hidden : choices_.gaussian();
+            queries.mask = asked->mask.data();
+            queries.mask_head_stride = shared ? 0 : n;
+        }
+    }
+
+    void attend(std::uint32_t layer) {
+        const std::uint64_t n = layers_[layer].tokens.size();
+        if (n == 0) return;
+        Asked asked;
+        ask(n, &asked);
+        const Queries& queries = asked.queries;
+        const std::size_t n_floats = std::size_t{queries.n_queries} * queries.n_heads * config_.value_dim;
+        std::vector<float> outs[2];
+        std::size_t i = 0;
+        const Code code = on_both("attend", [&](Cache* cache, Executor& executor) {
+            std::vector<float>& out = outs[i++];
+            out.assign(n_floats, NAN);
+            return cache->attend(layer, queries, out.data(), n_floats, executor);
+        });
+        EXPECT(code == Code::ok, "attend gave %s", code_name(code));
+        EXPECT(std::memcmp(outs[0].data(), outs[1].data(), n_floats * sizeof(float)) == 0,
+               "%s: the twin has other bits", spec_.c_str());
+        std::vector<float> keys, values;
+        read(layer, &keys, &values);
+        Queries seen = queries;
+        const std::uint64_t window = config_.windows == nullptr ? 0 : config_.windows[layer];
+        if (window > 0) seen.window = seen.window == 0 ? window : std::min(seen.window, window);
+        const std::uint64_t gap = config_.spec.sink_tokens, gap_end = gap + n_forgotten(layer);
+        const PlainAttention plain = {config_, seen, keys, values, n, gap, gap_end, noise_};
+        std::vector<double> expected;
+        const float* found = outs[0].data();
+        for (std::uint32_t query = 0; query < queries.n_queries; ++query) {
+            for (std::uint32_t head = 0; head < queries.n_heads; ++head) {
+                double margin;
+                plain.attend(query, head, &expected, &margin);
+                if (queries.negligible > 0.0f) margin += 1e-2 * (1.0 + most_ever_);
+                for (std::uint32_t c = 0; c < config_.value_dim; ++c, ++found) {
+                    EXPECT(std::fabs(static_cast<double>(*found) - expected[c]) <= margin,
+                           "%s at %s: query %u, head %u, channel %u of %llu tokens is %g, expected %g, "
+                           "margin %g",
+                           spec_.c_str(), level_name(cache_->level()), query, head, c,
+                           static_cast<unsigned long long>(n), static_cast<double>(*found), expected[c],
+                           margin);
+                }
+            }
+        }
+    }
+
+    std::uint64_t n_tokens() const { return layers_[0].tokens.size(); }
+    std::size_t key_row() const { return std::size_t{config_.n_kv_heads} * config_.key_dim; }
+    std::size_t value_row() const { return std::size_t{config_.n_kv_heads} * config_.value_dim; }
+
+    Choices choices_;
+    StrangeExecutor executor_;
+    std::string spec_;
+    double frequencies_[64] = {};
+    std::uint32_t windows_[2] = {};
+    CacheConfig config_;
+    std::unique_ptr<Cache> cache_, twin_;
+    std::vector<PlainLayer> layers_;
+    double noise_ = 0.0, most_ever_ = 0.0;
+};
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t n_bytes) {
+    if (n_bytes > 4096) return 0;
+    Life(data, n_bytes).live();
+    return 0;
+}
