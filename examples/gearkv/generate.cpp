@@ -52,6 +52,7 @@ class Generate final : public Command {
         add_context_options(*app_, options_);
         add_memory_option(*app_, options_);
         add_machine_options(*app_, options_);
+        add_products_option(*app_, options_);
         add_json_option(*app_, options_);
     }
 

@@ -59,6 +59,11 @@ void add_machine_options(CLI::App& app, Options& options) {
         ->capture_default_str();
 }
 
+void add_products_option(CLI::App& app, Options& options) {
+    app.add_flag("--float-products", options.float_products,
+                 "Multiply quantised weights in floats: slower, without rounding vectors to 15 bits");
+}
+
 void add_json_option(CLI::App& app, Options& options) {
     app.add_flag("--json", options.json, "Print one JSON object instead of text");
 }
@@ -111,6 +116,7 @@ SessionConfig session_config(const Options& options, const KvSpec& spec, const M
     config.level = machine.level;
     config.max_cache_bytes = options.max_cache_bytes;
     config.interrupt = interrupt_between_chunks();
+    config.float_products = options.float_products;
     return config;
 }
 

@@ -20,6 +20,7 @@ struct Options {
     unsigned n_threads = 0;
     std::string level = "automatic";
     std::uint64_t seed = 0;
+    bool float_products = false;
     bool json = false;
     bool progress = false;
     std::string memory;  // SIZE of --memory; empty: no limit
@@ -37,6 +38,7 @@ CLI::Option* add_model_option(CLI::App& app, Options& options);  // and --pre
 void add_kv_option(CLI::App& app, Options& options, bool several);
 void add_context_options(CLI::App& app, Options& options);
 void add_machine_options(CLI::App& app, Options& options);
+void add_products_option(CLI::App& app, Options& options);
 void add_json_option(CLI::App& app, Options& options);
 void add_progress_option(CLI::App& app, Options& options);
 

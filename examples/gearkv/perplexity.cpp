@@ -73,6 +73,7 @@ class Perplexity final : public Command {
         add_kv_option(*app_, options_, true);
         add_context_options(*app_, options_);
         add_machine_options(*app_, options_);
+        add_products_option(*app_, options_);
         add_json_option(*app_, options_);
         add_progress_option(*app_, options_);
     }

@@ -33,6 +33,9 @@ struct SessionConfig {
     // over_budget.
     std::uint64_t max_cache_bytes = 0;
     Level level = Level::automatic;
+    // Products of quantised weights in floats, in place of integer products with vectors rounded to 15-bit
+    // codes in blocks of 32: two or more times slower, and free of that rounding.
+    bool float_products = false;
     Interrupt interrupt;
 };
 
@@ -51,7 +54,9 @@ struct LoadedAttachments {
 };
 
 // Results depend on model, config and tokens alone, not on the executor. A prompt cut into other chunks gives
-// the same logits but for rounding (and the cache's compression, which follows the chunks).
+// the same logits but for rounding (and the cache's compression, which follows the chunks): matrix products
+// give the same bits however tokens are fed (float weights in a build with a BLAS excepted), attention does
+// not.
 //
 // After an error, and an interrupt, a session is as it was before the chunk that failed (n_tokens() says
 // where that is), and may go on. Only when the error struck after some layer had taken its keys and values,

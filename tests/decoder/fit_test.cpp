@@ -77,7 +77,8 @@ TEST_CASE("activations are counted to the byte, without taking room for a chunk"
             fixture.config.chunk = chunk;
             REQUIRE(make_parts(model, fixture.config, &parts).ok());
             const long before = count_bytes();
-            const Forward forward(model, *find_linear_kernels(Level::scalar), 800, chunk, *executor);
+            const Forward forward(model, *find_linear_kernels(Level::scalar), parts.integer, 800, chunk,
+                                  *executor);
             const long counted = count_bytes() - before;
             const std::uint64_t beside = model.params().n_vocab * sizeof(float) + 800 * sizeof(Token);
             const std::uint64_t foretold =

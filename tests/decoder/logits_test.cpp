@@ -25,11 +25,15 @@ std::shared_ptr<const Model> load(const std::string& path) {
     return model;
 }
 
+enum class Products { integers, floats };
+
 std::unique_ptr<Session> make_session(const std::shared_ptr<const Model>& model, const char* spec,
-                                      std::uint32_t chunk, Executor& executor = serial_executor()) {
+                                      std::uint32_t chunk, Products products,
+                                      Executor& executor = serial_executor()) {
     SessionConfig config;
     REQUIRE(parse_spec(spec, &config.spec).ok());
     config.chunk = chunk;
+    config.float_products = products == Products::floats;
     std::unique_ptr<Session> session;
     const Status status = Session::create(model, config, executor, &session);
     INFO(status.message());
@@ -43,13 +47,13 @@ std::size_t argmax(const float* logits, std::size_t n) {
 
 // Largest difference to the reference over its positions; top-1 must agree at all of them.
 double compare_logits(const std::string& path, const char* reference_name, const char* spec,
-                      std::uint32_t chunk) {
+                      std::uint32_t chunk, Products products = Products::floats) {
     const json reference = json::parse(std::ifstream(GEARKV_DATA_DIR "/tiny-logits.json"));
     const auto tokens = reference["tokens"].get<std::vector<Token>>();
     const auto model = load(path);
     const std::size_t n_vocab = model->params().n_vocab;
     std::vector<float> logits(tokens.size() * n_vocab);
-    const auto session = make_session(model, spec, chunk);
+    const auto session = make_session(model, spec, chunk, products);
     REQUIRE(session->prefill(tokens.data(), tokens.size(), logits.data()).ok());
     double worst = 0;
     const auto positions = reference["positions"].get<std::vector<std::size_t>>();
@@ -88,11 +92,21 @@ TEST_CASE("logits equal the reference within 1e-3, for F16 and Q8_0 weights and 
     CHECK(compare_logits(f16_model, "logits_f16", "f16", 512) < 1e-2);
 }
 
+TEST_CASE("integer products move the logits of Q8_0 weights a little and those of F16 weights not at all") {
+    for (const std::uint32_t chunk : {512u, 1u}) {
+        CAPTURE(chunk);
+        CHECK(compare_logits(f16_model, "logits_f16", "f32", chunk, Products::integers) < 1e-3);
+        const double moved = compare_logits(q8_model, "logits_q8_0", "f32", chunk, Products::integers);
+        CHECK(moved != compare_logits(q8_model, "logits_q8_0", "f32", chunk, Products::floats));
+        CHECK(moved < 1e-2);
+    }
+}
+
 TEST_CASE("the model recalls every sampled fact with an uncompressed cache", "[slow]") {
     const auto model = load(q8_model);
     std::unique_ptr<Executor> executor;
     REQUIRE(create_executor(0, &executor).ok());
-    const auto session = make_session(model, "f16", 512, *executor);
+    const auto session = make_session(model, "f16", 512, Products::integers, *executor);
     std::ifstream lines(GEARKV_DATA_DIR "/recall_sample.jsonl");
     // The reference kernels are slow: they get the shorter half of the prompts.
     const std::size_t longest = session->cache().level() == Level::scalar ? 512 : 2048;

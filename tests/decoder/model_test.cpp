@@ -25,6 +25,7 @@ std::unique_ptr<Session> make_session(const std::shared_ptr<const Model>& model,
     SessionConfig config;
     REQUIRE(parse_spec("f32", &config.spec).ok());
     config.chunk = chunk;
+    config.float_products = true;  // what the reference has
     std::unique_ptr<Session> session;
     const Status status = Session::create(model, config, serial_executor(), &session);
     INFO(status.message());

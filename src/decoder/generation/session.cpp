@@ -25,7 +25,7 @@ class LlamaSession final : public Session {
           kernels_(kernels),
           config_(config),
           chunk_(std::min(config.chunk, n_ctx_)),
-          forward_(*model_, kernels, n_ctx_, chunk_, executor),
+          forward_(*model_, kernels, integer_kernels(config), n_ctx_, chunk_, executor),
           logits_(model_->params().n_vocab) {
         tokens_.reserve(reserved_tokens(n_ctx_));
     }

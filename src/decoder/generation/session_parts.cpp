@@ -30,6 +30,7 @@ Status make_parts(const Model& model, const SessionConfig& config, SessionParts*
     out->n_ctx = config.n_ctx != 0 ? config.n_ctx : params.n_ctx;
     out->chunk = std::min(config.chunk, out->n_ctx);
     out->rope = make_rope(*out->model, network.layer_ropes[0], out->n_ctx);
+    out->integer = integer_kernels(config);
     out->windows = windows_within(params.windows, out->n_ctx);
     CacheConfig& cache = out->cache;
     cache.n_layers = params.n_layers;
@@ -49,6 +50,10 @@ Status make_parts(const Model& model, const SessionConfig& config, SessionParts*
     return {};
 }
 
+const IntegerKernels* integer_kernels(const SessionConfig& config) noexcept {
+    return config.float_products ? nullptr : find_integer_kernels(config.level);
+}
+
 std::size_t reserved_tokens(std::uint32_t n_ctx) noexcept {
     return std::min<std::size_t>(n_ctx, 1u << 17);
 }
@@ -56,8 +61,10 @@ std::size_t reserved_tokens(std::uint32_t n_ctx) noexcept {
 // Activations grow by the same bytes for every token of a chunk.
 std::uint64_t session_scratch_bytes(const SessionParts& parts, const LinearKernels& kernels,
                                     Executor& executor) {
-    const std::uint64_t one = Forward(*parts.model, kernels, parts.n_ctx, 1, executor).n_bytes();
-    const std::uint64_t two = Forward(*parts.model, kernels, parts.n_ctx, 2, executor).n_bytes();
+    const auto take = [&](std::size_t n_tokens) {
+        return Forward(*parts.model, kernels, parts.integer, parts.n_ctx, n_tokens, executor).n_bytes();
+    };
+    const std::uint64_t one = take(1), two = take(2);
     return one + (parts.chunk - std::uint64_t{1}) * (two - one) +
            std::uint64_t{parts.model->params().n_vocab} * sizeof(float) +
            reserved_tokens(parts.n_ctx) * sizeof(Token);

@@ -12,6 +12,7 @@ namespace gearkv {
 
 struct SessionParts {
     const LlamaModel* model = nullptr;
+    const IntegerKernels* integer = nullptr;  // null: all products in floats
     std::uint32_t n_ctx = 0;
     std::uint32_t chunk = 0;             // at most n_ctx
     Rope rope;                           // of the first layer
@@ -25,6 +26,9 @@ struct SessionParts {
 
 // May throw std::bad_alloc. Errors: invalid_argument.
 Status make_parts(const Model& model, const SessionConfig& config, SessionParts* out);
+
+// Null when all products are to be in floats.
+const IntegerKernels* integer_kernels(const SessionConfig& config) noexcept;
 
 // Room for so many tokens of a session's list is taken at once.
 std::size_t reserved_tokens(std::uint32_t n_ctx) noexcept;

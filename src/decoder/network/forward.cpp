@@ -59,15 +59,22 @@ Floats turns_of(const NetworkParams& params, LayerRope kind, std::size_t chunk) 
     return Floats(used ? chunk * params.sizes.rope_dim : 0);
 }
 
+// Entries of the longest vector that a matrix is multiplied with, in whole blocks of codes.
+std::size_t widest_vector(const ModelParams& sizes) {
+    const std::size_t n = std::max(
+        {std::size_t{sizes.n_embd}, std::size_t{sizes.n_heads} * sizes.head_dim, std::size_t{sizes.n_ff}});
+    return (n + code_block - 1) / code_block * code_block;
+}
+
 }  // namespace
 
-Forward::Forward(const LlamaModel& model, const LinearKernels& kernels, std::uint32_t n_ctx,
-                 std::size_t chunk, Executor& executor)
+Forward::Forward(const LlamaModel& model, const LinearKernels& kernels, const IntegerKernels* integer,
+                 std::uint32_t n_ctx, std::size_t chunk, Executor& executor)
     : params_(model.network()),
       sizes_(model.params()),
       weights_(model.weights()),
       executor_(executor),
-      engine_(kernels, executor),
+      engine_(kernels, integer, chunk * widest_vector(sizes_), executor),
       ropes_{make_rope(model, LayerRope::global, n_ctx), make_rope(model, LayerRope::local, n_ctx)},
       turns_{turns_of(params_, LayerRope::global, chunk), turns_of(params_, LayerRope::local, chunk)},
       x_(chunk * sizes_.n_embd),

@@ -15,10 +15,10 @@ namespace gearkv {
 // Working memory and products of one session. Allocates in its constructor only.
 class Forward {
   public:
-    // Everything is borrowed. Feeds up to `chunk` tokens at once, into a context of n_ctx. May throw
-    // std::bad_alloc.
-    Forward(const LlamaModel& model, const LinearKernels& kernels, std::uint32_t n_ctx, std::size_t chunk,
-            Executor& executor);
+    // Everything is borrowed. Products of quantised weights are in floats when `integer` is null. Feeds up to
+    // `chunk` tokens at once, into a context of n_ctx. May throw std::bad_alloc.
+    Forward(const LlamaModel& model, const LinearKernels& kernels, const IntegerKernels* integer,
+            std::uint32_t n_ctx, std::size_t chunk, Executor& executor);
 
     // Appends n <= chunk tokens at positions [position, position + n) to every layer of the cache.
     // Errors: those of Cache; *touched tells whether some layer already holds the tokens then.
