@@ -25,6 +25,9 @@ namespace {
 const std::string data_folder = GEARKV_DATA_DIR "/real/";
 constexpr double agreement = 1e-3;  // of float products and rounded references: 5e-5 is usual
 
+// Of products in integers: what rounding vectors to 8 bits does to logits.
+constexpr double integer_worst = 5.0, integer_rms = 0.5;
+
 // Where the model is, or nothing. Without any model the whole run counts as skipped.
 std::string find_model(const char* name) {
     const char* folder = std::getenv("GEARKV_MODELS");
@@ -67,19 +70,32 @@ double at(const float* logits, const json& id) {
     return static_cast<double>(logits[id.get<std::size_t>()]);
 }
 
-// The largest difference to the reference, at its positions below `end`.
-double compare(const std::shared_ptr<const Model>& model, const json& reference, std::size_t end) {
+// Differences to the reference, at its positions below `end`.
+struct Difference {
+    double worst = 0;
+    double rms = 0;
+};
+
+Difference compare(const std::shared_ptr<const Model>& model, const json& reference, std::size_t end,
+                   bool float_products = true) {
     const auto ids = reference["ids"].get<std::vector<Token>>();
     const std::size_t n_vocab = model->params().n_vocab;
     SessionConfig config;
     REQUIRE(parse_spec("f32", &config.spec).ok());
     config.n_ctx = static_cast<std::uint32_t>(ids.size());
+    config.float_products = float_products;
     std::unique_ptr<Executor> executor;
     REQUIRE(create_executor(0, &executor).ok());
     std::unique_ptr<Session> session;
     REQUIRE(Session::create(model, config, *executor, &session).ok());
-    double worst = 0;
+    Difference difference;
+    double squares = 0;
     std::size_t n_compared = 0;
+    const auto add = [&](double found, double expected) {
+        difference.worst = std::max(difference.worst, std::fabs(found - expected));
+        squares += (found - expected) * (found - expected);
+        n_compared++;
+    };
     for (const json& expected : reference["positions"]) {
         const std::size_t position = expected["position"];
         if (position >= end) continue;
@@ -87,23 +103,30 @@ double compare(const std::shared_ptr<const Model>& model, const json& reference,
         REQUIRE(session->prefill(ids.data() + n_before, position + 1 - n_before).ok());
         const float* logits = session->logits();
         for (std::size_t i = 0; i < expected["top"].size(); i++) {
-            worst = std::max(
-                worst, std::fabs(at(logits, expected["top_ids"][i]) - expected["top"][i].get<double>()));
+            add(at(logits, expected["top_ids"][i]), expected["top"][i].get<double>());
         }
         for (std::size_t i = 0; i < expected["fixed"].size(); i++) {
-            worst = std::max(
-                worst, std::fabs(at(logits, reference["fixed_ids"][i]) - expected["fixed"][i].get<double>()));
+            add(at(logits, reference["fixed_ids"][i]), expected["fixed"][i].get<double>());
         }
         const double top = at(logits, expected["top_ids"][0]);
         double sum = 0;
         for (std::size_t i = 0; i < n_vocab; i++) {
             sum += std::exp(static_cast<double>(logits[i]) - top);
         }
-        worst = std::max(worst, std::fabs(top + std::log(sum) - expected["logsumexp"].get<double>()));
-        n_compared++;
+        add(top + std::log(sum), expected["logsumexp"].get<double>());
     }
     REQUIRE(n_compared > 0);
-    return worst;
+    difference.rms = std::sqrt(squares / static_cast<double>(n_compared));
+    return difference;
+}
+
+// In integers the logits are near the reference, and not the same.
+void check_integers(const std::shared_ptr<const Model>& model, const json& reference) {
+    const Difference difference = compare(model, reference, 2000, false);
+    CAPTURE(difference.worst, difference.rms);
+    CHECK(difference.worst < integer_worst);
+    CHECK(difference.rms < integer_rms);
+    CHECK(difference.worst > agreement);
 }
 
 std::string harbour() {
@@ -126,9 +149,10 @@ TEST_CASE("SmolLM2 gives the logits of its reference, and others where its file 
     std::vector<Token> tokens;
     REQUIRE(model->tokenizer().encode(text.substr(0, text.find("\"Did he")), {}, &tokens).ok());
     CHECK(tokens == reference["ids"].get<std::vector<Token>>());
-    CHECK(compare(model, reference, 1000) < agreement);
+    CHECK(compare(model, reference, 1000).worst < agreement);
+    check_integers(model, reference);
     set_value(bytes, "llama.rope.freq_base", 95000.0f);
-    CHECK(compare(load(bytes), reference, 101) > 10 * agreement);
+    CHECK(compare(load(bytes), reference, 101).worst > 10 * agreement);
 }
 
 TEST_CASE("Gemma 3 gives the logits of its reference, and others where its file says something else") {
@@ -148,14 +172,15 @@ TEST_CASE("Gemma 3 gives the logits of its reference, and others where its file 
         std::vector<Token> tokens;
         REQUIRE(model->tokenizer().encode(harbour(), {}, &tokens).ok());
         CHECK(tokens == reference["ids"].get<std::vector<Token>>());
-        CHECK(compare(model, reference, 2000) < agreement);
+        CHECK(compare(model, reference, 2000).worst < agreement);
+        check_integers(model, reference);
     }
     for (const std::uint32_t window : {511u, 513u, 4096u}) {
         std::vector<std::uint8_t> changed = bytes;
         set_value(changed, "gemma3.attention.sliding_window", window);
-        CHECK(compare(load(changed), reference, 601) > 10 * agreement);
+        CHECK(compare(load(changed), reference, 601).worst > 10 * agreement);
     }
     std::vector<std::uint8_t> changed = bytes;
     set_value(changed, "gemma3.rope.freq_base", 800000.0f);
-    CHECK(compare(load(changed), reference, 101) > 10 * agreement);
+    CHECK(compare(load(changed), reference, 101).worst > 10 * agreement);
 }
