@@ -56,8 +56,8 @@ struct ChatShape {
     std::string no_thinking;        // follows `generation` when thinking is off
 };
 
-// The shape of a name, or null.
-const ChatShape* find_shape(std::string_view name) noexcept;
+// The shape of a name, or null. May throw std::bad_alloc.
+const ChatShape* find_shape(std::string_view name);
 // Sets *out to the shape a template's text prints, with its details; false when it is none of those known.
 // Linear time. May throw std::bad_alloc.
 bool recognise_shape(std::string_view text, ChatShape* out);

@@ -97,7 +97,8 @@ ChatShape granite() {
 
 const std::vector<ChatShape>& shapes() {
     const std::string eos = {eos_mark};
-    static const std::vector<ChatShape> all = {
+    // Never destroyed: a library leaves nothing behind for the end of its host.
+    static const auto* const all = new std::vector<ChatShape>{
         chatml("chatml", "\n", "<|im_end|>\n"),
         chatml("phi-4", "<|im_sep|>", "<|im_end|>"),
         llama3(),
@@ -114,12 +115,12 @@ const std::vector<ChatShape>& shapes() {
         llama2(),
         granite(),
     };
-    return all;
+    return *all;
 }
 
 }  // namespace
 
-const ChatShape* find_shape(std::string_view name) noexcept {
+const ChatShape* find_shape(std::string_view name) {
     for (const ChatShape& shape : shapes()) {
         if (shape.name == name) return &shape;
     }
