@@ -38,6 +38,8 @@ TEST_CASE("a session takes what was foretold, and little less") {
     for (const char* spec : {"f16", "gear-4", "paper:gear-4", "q8;layers-1=gear-3"}) {
         for (const std::uint32_t chunk : {1u, 64u, 512u}) {
             for (const std::uint32_t n_prompt : {790u, 300u}) {
+                // Token by token is slow, and the same for all codecs but for their blocks.
+                if ((chunk == 1 || n_prompt == 300) && std::string(spec) != "gear-4") continue;
                 if (chunk == 1 && n_prompt == 300) continue;
                 CAPTURE(spec, chunk, n_prompt);
                 Fixture fixture(spec, wide_shape());
