@@ -51,8 +51,8 @@ struct LinearLanes : Lanes {
         return each(a, [](uint8x16_t x) {
             if constexpr (to > from) x = vshlq_n_u8(x, to - from);
             if constexpr (to < from) x = vshrq_n_u8(x, from - to);
-            // A shift has already taken away what was above or below.
-            if constexpr (to < from && from + n == 8) return x;
+            // A shift to the bottom has already taken away what was below, and there is nothing above.
+            if constexpr (to == 0 && from + n == 8) return x;
             return vandq_u8(x, vdupq_n_u8(((1 << n) - 1) << to));
         });
     }
