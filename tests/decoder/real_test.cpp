@@ -25,8 +25,8 @@ namespace {
 const std::string data_folder = GEARKV_DATA_DIR "/real/";
 constexpr double agreement = 1e-3;  // of float products and rounded references: 5e-5 is usual
 
-// Of products in integers: what rounding vectors to 8 bits does to logits.
-constexpr double integer_worst = 5.0, integer_rms = 0.5;
+// Of products in integers: what rounding vectors to 15 bits does to logits.
+constexpr double integer_worst = 0.05, integer_rms = 0.01;
 
 // Where the model is, or nothing. Without any model the whole run counts as skipped.
 std::string find_model(const char* name) {

@@ -38,7 +38,6 @@ std::shared_ptr<const Tokenizer> make_tokenizer(const std::vector<Entry>& entrie
 }
 
 constexpr EncodeOptions plain = {.add_special = false, .parse_special = false};
-constexpr EncodeOptions parsing = {.add_special = false, .parse_special = true};
 
 std::vector<Token> encode(const Tokenizer& tokenizer, std::string_view text,
                           const EncodeOptions& options = plain) {
