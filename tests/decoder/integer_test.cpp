@@ -100,7 +100,7 @@ bool is_same(const std::vector<float>& a, const std::vector<float>& b) {
 
 }  // namespace
 
-TEST_CASE("vectors become codes as the reference rounds them, within half a step") {
+TEST_CASE("vectors become codes as the reference rounds them, within half a step", "[products]") {
     for (unsigned seed = 0; seed < 50; seed++) {
         std::vector<float> x = random_floats(8 * code_block, seed);
         for (float& value : x) {
@@ -132,7 +132,7 @@ TEST_CASE("vectors become codes as the reference rounds them, within half a step
     }
 }
 
-TEST_CASE("what is no number stays none, and what is too small becomes 0") {
+TEST_CASE("what is no number stays none, and what is too small becomes 0", "[products]") {
     constexpr float infinity = std::numeric_limits<float>::infinity();
     for (const float bad : {NAN, -NAN, infinity, -infinity}) {
         for (std::size_t at = 0; at < code_block; at++) {
@@ -163,7 +163,8 @@ TEST_CASE("what is no number stays none, and what is too small becomes 0") {
     }
 }
 
-TEST_CASE("products have the bits of the reference for every width, row count and number of vectors") {
+TEST_CASE("products have the bits of the reference for every width, row count and number of vectors",
+          "[products]") {
     for (const TensorType& type : quantised_types()) {
         CAPTURE(type.name);
         for (const std::size_t n_blocks : {1, 2, 5}) {
@@ -184,7 +185,7 @@ TEST_CASE("products have the bits of the reference for every width, row count an
 }
 
 // Scales stay what they are; the bytes of codes become all alike.
-TEST_CASE("the largest and smallest codes neither saturate nor overflow") {
+TEST_CASE("the largest and smallest codes neither saturate nor overflow", "[products]") {
     for (const TensorType& type : quantised_types()) {
         CAPTURE(type.name);
         const Shape shape = {9, 5 * 256, 2};
@@ -211,7 +212,7 @@ TEST_CASE("the largest and smallest codes neither saturate nor overflow") {
     }
 }
 
-TEST_CASE("the reference agrees with a sum in double of expanded weights and codes") {
+TEST_CASE("the reference agrees with a sum in double of expanded weights and codes", "[products]") {
     for (const TensorType& type : quantised_types()) {
         CAPTURE(type.name);
         const Shape shape = {5, 4 * 256, 3};
@@ -238,7 +239,7 @@ TEST_CASE("the reference agrees with a sum in double of expanded weights and cod
     }
 }
 
-TEST_CASE("weights of any alignment are read and nothing beside the arrays is touched") {
+TEST_CASE("weights of any alignment are read and nothing beside the arrays is touched", "[products]") {
     for (const TensorType& type : quantised_types()) {
         CAPTURE(type.name);
         for (const Shape shape :
@@ -263,7 +264,8 @@ TEST_CASE("weights of any alignment are read and nothing beside the arrays is to
     }
 }
 
-TEST_CASE("a result has the same bits whatever is computed beside it, and is added when asked to") {
+TEST_CASE("a result has the same bits whatever is computed beside it, and is added when asked to",
+          "[products]") {
     for (const TensorType& type : quantised_types()) {
         CAPTURE(type.name);
         const Shape shape = {19, 2 * type.block, 11};

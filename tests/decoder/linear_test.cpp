@@ -123,7 +123,8 @@ LinearArgs make_args(std::size_t type, const std::uint8_t* w, const float* x, fl
 
 }  // namespace
 
-TEST_CASE("products agree with a sum in double for every width, row count and number of vectors") {
+TEST_CASE("products agree with a sum in double for every width, row count and number of vectors",
+          "[products]") {
     for (std::size_t type = 0; type < n_weight_types; type++) {
         CAPTURE(tensor_types[type].name);
         for (const std::size_t n_cols : {1,  2,  3,   7,   8,   15,   16,   17,   31,   32,   33,   63,  64,
@@ -145,7 +146,7 @@ TEST_CASE("products agree with a sum in double for every width, row count and nu
     }
 }
 
-TEST_CASE("weights of any alignment are read and nothing outside of the arrays is touched") {
+TEST_CASE("weights of any alignment are read and nothing outside of the arrays is touched", "[products]") {
     constexpr std::size_t n_rows = 5;
     constexpr std::size_t n_tokens = 3;
     for (std::size_t type = 0; type < n_weight_types; type++) {
@@ -175,7 +176,7 @@ TEST_CASE("weights of any alignment are read and nothing outside of the arrays i
     }
 }
 
-TEST_CASE("a result has the same bits whatever else is computed beside it") {
+TEST_CASE("a result has the same bits whatever else is computed beside it", "[products]") {
     constexpr std::size_t n_rows = 21;
     constexpr std::size_t n_tokens = 17;
     for (std::size_t type = 0; type < n_weight_types; type++) {
@@ -204,7 +205,7 @@ TEST_CASE("a result has the same bits whatever else is computed beside it") {
     }
 }
 
-TEST_CASE("accumulate adds the product to what stands there") {
+TEST_CASE("accumulate adds the product to what stands there", "[products]") {
     const std::size_t n_cols = 96;
     const Matrix w = random_matrix(f16_index, 6, n_cols, 9);
     const std::vector<float> x = random_floats(n_cols * 4, 10);
@@ -222,7 +223,8 @@ TEST_CASE("accumulate adds the product to what stands there") {
     CHECK(sum == expected);
 }
 
-TEST_CASE("blocks of every type are worth what another reader of the format says, bit for bit") {
+TEST_CASE("blocks of every type are worth what another reader of the format says, bit for bit",
+          "[products]") {
     int n_types = 0;
     for (const TensorType& info : tensor_types) {
         if (info.type == WeightType::f32) continue;
@@ -274,7 +276,7 @@ void check_same(const float* out, const float* expected, std::size_t n) {
     }
 }
 
-TEST_CASE("expanded weights equal the reference bit for bit, special values included") {
+TEST_CASE("expanded weights equal the reference bit for bit, special values included", "[products]") {
     for (const TensorType& info : tensor_types) {
         CAPTURE(info.name);
         const auto type = static_cast<std::size_t>(info.type);
@@ -299,7 +301,7 @@ TEST_CASE("expanded weights equal the reference bit for bit, special values incl
     }
 }
 
-TEST_CASE("half precision follows its definition") {
+TEST_CASE("half precision follows its definition", "[products]") {
     const std::uint16_t halves[] = {0x0000, 0x8000, 0x0001, 0x03ff, 0x0400,
                                     0x3c00, 0xc000, 0x7bff, 0x7c00, 0xfc00};
     const float values[] = {0.0f, -0.0f, 0x1p-24f, 0x1.ff8p-15f, 0x1p-14f,
@@ -312,7 +314,7 @@ TEST_CASE("half precision follows its definition") {
     }
 }
 
-TEST_CASE("swiglu is x / (1 + exp(-x)) * y over the whole range of x") {
+TEST_CASE("swiglu is x / (1 + exp(-x)) * y over the whole range of x", "[products]") {
     for (const std::size_t n : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 1000}) {
         std::vector<float> gate = random_floats(n, 12, 20.0f);
         gate[0] = -200.0f;
@@ -336,7 +338,7 @@ TEST_CASE("swiglu is x / (1 + exp(-x)) * y over the whole range of x") {
     CHECK(std::isnan(nan));
 }
 
-TEST_CASE("geglu is GELU by tanh of x, times y, over the whole range of x") {
+TEST_CASE("geglu is GELU by tanh of x, times y, over the whole range of x", "[products]") {
     for (const std::size_t n : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 1000}) {
         std::vector<float> gate = random_floats(n, 12, 3.0f);
         gate[0] = -1e15f;
@@ -361,7 +363,8 @@ TEST_CASE("geglu is GELU by tanh of x, times y, over the whole range of x") {
     CHECK(std::isnan(nan));
 }
 
-TEST_CASE("an engine gives every product of a batch, alike on one thread and on three", "[thread]") {
+TEST_CASE("an engine gives every product of a batch, alike on one thread and on three",
+          "[products][thread]") {
     std::unique_ptr<Executor> threads;
     REQUIRE(create_executor(3, &threads).ok());
     for (const std::size_t n_tokens : {1, 7, 8, 31, 32, 100}) {
@@ -400,7 +403,8 @@ TEST_CASE("an engine gives every product of a batch, alike on one thread and on 
     }
 }
 
-TEST_CASE("a vector gets the same bits alone, inline with others, and through expanded weights") {
+TEST_CASE("a vector gets the same bits alone, inline with others, and through expanded weights",
+          "[products]") {
     constexpr std::size_t n_tokens = 31;
     for (std::size_t type = 0; type < n_weight_types; type++) {
         CAPTURE(tensor_types[type].name);
