@@ -115,6 +115,8 @@ int run(int argc, char** argv) {
 }  // namespace gearkv::tool
 
 int main(int argc, char** argv) {
+    // A stream that shares stdio's buffers fails for good when a signal interrupts a write.
+    std::ios::sync_with_stdio(false);
     gearkv::tool::catch_interrupts();
     return gearkv::tool::run(argc, argv);
 }
