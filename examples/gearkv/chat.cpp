@@ -75,7 +75,7 @@ class Chat final : public Command {
 
     void run() override {
         // A saved conversation has its own, unless one is asked for: then it must be the same.
-        if (!load_.empty() && app_->count("--kv") == 0) options_.kv = {saved_spec()};
+        if (!load_.empty() && app_->count("--kv") == 0) options_.kv = {saved_spec(load_)};
         check_usage_of_options();
         Machine machine = open_machine(options_);
         const std::shared_ptr<const Model> model = load_model(options_);
@@ -108,18 +108,9 @@ class Chat final : public Command {
   private:
     // Before a model is loaded for nothing.
     void check_usage_of_options() const {
-        (void)read_specs(options_);
-        if (!options_.memory.empty()) (void)read_memory_size(options_.memory);
+        check_sizes(options_);
         std::unique_ptr<ChatTemplate> chat;
         if (!template_.empty()) check_usage(ChatTemplate::find(template_, &chat));
-    }
-
-    std::string saved_spec() const {
-        StateInfo info;
-        check(inspect_state(load_.c_str(), &info));
-        char text[max_spec_chars];
-        check(format_spec(info.config.spec, text, sizeof(text)));
-        return text;
     }
 
     std::shared_ptr<const ChatTemplate> choose_template(const Model& model) const {

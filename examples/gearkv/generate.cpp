@@ -58,8 +58,8 @@ class Generate final : public Command {
 
     void run() override {
         // A loaded session has its own, unless one is asked for: then it must be the same.
-        if (!load_.empty() && app_->count("--kv") == 0) options_.kv = {saved_spec()};
-        check_usage_of_specs();
+        if (!load_.empty() && app_->count("--kv") == 0) options_.kv = {saved_spec(load_)};
+        check_sizes(options_);
         Machine machine = open_machine(options_);
         const std::shared_ptr<const Model> model = load_model(options_);
         fit_ = fit_to_memory(*model, !load_.empty() || app_->count("--kv") > 0, machine, options_);
@@ -81,20 +81,6 @@ class Generate final : public Command {
     }
 
   private:
-    // Before a model is loaded for nothing.
-    void check_usage_of_specs() const {
-        (void)read_specs(options_);
-        if (!options_.memory.empty()) (void)read_memory_size(options_.memory);
-    }
-
-    std::string saved_spec() const {
-        StateInfo info;
-        check(inspect_state(load_.c_str(), &info));
-        char text[max_spec_chars];
-        check(format_spec(info.config.spec, text, sizeof(text)));
-        return text;
-    }
-
     std::unique_ptr<Session> open(const std::shared_ptr<const Model>& model, const KvSpec& spec,
                                   Machine& machine, Sampler& sampler) const {
         if (load_.empty()) return open_session(model, options_, spec, machine);

@@ -89,6 +89,19 @@ std::vector<NamedSpec> read_specs(const Options& options) {
     return specs;
 }
 
+std::string saved_spec(const std::string& path) {
+    StateInfo info;
+    check(inspect_state(path.c_str(), &info));
+    char text[max_spec_chars];
+    check(format_spec(info.config.spec, text, sizeof(text)));
+    return text;
+}
+
+void check_sizes(const Options& options) {
+    (void)read_specs(options);
+    if (!options.memory.empty()) (void)read_memory_size(options.memory);
+}
+
 Machine open_machine(const Options& options) {
     Machine machine;
     Level wanted = Level::automatic;

@@ -50,6 +50,10 @@ struct NamedSpec {
 };
 NamedSpec read_spec(const std::string& text);
 std::vector<NamedSpec> read_specs(const Options& options);
+// The SPEC of a saved cache.
+std::string saved_spec(const std::string& path);
+// Whether SPECs and --memory can be read, before there is a model to wait for. Throws UsageError.
+void check_sizes(const Options& options);
 
 // What runs the work. The level is never automatic.
 struct Machine {

@@ -98,7 +98,7 @@ class LlamaSession final : public Session {
         const bool anew = sound && (removal_leaves_hole(first, n_tokens) || !has_one_rope(model_->network()));
         if (computed_anew != nullptr) *computed_anew = anew;
         // It also says what is not sound.
-        const Status status = anew ? Status() : cache_->remove(first, n_tokens);
+        const Status status = anew ? Status() : cache_->remove(first, n_tokens, forward_.executor());
         if (!status.ok()) return status;
         const auto from = tokens_.begin() + static_cast<std::ptrdiff_t>(first);
         tokens_.erase(from, from + static_cast<std::ptrdiff_t>(n_tokens));

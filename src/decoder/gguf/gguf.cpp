@@ -58,31 +58,6 @@ class Reader {
     const std::uint8_t* end_;
 };
 
-// Bytes of a fixed-size value; 0 for strings, arrays and unknown types.
-std::uint64_t value_bytes(ValueType type) {
-    switch (type) {
-        case ValueType::u8:
-        case ValueType::i8:
-        case ValueType::boolean:
-            return 1;
-        case ValueType::u16:
-        case ValueType::i16:
-            return 2;
-        case ValueType::u32:
-        case ValueType::i32:
-        case ValueType::f32:
-            return 4;
-        case ValueType::u64:
-        case ValueType::i64:
-        case ValueType::f64:
-            return 8;
-        case ValueType::string:
-        case ValueType::array:
-            break;
-    }
-    return 0;
-}
-
 // Names are printed and compared; the specification wants ASCII.
 Status check_name(std::string_view name, std::uint64_t max_bytes, const char* what, std::uint64_t index) {
     if (name.empty() || name.size() > max_bytes) {
@@ -355,6 +330,30 @@ Status read_values(Reader& reader, GgufFile& file, std::uint64_t* n_tensors) {
 }
 
 }  // namespace
+
+std::size_t value_bytes(ValueType type) noexcept {
+    switch (type) {
+        case ValueType::u8:
+        case ValueType::i8:
+        case ValueType::boolean:
+            return 1;
+        case ValueType::u16:
+        case ValueType::i16:
+            return 2;
+        case ValueType::u32:
+        case ValueType::i32:
+        case ValueType::f32:
+            return 4;
+        case ValueType::u64:
+        case ValueType::i64:
+        case ValueType::f64:
+            return 8;
+        case ValueType::string:
+        case ValueType::array:
+            break;
+    }
+    return 0;
+}
 
 Status parse_gguf_values(GgufFile* out, const std::uint8_t* bytes, std::uint64_t n_bytes) {
     GgufFile file;

@@ -43,6 +43,8 @@ enum class ValueType : std::uint32_t {
 
 // "u32" and so on.
 const char* value_type_name(ValueType type) noexcept;
+// Bytes of a fixed-size value; 0 for strings, arrays and unknown types.
+std::size_t value_bytes(ValueType type) noexcept;
 
 // One metadata entry, checked: `data` holds n elements of type `element` and ends within the file.
 struct GgufValue {

@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "decoder/gguf/gguf.hpp"
+#include "decoder/gguf/utf8.hpp"
 
 namespace gearkv {
 namespace {
@@ -91,24 +92,9 @@ Status load_in_range(const GgufValue& value, IntegerRange range, std::uint32_t* 
     return {};
 }
 
-// Of an integer; 0 for any other type.
-std::size_t element_bytes(ValueType type) {
-    switch (type) {
-        case ValueType::u8:
-        case ValueType::i8:
-            return 1;
-        case ValueType::u16:
-        case ValueType::i16:
-            return 2;
-        case ValueType::u32:
-        case ValueType::i32:
-            return 4;
-        case ValueType::u64:
-        case ValueType::i64:
-            return 8;
-        default:
-            return 0;
-    }
+bool is_integer(ValueType type) {
+    return value_bytes(type) > 0 && type != ValueType::boolean && type != ValueType::f32 &&
+           type != ValueType::f64;
 }
 
 std::string scalar_text(const GgufValue& value) {
@@ -125,27 +111,6 @@ std::string scalar_text(const GgufValue& value) {
         value.element == ValueType::f32 ? std::to_chars(text, text + sizeof(text), load<float>(value.data))
                                         : std::to_chars(text, text + sizeof(text), load<double>(value.data));
     return std::string(text, result.ptr);
-}
-
-// Bytes of the well-formed UTF-8 character at the start of text, and its code point; 0 for anything else.
-std::size_t decode_utf8(std::string_view text, std::uint32_t* code_point) {
-    const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-    const unsigned char lead = byte(0);
-    if (lead < 0x80) {
-        *code_point = lead;
-        return 1;
-    }
-    const std::size_t n = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead < 0xc2 || lead > 0xf4 || text.size() < n) return 0;
-    std::uint32_t value = lead & (0x7fu >> n);
-    for (std::size_t i = 1; i < n; i++) {
-        if ((byte(i) & 0xc0) != 0x80) return 0;
-        value = value << 6 | (byte(i) & 0x3f);
-    }
-    constexpr std::uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
-    if (value < smallest[n] || value > 0x10ffff || (value >= 0xd800 && value <= 0xdfff)) return 0;
-    *code_point = value;
-    return n;
 }
 
 // Characters that could steer a terminal or reorder a line.
@@ -173,7 +138,7 @@ Status read_integer(const GgufFile& file, std::string_view key, bool required, I
 Status read_integers(const GgufFile& file, std::string_view key, std::uint32_t n, IntegerRange range,
                      std::vector<std::uint32_t>* out) {
     const GgufValue* value = find_value(file, key);
-    if (value == nullptr || !value->is_array || element_bytes(value->element) == 0) {
+    if (value == nullptr || !value->is_array || !is_integer(value->element)) {
         return Status::error(Code::bad_metadata, "'%.*s' is no array of integers",
                              static_cast<int>(key.size()), key.data());
     }
@@ -187,7 +152,7 @@ Status read_integers(const GgufFile& file, std::string_view key, std::uint32_t n
     for (std::uint32_t& number : *out) {
         const Status status = load_in_range(element, range, &number);
         if (!status.ok()) return status;
-        element.data += element_bytes(value->element);
+        element.data += value_bytes(value->element);
     }
     return {};
 }
@@ -236,7 +201,7 @@ std::string escape_text(std::string_view text) {
     out.reserve(text.size());
     for (std::size_t at = 0; at < text.size();) {
         std::uint32_t c = 0;
-        const std::size_t n = decode_utf8(text.substr(at), &c);
+        const std::size_t n = decode_character(text.substr(at), &c);
         if (n == 1 && (c == '\n' || c == '\\')) {
             out += c == '\n' ? "\\n" : "\\\\";
         } else if (n != 0 && !is_unsafe(c)) {

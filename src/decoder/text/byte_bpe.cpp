@@ -3,10 +3,10 @@
 // it.
 #include <algorithm>
 
+#include "decoder/gguf/utf8.hpp"
 #include "decoder/text/encoder.hpp"
 #include "decoder/text/merger.hpp"
 #include "decoder/text/split.hpp"
-#include "decoder/text/utf8.hpp"
 
 namespace gearkv {
 namespace {

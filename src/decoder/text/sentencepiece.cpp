@@ -1,9 +1,9 @@
 // SentencePiece-style BPE: a text is cut into characters; then the adjacent pair whose union is the
 // best-scored token is merged, leftmost first among equals, until no union is a token. What the vocabulary
 // lacks becomes byte tokens.
+#include "decoder/gguf/utf8.hpp"
 #include "decoder/text/encoder.hpp"
 #include "decoder/text/merger.hpp"
-#include "decoder/text/utf8.hpp"
 
 namespace gearkv {
 namespace {

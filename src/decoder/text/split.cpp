@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <string>
 
-#include "decoder/text/utf8.hpp"
+#include "decoder/gguf/utf8.hpp"
 
 namespace gearkv {
 namespace {

@@ -1,6 +1,6 @@
 // Tokens to text, one by one.
 #include "decoder/gguf/guarded.hpp"
-#include "decoder/text/utf8.hpp"
+#include "decoder/gguf/utf8.hpp"
 #include "gearkv/tokenizer.hpp"
 
 namespace gearkv {
