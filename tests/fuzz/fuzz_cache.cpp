@@ -2,14 +2,11 @@
 // lives a twin with the serial executor, which must have the same bits, and a plain model in double
 // precision. GEARKV_LEVEL or the bytes choose the level.
 #include <unistd.h>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <limits>
+
 #include <memory>
-#include <random>
 #include <string>
 
+#include "fuzz/choices.hpp"
 #include "fuzz/plain_model.hpp"
 #include "gearkv/state.hpp"
 
@@ -17,73 +14,6 @@ using namespace gearkv;
 using namespace gearkv::fuzz;
 
 namespace {
-
-// Prints what a life was, and ends.
-#define EXPECT(condition, ...)                                                   \
-    do {                                                                         \
-        if (!(condition)) {                                                      \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            std::fprintf(stderr, __VA_ARGS__);                                   \
-            std::fprintf(stderr, "\n");                                          \
-            std::abort();                                                        \
-        }                                                                        \
-    } while (false)
-
-// The bytes, mixed with numbers that the first four of them begin; these alone once the bytes have ended.
-class Choices {
-  public:
-    Choices(const std::uint8_t* data, std::size_t n) : data_(data), n_(n) {
-        std::uint32_t seed = 0;
-        if (n >= 4) std::memcpy(&seed, data, 4);
-        random_.seed(seed);
-        at_ = std::min<std::size_t>(n, 4);
-    }
-    std::uint32_t below(std::uint32_t end) {
-        const std::uint32_t from_data = at_ < n_ ? data_[at_++] * 0x9e3779b9u : 0;
-        return static_cast<std::uint32_t>(random_() ^ from_data) % end;
-    }
-    bool one_in(std::uint32_t n) { return below(n) == 0; }
-    template <class T, std::size_t n>
-    const T& of(const T (&all)[n]) {
-        return all[below(n)];
-    }
-    float gaussian() { return normal_(random_); }
-
-  private:
-    const std::uint8_t* data_;
-    std::size_t n_, at_ = 0;
-    std::mt19937 random_;
-    std::normal_distribution<float> normal_;
-};
-
-// Other threads at every question; tasks in some order, some of them inside of others.
-class StrangeExecutor final : public Executor {
-  public:
-    explicit StrangeExecutor(std::uint32_t seed) : random_(seed) {}
-    void parallel_for(std::size_t n, Task task, void* context) noexcept override {
-        switch (random_() % 3) {
-            case 0:
-                for (std::size_t i = n; i-- > 0;)
-                    task(context, i);
-                break;
-            case 1:
-                for (std::size_t i = 0; i < n; i += 2)
-                    task(context, i);
-                for (std::size_t i = 1; i < n; i += 2)
-                    task(context, i);
-                break;
-            default:
-                serial_executor().parallel_for(n, task, context);
-        }
-    }
-    unsigned n_threads() const noexcept override {
-        constexpr unsigned counts[] = {1, 2, 3, 8, 64, 100000};
-        return counts[random_() % 6];
-    }
-
-  private:
-    mutable std::mt19937 random_;
-};
 
 constexpr const char* specs[] = {"f16",
                                  "f32",
@@ -104,8 +34,6 @@ constexpr const char* specs[] = {"f16",
                                  "k=gear-4;v=kivi-4:nb=128",
                                  "k=f16;v=q8",
                                  "gear-2;edge-1=q8"};
-constexpr float largest = std::numeric_limits<float>::max();
-constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 // How far stored entries may be from what was appended, as a share of the largest there ever was. Above 1:
 // the squares of what is lost may be no more than those of what there is.
@@ -141,6 +69,10 @@ class Life {
             for (std::uint32_t& window : windows_)
                 window = choices_.one_in(3) ? 0 : 1 + choices_.below(200);
             config_.windows = windows_;
+        }
+        if (choices_.one_in(2)) {
+            EXPECT(Workspace::create(default_allocator(), &workspace_).ok(), "no workspace");
+            config_.workspace = workspace_.get();
         }
         if (std::getenv("GEARKV_LEVEL") == nullptr) {
             constexpr Level levels[] = {Level::scalar, Level::avx2, Level::avxvnni,
@@ -185,6 +117,8 @@ class Life {
             case 7:
                 return choices_.one_in(6) ? reset() : forget();
             case 8:
+                if (config_.workspace != nullptr) return attend_batch(choices_.below(config_.n_layers));
+                [[fallthrough]];
             case 9:
             case 10:
                 return attend(choices_.below(config_.n_layers));
@@ -247,6 +181,7 @@ class Life {
                 }
             }
         }
+        most_tokens_ = std::max(most_tokens_, n_tokens());
         // What comes as a prompt is attended before it is compressed and a window leaves it.
         attend(choices_.below(config_.n_layers));
     }
@@ -274,36 +209,59 @@ class Life {
                           [&](Cache* cache, Executor& executor) { return cache->compress(layer, executor); });
     }
 
-    // A window stays whole for rollbacks of rollback_tokens.
-    std::uint64_t most_cut() const {
-        return config_.windows == nullptr ? n_tokens() : config_.rollback_tokens;
+    // Whether a layer's window would show what it has left, once n tokens are there and n_forgotten of them
+    // are not.
+    bool lacks(std::uint32_t layer, std::uint64_t n, std::uint64_t n_forgotten) const {
+        if (config_.windows == nullptr || config_.windows[layer] == 0) return false;
+        const std::uint64_t gap = config_.spec.sink_tokens,
+                            first = n - std::min<std::uint64_t>(n, config_.windows[layer]);
+        return n_forgotten > 0 && first < gap + n_forgotten && n > gap;
+    }
+
+    // What a truncation or removal to n tokens must give, when it takes the tokens [first, end) of all.
+    Code expected_of_cut(std::uint64_t n, std::uint64_t first, std::uint64_t end) const {
+        const std::uint64_t gap = config_.spec.sink_tokens;
+        bool lacking = false;
+        for (std::uint32_t layer = 0; layer < config_.n_layers; ++layer) {
+            const std::uint64_t held = n_forgotten(layer), gap_end = gap + held;
+            const std::uint64_t gone = std::clamp(end, gap, gap_end) - std::clamp(first, gap, gap_end);
+            lacking |= lacks(layer, n, held - gone);
+        }
+        EXPECT(!lacking || n + config_.rollback_tokens < most_tokens_,
+               "%llu of %llu tokens were let go before their time", static_cast<unsigned long long>(n),
+               static_cast<unsigned long long>(most_tokens_));
+        return lacking ? Code::forgotten : Code::ok;
     }
 
     void truncate() {
         const std::uint64_t n = n_tokens();
-        const std::uint64_t cut =
-            std::min<std::uint64_t>(choices_.below(choices_.one_in(3) ? 400 : 20), std::min(n, most_cut()));
+        const std::uint64_t cut = std::min<std::uint64_t>(choices_.below(choices_.one_in(3) ? 400 : 20), n);
+        if (cut == 0) return;
+        const Code expected = expected_of_cut(n - cut, n - cut, n);
         bool lossless[2] = {};
         std::size_t i = 0;
         const Code code = on_both(
             "truncate", [&](Cache* cache, Executor&) { return cache->truncate(n - cut, &lossless[i++]); });
-        EXPECT(code == Code::ok && lossless[0] == lossless[1], "truncate gave %s", code_name(code));
+        EXPECT(code == expected && lossless[0] == lossless[1], "truncate gave %s", code_name(code));
+        if (code != Code::ok) return;
         for (PlainLayer& layer : layers_)
             layer.tokens.resize(n - cut);
     }
 
     void remove() {
         const std::uint64_t n_sinks = config_.spec.sink_tokens, n = n_tokens();
-        if (n <= n_sinks || config_.windows != nullptr) return;
+        if (n <= n_sinks) return;
         const std::uint64_t first = n_sinks + choices_.below(static_cast<std::uint32_t>(n - n_sinks));
         const std::uint64_t cut =
             1 + choices_.below(static_cast<std::uint32_t>(std::min<std::uint64_t>(n - first, 60)));
         for (const PlainLayer& layer : layers_) {
             if (layer.tokens.size() != n) return;
         }
+        const Code expected = expected_of_cut(n - cut, first, first + cut);
         const Code code =
             on_both("remove", [&](Cache* cache, Executor&) { return cache->remove(first, cut); });
-        EXPECT(code == Code::ok, "remove gave %s", code_name(code));
+        EXPECT(code == expected, "remove gave %s", code_name(code));
+        if (code != Code::ok) return;
         for (PlainLayer& layer : layers_) {
             const auto at = layer.tokens.begin() + static_cast<std::ptrdiff_t>(first);
             layer.tokens.erase(at, at + static_cast<std::ptrdiff_t>(cut));
@@ -330,6 +288,7 @@ class Life {
         cache_->reset();
         twin_->reset();
         layers_.assign(config_.n_layers, {});
+        most_tokens_ = 0;
     }
 
     // The one that goes on is the fork or the first; the other one changes before it ends.
@@ -431,50 +390,6 @@ class Life {
         }
     }
 
-    // Queries with any rules.
-    struct Asked {
-        std::vector<float> data, slopes, sinks, mask;
-        Queries queries;
-    };
-    float extreme(float usual) {
-        constexpr float numbers[] = {0.0f, 1e-44f, 1e-30f, 1e20f, -1e30f, 1e37f, largest, -largest};
-        return choices_.one_in(6) ? choices_.of(numbers) : usual;
-    }
-    void ask(std::uint64_t n, Asked* asked) {
-        Queries& queries = asked->queries;
-        queries.n_heads = config_.n_kv_heads * (1 + choices_.below(5));
-        queries.n_queries = 1 + choices_.below(choices_.one_in(4) ? 20 : 2);
-        queries.causal = !choices_.one_in(4);
-        if (queries.causal) queries.n_queries = std::min(queries.n_queries, static_cast<std::uint32_t>(n));
-        queries.head_stride = config_.key_dim;
-        queries.query_stride = std::size_t{queries.n_heads} * config_.key_dim;
-        asked->data.resize(queries.n_queries * queries.query_stride);
-        const float factor = extreme(1.0f);
-        for (float& x : asked->data)
-            x = std::clamp(choices_.gaussian() * factor, -largest, largest);
-        queries.data = asked->data.data();
-        queries.scale = extreme(0.2f);
-        if (queries.scale == 0.0f) queries.scale = 1.0f;
-        if (choices_.one_in(4)) queries.soft_cap = std::fabs(extreme(3.0f));
-        if (choices_.one_in(4)) queries.window = 1 + choices_.below(300);
-        if (choices_.one_in(8)) queries.negligible = 1e-7f;
-        for (std::uint32_t head = 0; head < queries.n_heads; ++head) {
-            asked->slopes.push_back(extreme(0.1f));
-            asked->sinks.push_back(choices_.one_in(5) ? minus_infinity : extreme(0.5f));
-        }
-        if (choices_.one_in(4)) queries.slopes = asked->slopes.data();
-        if (choices_.one_in(4)) queries.sinks = asked->sinks.data();
-        if (choices_.one_in(4)) {
-            const bool shared = choices_.one_in(2);
-            asked->mask.resize((shared ? 1 : queries.n_heads) * n);
-            const float hidden = choices_.one_in(2) ? minus_infinity : extreme(-5.0f);
-            for (float& x : asked->mask)
-                x = choices_.gaussian() > 0.5f ? hidden : choices_.gaussian();
-            queries.mask = asked->mask.data();
-            queries.mask_head_stride = shared ? 0 : n;
-        }
-    }
-
     // Whether the first query would see tokens that its layer's window gave back (what forget_before gives
     // back the caller wanted to be unseen).
     bool sees_forgotten(std::uint32_t layer, const Queries& queries) const {
@@ -491,22 +406,73 @@ class Life {
     void attend(std::uint32_t layer) {
         const std::uint64_t n = layers_[layer].tokens.size();
         if (n == 0) return;
-        Asked asked;
-        ask(n, &asked);
+        const Asked asked(choices_, config_, n);
         const Queries& queries = asked.queries;
-        const std::size_t n_floats = std::size_t{queries.n_queries} * queries.n_heads * config_.value_dim;
+        const std::size_t room = asked.n_floats(config_);
         std::vector<float> outs[2];
         std::size_t i = 0;
         const Code code = on_both("attend", [&](Cache* cache, Executor& executor) {
             std::vector<float>& out = outs[i++];
-            out.assign(n_floats, NAN);
-            return cache->attend(layer, queries, out.data(), n_floats, executor);
+            out.assign(room, NAN);
+            return cache->attend(layer, queries, out.data(), room, executor);
         });
         const bool lacks = sees_forgotten(layer, queries);
         EXPECT(code == (lacks ? Code::forgotten : Code::ok), "attend gave %s", code_name(code));
         if (lacks) return;
-        EXPECT(std::memcmp(outs[0].data(), outs[1].data(), n_floats * sizeof(float)) == 0,
+        EXPECT(std::memcmp(outs[0].data(), outs[1].data(), room * sizeof(float)) == 0,
                "%s: the twin has other bits", spec_.c_str());
+        check_attention(layer, queries, outs[0].data());
+    }
+
+    // The cache, its twin, which is asked the same, and forks, which are asked something else.
+    void attend_batch(std::uint32_t layer) {
+        const std::uint64_t n = layers_[layer].tokens.size();
+        const std::size_t n_requests = n == 0 ? 0 : 2 + choices_.below(3);
+        std::vector<Asked> asked(n_requests);
+        std::vector<std::unique_ptr<Cache>> forks(n_requests);
+        std::vector<std::vector<float>> outs(n_requests);
+        std::vector<AttendRequest> requests(n_requests);
+        bool lacks = false;
+        for (std::size_t i = 0; i < n_requests; ++i) {
+            if (i > 1) EXPECT(cache_->fork(&forks[i]).ok(), "no fork");
+            if (i != 1) asked[i] = Asked(choices_, config_, n);
+            const Asked& one = asked[i == 1 ? 0 : i];
+            lacks |= sees_forgotten(layer, one.queries);
+            outs[i].assign(one.n_floats(config_), NAN);
+            Cache* cache = i == 0 ? cache_.get() : i == 1 ? twin_.get() : forks[i].get();
+            requests[i] = {cache, one.queries, outs[i].data(), outs[i].size()};
+        }
+        if (n_requests > 0 && choices_.one_in(8)) {
+            requests[choices_.below(static_cast<std::uint32_t>(n_requests))].n_floats -= 1;
+            const Code code = Cache::attend_batch(layer, requests.data(), n_requests, executor_).code();
+            EXPECT(code == Code::wrong_size || (lacks && code == Code::forgotten), "attend_batch gave %s",
+                   code_name(code));
+            for (const std::vector<float>& out : outs)
+                EXPECT(std::isnan(out[0]), "an output was touched");
+            return;
+        }
+        const Code code = Cache::attend_batch(layer, requests.data(), n_requests, executor_).code();
+        EXPECT(code == (lacks ? Code::forgotten : Code::ok), "attend_batch gave %s", code_name(code));
+        if (lacks || n_requests == 0) return;
+        EXPECT(std::memcmp(outs[0].data(), outs[1].data(), outs[0].size() * sizeof(float)) == 0,
+               "%s: the twin has other bits in a batch", spec_.c_str());
+        for (std::size_t i = 0; i < n_requests; ++i)
+            check_attention(layer, requests[i].queries, outs[i].data());
+        for (std::size_t i = 2; i < n_requests; ++i) {
+            std::vector<float> alone(outs[i].size(), NAN);
+            const Status status = cache_->fork(&forks[i]);
+            EXPECT(status.ok(), "%s", status.message());
+            const Status again =
+                forks[i]->attend(layer, requests[i].queries, alone.data(), alone.size(), executor_);
+            EXPECT(again.ok(), "%s", again.message());
+            EXPECT(std::memcmp(alone.data(), outs[i].data(), alone.size() * sizeof(float)) == 0,
+                   "%s: other bits alone than in a batch", spec_.c_str());
+        }
+    }
+
+    // What the cache gave beside attention, by the book, over what it holds.
+    void check_attention(std::uint32_t layer, const Queries& queries, const float* found) {
+        const std::uint64_t n = layers_[layer].tokens.size();
         std::vector<float> keys, values;
         read(layer, &keys, &values);
         Queries seen = queries;
@@ -515,7 +481,6 @@ class Life {
         const std::uint64_t gap = config_.spec.sink_tokens, gap_end = gap + n_forgotten(layer);
         const PlainAttention plain = {config_, seen, keys, values, n, gap, gap_end, noise_};
         std::vector<double> expected;
-        const float* found = outs[0].data();
         for (std::uint32_t query = 0; query < queries.n_queries; ++query) {
             for (std::uint32_t head = 0; head < queries.n_heads; ++head) {
                 double margin;
@@ -543,9 +508,11 @@ class Life {
     double frequencies_[64] = {};
     std::uint32_t windows_[2] = {};
     CacheConfig config_;
+    std::unique_ptr<Workspace> workspace_;  // outlives the caches
     std::unique_ptr<Cache> cache_, twin_;
     std::vector<PlainLayer> layers_;
     double noise_ = 0.0, most_ever_ = 0.0;
+    std::uint64_t most_tokens_ = 0;  // there ever were
 };
 
 }  // namespace

@@ -1,0 +1,143 @@
+// What makes the life of a cache out of bytes, and runs it strangely.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "gearkv/cache.hpp"
+#include "gearkv/executor.hpp"
+
+// Prints what a life was, and ends.
+#define EXPECT(condition, ...)                                                   \
+    do {                                                                         \
+        if (!(condition)) {                                                      \
+            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            std::fprintf(stderr, __VA_ARGS__);                                   \
+            std::fprintf(stderr, "\n");                                          \
+            std::abort();                                                        \
+        }                                                                        \
+    } while (false)
+
+namespace gearkv::fuzz {
+
+// The bytes, mixed with numbers that the first four of them begin; these alone once the bytes have ended.
+class Choices {
+  public:
+    Choices(const std::uint8_t* data, std::size_t n) : data_(data), n_(n) {
+        std::uint32_t seed = 0;
+        if (n >= 4) std::memcpy(&seed, data, 4);
+        random_.seed(seed);
+        at_ = std::min<std::size_t>(n, 4);
+    }
+    std::uint32_t below(std::uint32_t end) {
+        const std::uint32_t from_data = at_ < n_ ? data_[at_++] * 0x9e3779b9u : 0;
+        return static_cast<std::uint32_t>(random_() ^ from_data) % end;
+    }
+    bool one_in(std::uint32_t n) { return below(n) == 0; }
+    template <class T, std::size_t n>
+    const T& of(const T (&all)[n]) {
+        return all[below(n)];
+    }
+    float gaussian() { return normal_(random_); }
+
+  private:
+    const std::uint8_t* data_;
+    std::size_t n_, at_ = 0;
+    std::mt19937 random_;
+    std::normal_distribution<float> normal_;
+};
+
+// Other threads at every question; tasks in some order, some of them inside of others.
+class StrangeExecutor final : public Executor {
+  public:
+    explicit StrangeExecutor(std::uint32_t seed) : random_(seed) {}
+    void parallel_for(std::size_t n, Task task, void* context) noexcept override {
+        switch (random_() % 3) {
+            case 0:
+                for (std::size_t i = n; i-- > 0;)
+                    task(context, i);
+                break;
+            case 1:
+                for (std::size_t i = 0; i < n; i += 2)
+                    task(context, i);
+                for (std::size_t i = 1; i < n; i += 2)
+                    task(context, i);
+                break;
+            default:
+                serial_executor().parallel_for(n, task, context);
+        }
+    }
+    unsigned n_threads() const noexcept override {
+        constexpr unsigned counts[] = {1, 2, 3, 8, 64, 100000};
+        return counts[random_() % 6];
+    }
+
+  private:
+    mutable std::mt19937 random_;
+};
+
+constexpr float largest = std::numeric_limits<float>::max();
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+// Queries of n tokens with any rules, extreme ones among them.
+class Asked {
+  public:
+    Asked() = default;
+    Asked(Asked&&) = default;  // what the queries point to stays where it is
+    Asked& operator=(Asked&&) = default;
+    Asked(Choices& choices, const CacheConfig& config, std::uint64_t n) {
+        const auto extreme = [&](float usual) {
+            constexpr float numbers[] = {0.0f, 1e-44f, 1e-30f, 1e20f, -1e30f, 1e37f, largest, -largest};
+            return choices.one_in(6) ? choices.of(numbers) : usual;
+        };
+        queries.n_heads = config.n_kv_heads * (1 + choices.below(5));
+        queries.n_queries = 1 + choices.below(choices.one_in(4) ? 20 : 2);
+        queries.causal = !choices.one_in(4);
+        if (queries.causal) queries.n_queries = std::min(queries.n_queries, static_cast<std::uint32_t>(n));
+        queries.head_stride = config.key_dim;
+        queries.query_stride = std::size_t{queries.n_heads} * config.key_dim;
+        data_.resize(queries.n_queries * queries.query_stride);
+        const float factor = extreme(1.0f);
+        for (float& x : data_)
+            x = std::clamp(choices.gaussian() * factor, -largest, largest);
+        queries.data = data_.data();
+        queries.scale = extreme(0.2f);
+        if (queries.scale == 0.0f) queries.scale = 1.0f;
+        if (choices.one_in(4)) queries.soft_cap = std::fabs(extreme(3.0f));
+        if (choices.one_in(4)) queries.window = 1 + choices.below(300);
+        if (choices.one_in(8)) queries.negligible = 1e-7f;
+        for (std::uint32_t head = 0; head < queries.n_heads; ++head) {
+            slopes_.push_back(extreme(0.1f));
+            sinks_.push_back(choices.one_in(5) ? minus_infinity : extreme(0.5f));
+        }
+        if (choices.one_in(4)) queries.slopes = slopes_.data();
+        if (choices.one_in(4)) queries.sinks = sinks_.data();
+        if (choices.one_in(4)) {
+            const bool shared = choices.one_in(2);
+            mask_.resize((shared ? 1 : queries.n_heads) * n);
+            const float hidden = choices.one_in(2) ? minus_infinity : extreme(-5.0f);
+            for (float& x : mask_)
+                x = choices.gaussian() > 0.5f ? hidden : choices.gaussian();
+            queries.mask = mask_.data();
+            queries.mask_head_stride = shared ? 0 : n;
+        }
+    }
+    std::size_t n_floats(const CacheConfig& config) const {
+        return std::size_t{queries.n_queries} * queries.n_heads * config.value_dim;
+    }
+
+    Queries queries;
+
+  private:
+    std::vector<float> data_, slopes_, sinks_, mask_;
+};
+
+}  // namespace gearkv::fuzz
