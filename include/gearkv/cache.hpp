@@ -66,9 +66,11 @@ struct CacheConfig {
     // prompt take fewer bytes, by .4 % with a trellis and a tenth with low rank; short ones go sooner when a
     // window leaves them, and all have one size.
     std::uint32_t block_tokens = 0;
-    // A rollback of so many tokens is lossless also where a block was closed among them (Cache::truncate):
-    // the tokens of that block stay in fp16 beside it meanwhile, in room for so many more. At most
-    // buffer_tokens. So long a window stays whole, too (`windows`).
+    // How far a rollback (Cache::truncate) may go back from the most tokens there were. Of so many tokens it
+    // finds every window whole: blocks are given back so much later (`windows`), and one that goes further
+    // may be refused with `forgotten`. Of so many, but no more than buffer_tokens, it is lossless too, also
+    // where a block was closed among them: the tokens of that block stay in fp16 beside it meanwhile, in
+    // room for so many more. Where there is no window, more than buffer_tokens are no use.
     std::uint32_t rollback_tokens = 0;
     std::uint64_t seed = 0;  // start of the subspace iterations; equal inputs and seeds give equal bytes
     // Sliding windows [n_layers], null for none; copied. Above 0: queries of that layer see no more than so
@@ -280,6 +282,11 @@ class Cache {
     std::uint64_t n_tokens(std::uint32_t layer) const noexcept;
     CacheStats stats() const noexcept;
     // Errors: invalid_argument; *out is untouched then.
+    // The first token of a layer from which on all are there: 0, or the one behind those that were given back
+    // (before these are sinks). What a window of w tokens gave back, it lacks after a truncation to n tokens,
+    // more than there are sinks, when n < w + first_token: that is refused. 0 for a layer that does not
+    // exist.
+    std::uint64_t first_token(std::uint32_t layer) const noexcept;
     Status layer_stats(std::uint32_t layer, LayerStats* out) const noexcept;
     // The spec of this layer alone: that of the rule that holds for it, if any; and with auto:BITS its rates,
     // an even share until they are chosen, then averages over the heads. Errors: invalid_argument; *out is

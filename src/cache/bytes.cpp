@@ -126,8 +126,6 @@ Status check_config(const CacheConfig& config) noexcept {
     if (status.ok()) status = check_range("max_tokens", config.max_tokens, 1, (std::uint64_t{1} << 31) - 1);
     if (status.ok()) status = validate_spec(config.spec);
     if (status.ok()) status = check_rules(config);
-    if (status.ok())
-        status = check_range("rollback_tokens", config.rollback_tokens, 0, config.spec.buffer_tokens);
     KvSpec rates;
     if (status.ok()) status = initial_spec(config, &rates);
     return status;

@@ -14,7 +14,7 @@ Status LayerStream::advance(CacheContext* context, std::uint32_t n_tokens, Execu
     // append.
     const std::uint64_t exact_from = this->n_tokens() + (is_long ? n_tokens : 1);
     tokens_.drop_aside(memory(context),
-                       reopenable_.expire(this->n_tokens() + n_tokens, config.rollback_tokens));
+                       reopenable_.expire(this->n_tokens() + n_tokens, reopen_tokens(config)));
     if (is_long) drop_unbegun(context);
     if (closing_.is_open()) {
         // The next unit begins when it would have begun without spreading.

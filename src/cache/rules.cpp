@@ -26,7 +26,7 @@ std::uint32_t spread_tokens(const CacheConfig& config) noexcept {
 
 std::uint32_t base_tokens(const CacheConfig& config) noexcept {
     return config.spec.buffer_tokens + config.spec.recent_tokens + spread_tokens(config) +
-           config.rollback_tokens;
+           reopen_tokens(config);
 }
 
 std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint64_t n_tokens) noexcept {

@@ -20,6 +20,11 @@ Status lay_out_unit(const CacheConfig& config, const TensorSpec& spec, TensorKin
                     BlockHeader* out) noexcept;
 // The configured number, as far as it is allowed.
 std::uint32_t spread_tokens(const CacheConfig& config) noexcept;
+// Rollbacks of so many tokens are without a trace, for which units that close keep their rows.
+inline std::uint32_t reopen_tokens(const CacheConfig& config) noexcept {
+    return config.rollback_tokens < config.spec.buffer_tokens ? config.rollback_tokens
+                                                              : config.spec.buffer_tokens;
+}
 // Tokens that a buffer always has room for: a unit, and those that come while it is compressed.
 std::uint32_t base_tokens(const CacheConfig& config) noexcept;
 // Tokens of the next unit out of n_buffered; 0 when they do not fill one.

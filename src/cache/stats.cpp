@@ -46,6 +46,12 @@ std::uint64_t Cache::n_tokens(std::uint32_t layer) const noexcept {
 }
 
 CacheStats Cache::stats() const noexcept {
+std::uint64_t Cache::first_token(std::uint32_t layer) const noexcept {
+    if (layer >= impl_->context.config.n_layers || impl_->layers[layer] == nullptr) return 0;
+    const LayerShape shape = impl_->layers[layer]->tokens().shape();
+    return shape.n_forgotten == 0 ? 0 : shape.gap_end();
+}
+
     const CacheContext& context = impl_->context;
     CacheStats stats;
     CacheBytes& bytes = stats.bytes;

@@ -57,7 +57,7 @@ class Life {
         constexpr std::uint32_t spreads[] = {0, 1, 3, 16, 1000};
         config_.spread_tokens = choices_.of(spreads);
         config_.block_tokens = choices_.one_in(3) ? 1 + choices_.below(300) : 0;
-        config_.rollback_tokens = choices_.one_in(3) ? choices_.below(config_.spec.buffer_tokens + 1) : 0;
+        config_.rollback_tokens = choices_.one_in(3) ? choices_.below(2 * config_.spec.buffer_tokens + 1) : 0;
         config_.error_every = choices_.one_in(4) ? 1 : 0;
         config_.seed = choices_.below(1000);
         if (choices_.one_in(2)) {

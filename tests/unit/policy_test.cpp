@@ -267,7 +267,8 @@ TEST_CASE("windows by layer give back what no query sees, as planned, and skip w
           "[policy][once]") {
     const std::uint32_t windows[] = {0, 300, 1000, 40};
     for (const std::string spec : {"gear-3", "paper:gear-2:nb=64", "gear-2:recent=50"}) {
-        for (const auto& [rollback, block_tokens] : {std::pair(0u, 0u), std::pair(10u, 128u)}) {
+        for (const auto& [rollback, block_tokens] :
+             {std::pair(0u, 0u), std::pair(10u, 128u), std::pair(500u, 256u)}) {
             CacheConfig config = make_config(spec, n_heads, dim, dim, 4000, 4);
             config.rollback_tokens = rollback;
             config.windows = windows;

@@ -56,7 +56,7 @@ void choose_config(std::mt19937* random, Life* life) {
     CacheConfig& config = life->config;
     const std::uint32_t n_unit = config.spec.buffer_tokens;
     config.spread_tokens = any_of(random, {0u, 1u, 5u, 16u, 64u});
-    config.rollback_tokens = any_of(random, {0u, 3u, 8u, 16u, 33u, n_unit - 1, n_unit});
+    config.rollback_tokens = any_of(random, {0u, 3u, 8u, 16u, 33u, n_unit - 1, n_unit, 2 * n_unit + 9});
     config.block_tokens = any_of(random, {0u, 0u, n_unit, 2 * n_unit});
     config.seed = (*random)();
     if ((*random)() % 2 == 0) {
@@ -157,6 +157,9 @@ struct Subject {
     std::vector<Step> steps;
     // Rollbacks to n_fixed tokens or more are promised, and none from beyond most_tokens.
     std::size_t n_fixed = 0, most = 0;
+    // Most there ever were, from which windows are whole for a rollback; moved and masked ones are not
+    // counted.
+    std::size_t highest = 0;
 
     std::size_t n() const { return cache->n_tokens(0); }
     // All that there is has come to stay.
@@ -227,6 +230,7 @@ class TruncationLife {
             const std::size_t token = s.n() - std::min<std::size_t>(s.n(), random_() % 300);
             both({Step::forget, token, 0, s.n()});
             s.n_fixed = s.n();
+            s.highest = SIZE_MAX;
         } else if (any == 29) {
             fork();
         } else if (any == 30) {
@@ -269,18 +273,20 @@ class TruncationLife {
         if (s.n() + n > most_tokens || next_ + n > n_source) {
             if (next_ + n > n_source) next_ = 0;
             s.cache = make_cache(life_.config);
+            s.highest = 0;
             return s.begin();
         }
         both({Step::append, next_, n, 0});
         next_ += n;
         s.most = std::max(s.most, s.n());
+        s.highest = std::max(s.highest, s.n());
         if (n >= life_.config.spec.buffer_tokens) s.n_fixed = s.n();
     }
 
     void draft() {
         Subject& s = subject();
         const std::size_t n_before = s.n();
-        const std::size_t n = 1 + random_() % std::max<std::uint32_t>(life_.config.rollback_tokens, 6);
+        const std::size_t n = 1 + random_() % std::clamp<std::uint32_t>(life_.config.rollback_tokens, 6, 150);
         if (random_() % 2 == 0 && n < life_.config.spec.buffer_tokens) {
             grow(n);
         } else {
@@ -301,10 +307,19 @@ class TruncationLife {
         bool lossless = false;
         const Status status = s.cache->truncate(n_left, &lossless);
         INFO("from " << n << " to " << n_left << " " << status.message());
-        const bool is_promised = n_left >= s.n_fixed && n_left + life_.config.rollback_tokens >= s.most &&
-                                 life_.config.spec.auto_bits == 0.0f && life_.config.soft_bytes == 0;
+        const CacheConfig& config = life_.config;
+        const std::size_t n_rollback = config.rollback_tokens;
+        const bool is_promised =
+            n_left >= s.n_fixed &&
+            n_left + std::min<std::size_t>(n_rollback, config.spec.buffer_tokens) >= s.most &&
+            config.spec.auto_bits == 0.0f && config.soft_bytes == 0;
         if (status.code() == Code::forgotten) {
             REQUIRE(!is_promised);
+            REQUIRE(n_left + n_rollback < s.highest);
+            bool lacks = false;
+            for (std::uint32_t i = 0; i < config.n_layers; ++i)
+                lacks |= life_.windows[i] > 0 && n_left < life_.windows[i] + s.cache->first_token(i);
+            REQUIRE(lacks);
             ++counts_->n_refused;
             return;
         }
@@ -346,6 +361,7 @@ class TruncationLife {
         const std::size_t first = n_sinks + random_() % (s.n() - n_sinks);
         const std::size_t n = 1 + random_() % std::min<std::size_t>(s.n() - first, 100);
         both({Step::remove, first, n, 0});
+        s.highest = SIZE_MAX;
         s.n_fixed = s.most = s.n();
     }
 
@@ -355,7 +371,7 @@ class TruncationLife {
             return;
         }
         Subject& s = subject();
-        Subject other{nullptr, nullptr, nullptr, s.steps, s.n_fixed, s.most};
+        Subject other{nullptr, nullptr, nullptr, s.steps, s.n_fixed, s.most, s.highest};
         REQUIRE(s.cache->fork(&other.cache).ok());
         REQUIRE(s.shadow->fork(&other.shadow).ok());
         REQUIRE(s.base->fork(&other.base).ok());

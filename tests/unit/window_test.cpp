@@ -74,6 +74,55 @@ TEST_CASE("a truncation is refused where the window would show what was given ba
     }
 }
 
+TEST_CASE("windows stay whole for rollbacks longer than a buffer, which are lossless as far as a buffer",
+          "[window]") {
+    const std::uint32_t window = 200, rollback = 450;
+    for (const char* spec : {"kivi-4:nb=64", "gear-4", "f16:nb=64"}) {
+        for (const std::size_t n_chunk : {1u, 20u, 300u}) {
+            CacheConfig config = make_config(spec, n_heads, dim, dim, 4000);
+            config.windows = &window;
+            config.rollback_tokens = rollback;
+            const std::size_t n_unit = config.block_tokens = config.spec.buffer_tokens;
+            auto cache = make_cache(config);
+            std::size_t n = 0;
+            for (; n < 1200; n += n_chunk)
+                REQUIRE(append(cache.get(), source().keys, source().values, n, n_chunk).ok());
+            const std::uint64_t first = cache->first_token(0);
+            REQUIRE(first == config.spec.sink_tokens + n_forgotten(*cache));
+            // Not one block more than it takes.
+            CHECK(first + window + rollback + n_unit + n_chunk > n);
+            REQUIRE(first + window + rollback <= n);
+            for (const std::size_t n_back :
+                 {std::size_t{1}, n_unit - 1, n_unit, n_unit + 1, std::size_t{449}, std::size_t{450},
+                  std::size_t{451}, std::size_t{520}, std::size_t{900}}) {
+                CAPTURE(spec, n_chunk, n_back, first);
+                std::unique_ptr<Cache> fork;
+                REQUIRE(cache->fork(&fork).ok());
+                bool lossless = false;
+                const std::size_t n_left = n - n_back;
+                const Status status = fork->truncate(n_left, &lossless);
+                CHECK(status.code() == (n_left >= first + window ? Code::ok : Code::forgotten));
+                if (n_back <= rollback) REQUIRE(status.ok());
+                if (n_back == 900) CHECK(!status.ok());
+                CHECK(fork->first_token(0) == first);
+                if (!status.ok()) continue;
+                CHECK(window_error(fork.get(), window) < 0.15);
+                if (n_chunk >= n_unit) continue;
+                if (n_back <= n_unit) CHECK(lossless);
+                if (!lossless) continue;
+                auto never = make_cache(config);
+                for (std::size_t t = 0; t < n_left; t += n_chunk)
+                    REQUIRE(
+                        append(never.get(), source().keys, source().values, t, std::min(n_chunk, n_left - t))
+                            .ok());
+                const Tensor q = gaussian(1, 2 * n_heads, dim, 3);
+                CHECK(attend(never.get(), q, dim, true).data == attend(fork.get(), q, dim, true).data);
+            }
+        }
+    }
+    CHECK(make_cache(make_config("f16", n_heads, dim, dim))->first_token(1) == 0);
+}
+
 TEST_CASE("a removal is refused where the window would show what was given back", "[window]") {
     const std::uint32_t window = 100;
     CacheConfig config = make_config("gear-4", n_heads, dim, dim, 1000);

@@ -34,7 +34,8 @@ struct Counter {
 std::uint64_t base_tokens(const CacheConfig& config) {
     const KvSpec& spec = config.spec;
     return std::uint64_t{spec.buffer_tokens} + spec.recent_tokens +
-           std::min(config.spread_tokens, spec.buffer_tokens) + config.rollback_tokens;
+           std::min(config.spread_tokens, spec.buffer_tokens) +
+           std::min(config.rollback_tokens, spec.buffer_tokens);
 }
 
 // Whether a long block may take more scratch than a short one of any layer.
