@@ -168,7 +168,8 @@ struct CacheStats {
 
 struct LayerStats {
     std::uint64_t n_tokens = 0;
-    std::uint64_t n_forgotten = 0;  // of them, given back behind a window
+    std::uint64_t n_sinks = 0;      // first of them
+    std::uint64_t n_forgotten = 0;  // of them, behind the sinks, given back
     std::uint64_t n_closed = 0;     // of them, in blocks
     std::uint64_t n_blocks = 0;     // keys and values
     std::uint64_t n_shrunk = 0;     // of them, without a part they had
@@ -239,19 +240,20 @@ class Cache {
     // *lossless, when given, tells whether the cache is as if the dropped tokens had never come, so that
     // every later output has the same bits: all of them were in the buffer, and no block was closed on their
     // account, in any layer, or the blocks were opened again. It is so for rollbacks of up to rollback_tokens
-    // that came in appends shorter than a buffer, when compress, remove, forget_before and shrink were not
-    // called since, nor the cache saved and loaded; but not where auto:BITS has seen queries of dropped
-    // tokens and is yet to choose, or chose among them, nor when soft_bytes is set and blocks can shrink.
-    // Errors: wrong_size (a layer holds fewer tokens), forgotten (CacheConfig::windows), out_of_memory and
-    // over_budget (of a fork only); nothing is dropped then.
+    // (no more than buffer_tokens) that came in appends shorter than a buffer, when compress, remove,
+    // forget_before and shrink were not called since, nor the cache saved and loaded; but not where auto:BITS
+    // has seen queries of dropped tokens and is yet to choose, or chose among them, nor when soft_bytes is
+    // set and blocks can shrink. Errors: wrong_size (a layer holds fewer tokens), forgotten
+    // (CacheConfig::windows), out_of_memory and over_budget (of a fork only); nothing is dropped then.
     Status truncate(std::uint64_t n_tokens, bool* lossless = nullptr) noexcept;
 
-    // Drops n_tokens tokens from `first` on in every layer, none of them a sink; those behind move up, as in
-    // a context shift. Blocks are not rewritten: they hide tokens, and go when none is left. Keys turn to
-    // their new positions as `rope` says: those in blocks when they are attended (their queries turn instead,
-    // exactly), those in the buffer at once, rounded to fp16 again. A block that is being compressed of
-    // tokens that go or move is finished first, at once: no more stays uncompressed than without removals,
-    // whatever their rhythm. Errors: wrong_size, invalid_argument (a sink), forgotten (CacheConfig::windows),
+    // Drops n_tokens tokens from `first` on in every layer; those behind move up, as in a context shift.
+    // Blocks are not rewritten: they hide tokens, and go when none is left. Keys turn to their new positions
+    // as `rope` says: those in blocks when they are attended (their queries turn instead, exactly), sinks and
+    // those in the buffer at once, rounded to fp16 again. Sinks that go are not replaced: whatever is first
+    // then need not be one, and tokens to come are only where no token but sinks is left. A block that is
+    // being compressed of tokens that go or move is finished first, at once: no more stays uncompressed than
+    // without removals, whatever their rhythm. Errors: wrong_size, forgotten (CacheConfig::windows),
     // out_of_memory, over_budget; nothing is dropped then.
     Status remove(std::uint64_t first, std::uint64_t n_tokens,
                   Executor& executor = serial_executor()) noexcept;
@@ -280,13 +282,13 @@ class Cache {
 
     // 0 for a layer that does not exist.
     std::uint64_t n_tokens(std::uint32_t layer) const noexcept;
-    CacheStats stats() const noexcept;
-    // Errors: invalid_argument; *out is untouched then.
     // The first token of a layer from which on all are there: 0, or the one behind those that were given back
     // (before these are sinks). What a window of w tokens gave back, it lacks after a truncation to n tokens,
     // more than there are sinks, when n < w + first_token: that is refused. 0 for a layer that does not
     // exist.
     std::uint64_t first_token(std::uint32_t layer) const noexcept;
+    CacheStats stats() const noexcept;
+    // Errors: invalid_argument; *out is untouched then.
     Status layer_stats(std::uint32_t layer, LayerStats* out) const noexcept;
     // The spec of this layer alone: that of the rule that holds for it, if any; and with auto:BITS its rates,
     // an even share until they are chosen, then averages over the heads. Errors: invalid_argument; *out is

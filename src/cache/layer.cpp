@@ -207,6 +207,7 @@ void LayerStream::remove(CacheContext* context, std::uint64_t first, std::uint64
     const std::uint64_t n_appended = closing_.n_appended(), n_buffered = tokens_.n_buffered();
     note_dropped(context, n_appended - std::min(n_appended, n_buffered));
     past_.restore(n_tokens(), past_.prompt(), n_tokens());
+    if (n_tokens() == 0) reset(context);
 }
 
 void LayerStream::forget(CacheContext* context, std::uint64_t n, bool behind_window) noexcept {

@@ -70,8 +70,7 @@ class LayerStream {
     bool reserve_cut(CacheContext* context) noexcept { return tokens_.reserve_cut(memory(context)); }
     // Before reserve_cut for a removal from `first` on: an open unit is closed that has tokens behind it.
     void prepare_remove(CacheContext* context, std::uint64_t first, Executor& executor) noexcept;
-    // Drops tokens [first, first + n), none of them a sink. Those behind move up, and their keys turn by
-    // `turn`.
+    // Drops tokens [first, first + n). Those behind move up, and their keys turn by `turn`.
     void remove(CacheContext* context, std::uint64_t first, std::uint64_t n, const Rotation& turn) noexcept;
     // Tokens of the blocks that have none from `token` on. What a window leaves may still be opened again,
     // and stays until it no longer is.

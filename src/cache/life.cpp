@@ -44,10 +44,6 @@ Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens, Executor& call
     if (Status status = executor.check(); !status.ok()) return status;
     const std::uint32_t n_layers = config().n_layers;
     if (n_tokens == 0) return Status::error(Code::wrong_size, "removal of 0 tokens, expected at least 1");
-    if (first < config().spec.sink_tokens) {
-        return Status::error(Code::invalid_argument, "removal from token %llu, the first %u are sinks",
-                             static_cast<unsigned long long>(first), config().spec.sink_tokens);
-    }
     for (std::uint32_t i = 0; i < n_layers; ++i) {
         const std::uint64_t n_held = this->n_tokens(i);
         if (first <= n_held && n_tokens <= n_held - first) continue;

@@ -13,6 +13,7 @@ Status Cache::layer_stats(std::uint32_t layer, LayerStats* out) const noexcept {
     if (const LayerStream* stream = impl_->layers[layer]; stream != nullptr) {
         const LayerShape shape = stream->tokens().shape();
         stats.n_tokens = shape.n_tokens();
+        stats.n_sinks = shape.n_sinks;
         stats.n_forgotten = shape.n_forgotten;
         stats.n_closed = shape.n_closed;
         stats.n_blocks = 2 * stream->tokens().blocks().size();
@@ -45,13 +46,13 @@ std::uint64_t Cache::n_tokens(std::uint32_t layer) const noexcept {
     return layer < impl_->context.config.n_layers ? impl_->n_tokens(layer) : 0;
 }
 
-CacheStats Cache::stats() const noexcept {
 std::uint64_t Cache::first_token(std::uint32_t layer) const noexcept {
     if (layer >= impl_->context.config.n_layers || impl_->layers[layer] == nullptr) return 0;
     const LayerShape shape = impl_->layers[layer]->tokens().shape();
     return shape.n_forgotten == 0 ? 0 : shape.gap_end();
 }
 
+CacheStats Cache::stats() const noexcept {
     const CacheContext& context = impl_->context;
     CacheStats stats;
     CacheBytes& bytes = stats.bytes;

@@ -34,8 +34,8 @@ LayerShape LayerShape::without(std::uint64_t first, std::uint64_t n) const noexc
         return count -
                (std::clamp(first + n, start, start + count) - std::clamp(first, start, start + count));
     };
-    return {n_sinks, kept(n_sinks, n_forgotten), kept(gap_end(), n_closed), kept(buffer_start(), n_buffered),
-            kept(n_sinks, n_left)};
+    return {kept(0, n_sinks), kept(n_sinks, n_forgotten), kept(gap_end(), n_closed),
+            kept(buffer_start(), n_buffered), kept(n_sinks, n_left)};
 }
 
 bool LayerTokens::create(const CacheConfig& config, const Memory& memory) noexcept {
@@ -73,7 +73,10 @@ void LayerTokens::append(const CacheContext& context, const Rows& keys, const Ro
     const auto skip = [](const Rows& rows, std::size_t n) {
         return Rows{rows.data + n * rows.token_stride, rows.token_stride, rows.head_stride};
     };
-    const auto n_missing = static_cast<std::uint32_t>(context.config.spec.sink_tokens - sinks_.n_tokens());
+    // Where sinks were removed, what is behind them goes on as it was.
+    const bool has_others = this->n_tokens() > sinks_.n_tokens();
+    const auto n_missing =
+        static_cast<std::uint32_t>(has_others ? 0 : context.config.spec.sink_tokens - sinks_.n_tokens());
     const std::uint32_t n_sinks = std::min(n_missing, n_tokens);
     sinks_.append(*context.kernels, keys, values, n_sinks);
     buffer_.append(*context.kernels, skip(keys, n_sinks), skip(values, n_sinks), n_tokens - n_sinks);
@@ -112,15 +115,19 @@ void LayerTokens::remove(const Memory& memory, const Kernels& kernels, std::uint
         const std::uint64_t from = std::clamp(first, start, start + count);
         return std::pair(from - start, std::clamp(end, start, start + count) - from);
     };
+    const auto [sinks_at, n_sinks] = part(0, held.n_sinks);
     const auto [closed_at, closed] = part(held.gap_end(), held.n_closed);
     const auto [buffered_at, buffered] = part(held.buffer_start(), held.n_buffered);
     // Blocks behind the range move even when none of their tokens goes.
     const std::uint64_t from = first > held.gap_end() ? closed_at : 0;
     blocks_.remove(memory, from, closed, n);
+    sinks_.remove(memory, sinks_at, n_sinks);
     buffer_.remove(memory, buffered_at, buffered);
     n_forgotten_ = kept.n_forgotten;
     n_left_ = kept.n_left;
-    if (turn.n_pairs > 0) buffer_.rotate_keys(kernels, turn, buffered_at);
+    if (turn.n_pairs == 0) return;
+    sinks_.rotate_keys(kernels, turn, sinks_at);
+    buffer_.rotate_keys(kernels, turn, buffered_at);
 }
 
 std::uint64_t LayerTokens::n_forgettable(std::uint64_t token, std::uint64_t n_kept) const noexcept {

@@ -21,7 +21,7 @@ struct LayerShape {
     std::uint64_t n_tokens() const noexcept { return n_sinks + n_forgotten + n_closed + n_buffered; }
     std::uint64_t gap_end() const noexcept { return n_sinks + n_forgotten; }
     std::uint64_t buffer_start() const noexcept { return gap_end() + n_closed; }
-    // With the first n tokens alone; without those in [first, first + n), none of them a sink.
+    // With the first n tokens alone; without those in [first, first + n).
     LayerShape truncated(std::uint64_t n) const noexcept;
     LayerShape without(std::uint64_t first, std::uint64_t n) const noexcept;
     std::uint64_t left_end() const noexcept { return n_sinks + n_left; }
@@ -37,7 +37,8 @@ inline std::uint64_t first_seen(std::uint64_t n_tokens, std::uint64_t window) no
 }
 
 // Sinks, a gap of what is forgotten, closed blocks, the buffer: every token is in one of them, and they
-// follow each other in this order. Sinks are full before anything else holds a token.
+// follow each other in this order. Tokens become sinks, while there is room, as long as nothing else holds
+// any.
 class LayerTokens {
   public:
     // False when memory is short; destroy() is right in any case.
@@ -81,8 +82,8 @@ class LayerTokens {
     bool reserve_cut(const Memory& memory) noexcept {
         return blocks_.reserve(memory, 1) && blocks_.keep_profiles(memory);
     }
-    // After reserve_cut: drops tokens [first, first + n), none of them a sink. Those behind move up, and
-    // their keys turn by `turn`.
+    // After reserve_cut: drops tokens [first, first + n). Those behind move up, and their keys turn by
+    // `turn`.
     void remove(const Memory& memory, const Kernels& kernels, std::uint64_t first, std::uint64_t n,
                 const Rotation& turn) noexcept;
     // Tokens of the first blocks that have none from `token` on, all but the last n_kept blocks.

@@ -28,7 +28,7 @@
 // Rows are [token][head][dim padded to 16 with zeros] of fp16, or of float in a tensor of f32 (their size
 // tells, too); keys as they were rotated for the places the tokens have now.
 //
-// Tokens of a layer: n_sinks, then n_forgotten which are counted but were given back, then those of the
+// Tokens of a layer: n_sinks (fewer than the SPEC says where some were removed), then n_forgotten which are counted but were given back, then those of the
 // blocks, then n_buffered. An entry of a block shows tokens [first, first + n_tokens) of it and hides the
 // others; shift, 0 or negative, is how far they have moved since their keys were rotated: what was rotated
 // for place p is at p + shift now.

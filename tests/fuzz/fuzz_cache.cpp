@@ -211,21 +211,20 @@ class Life {
 
     // Whether a layer's window would show what it has left, once n tokens are there and n_forgotten of them
     // are not.
-    bool lacks(std::uint32_t layer, std::uint64_t n, std::uint64_t n_forgotten) const {
+    bool lacks(std::uint32_t layer, std::uint64_t n, std::uint64_t gap, std::uint64_t n_forgotten) const {
         if (config_.windows == nullptr || config_.windows[layer] == 0) return false;
-        const std::uint64_t gap = config_.spec.sink_tokens,
-                            first = n - std::min<std::uint64_t>(n, config_.windows[layer]);
+        const std::uint64_t first = n - std::min<std::uint64_t>(n, config_.windows[layer]);
         return n_forgotten > 0 && first < gap + n_forgotten && n > gap;
     }
 
     // What a truncation or removal to n tokens must give, when it takes the tokens [first, end) of all.
     Code expected_of_cut(std::uint64_t n, std::uint64_t first, std::uint64_t end) const {
-        const std::uint64_t gap = config_.spec.sink_tokens;
         bool lacking = false;
         for (std::uint32_t layer = 0; layer < config_.n_layers; ++layer) {
-            const std::uint64_t held = n_forgotten(layer), gap_end = gap + held;
+            const std::uint64_t gap = n_sinks(layer), held = n_forgotten(layer), gap_end = gap + held;
             const std::uint64_t gone = std::clamp(end, gap, gap_end) - std::clamp(first, gap, gap_end);
-            lacking |= lacks(layer, n, held - gone);
+            const std::uint64_t n_gone = std::min(end, gap) - std::min(first, gap);
+            lacking |= lacks(layer, n, gap - n_gone, held - gone);
         }
         EXPECT(!lacking || n + config_.rollback_tokens < most_tokens_,
                "%llu of %llu tokens were let go before their time", static_cast<unsigned long long>(n),
@@ -249,9 +248,9 @@ class Life {
     }
 
     void remove() {
-        const std::uint64_t n_sinks = config_.spec.sink_tokens, n = n_tokens();
-        if (n <= n_sinks) return;
-        const std::uint64_t first = n_sinks + choices_.below(static_cast<std::uint32_t>(n - n_sinks));
+        const std::uint64_t n = n_tokens();
+        if (n == 0) return;
+        const std::uint64_t first = choices_.below(static_cast<std::uint32_t>(n));
         const std::uint64_t cut =
             1 + choices_.below(static_cast<std::uint32_t>(std::min<std::uint64_t>(n - first, 60)));
         for (const PlainLayer& layer : layers_) {
@@ -326,17 +325,18 @@ class Life {
         }
     }
 
-    std::uint64_t n_forgotten(std::uint32_t layer) const {
+    LayerStats stats_of(std::uint32_t layer) const {
         LayerStats stats;
         EXPECT(cache_->layer_stats(layer, &stats).ok(), "no stats");
-        return stats.n_forgotten;
+        return stats;
     }
+    std::uint64_t n_forgotten(std::uint32_t layer) const { return stats_of(layer).n_forgotten; }
+    std::uint64_t n_sinks(std::uint32_t layer) const { return stats_of(layer).n_sinks; }
 
     // All tokens of a layer that are there; those forgotten are zeros.
     void read(std::uint32_t layer, std::vector<float>* keys, std::vector<float>* values) {
         const std::uint64_t n = layers_[layer].tokens.size();
-        const std::uint64_t gap = std::min<std::uint64_t>(config_.spec.sink_tokens, n),
-                            gap_end = gap + n_forgotten(layer);
+        const std::uint64_t gap = n_sinks(layer), gap_end = gap + n_forgotten(layer);
         keys->assign(n * key_row(), 0.0f);
         values->assign(n * value_row(), 0.0f);
         const auto part = [&](std::uint64_t first, std::uint64_t end) {
@@ -363,7 +363,7 @@ class Life {
                 }
             }
             most_ever_ = std::max(most_ever_, most);
-            const std::uint64_t gap = config_.spec.sink_tokens, gap_end = gap + n_forgotten(layer);
+            const std::uint64_t gap = n_sinks(layer), gap_end = gap + n_forgotten(layer);
             double share = codec_share(spec_);
             if (plain.turned && share <= 1.0) share += 0.01;
             // Halves are rounded at every turn, and so are the scales of codes.
@@ -397,8 +397,7 @@ class Life {
                             end = queries.causal ? n - (queries.n_queries - 1) : n;
         std::uint64_t window = config_.windows == nullptr ? 0 : config_.windows[layer];
         if (queries.window > 0) window = window == 0 ? queries.window : std::min(window, queries.window);
-        const std::uint64_t first = window == 0 || window >= end ? 0 : end - window,
-                            gap = config_.spec.sink_tokens;
+        const std::uint64_t first = window == 0 || window >= end ? 0 : end - window, gap = n_sinks(layer);
         return config_.windows != nullptr && n_forgotten(layer) > 0 && first < gap + n_forgotten(layer) &&
                end > gap;
     }
@@ -478,7 +477,7 @@ class Life {
         Queries seen = queries;
         const std::uint64_t window = config_.windows == nullptr ? 0 : config_.windows[layer];
         if (window > 0) seen.window = seen.window == 0 ? window : std::min(seen.window, window);
-        const std::uint64_t gap = config_.spec.sink_tokens, gap_end = gap + n_forgotten(layer);
+        const std::uint64_t gap = n_sinks(layer), gap_end = gap + n_forgotten(layer);
         const PlainAttention plain = {config_, seen, keys, values, n, gap, gap_end, noise_};
         std::vector<double> expected;
         for (std::uint32_t query = 0; query < queries.n_queries; ++query) {

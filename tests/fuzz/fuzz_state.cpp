@@ -64,7 +64,7 @@ void use(Cache* cache) {
     }
     std::unique_ptr<Cache> fork;
     if (!cache->fork(&fork).ok()) return;
-    (void)fork->remove(config.spec.sink_tokens, 7).ok();
+    (void)fork->remove(2, 7).ok();
     (void)fork->truncate(20).ok();
     (void)cache->attend(0, queries, out.data(), out.size(), serial_executor()).ok();
 }

@@ -132,7 +132,9 @@ TEST_CASE("a removal is refused where the window would show what was given back"
     const struct {
         std::uint64_t first, n;
         bool is_whole;
-    } cases[] = {{4, 100, true},    // a context shift: all of it was given back
+    } cases[] = {{0, 100, true},    // sinks too
+                 {2, 258, true},    // and all that was given back
+                 {4, 100, true},    // a context shift: all of it was given back
                  {4, 256, true},    // all that was given back
                  {200, 100, true},  // of both sides
                  {390, 10, true},   // within rollback_tokens

@@ -92,8 +92,7 @@ class LlamaSession final : public Session {
 
     Status remove(std::uint64_t first, std::uint64_t n_tokens, bool* computed_anew) noexcept override {
         if (!failure_.ok()) return failure_;
-        const bool sound = n_tokens > 0 && first >= config_.spec.sink_tokens && first <= n_tokens_ &&
-                           n_tokens <= n_tokens_ - first;
+        const bool sound = n_tokens > 0 && first <= n_tokens_ && n_tokens <= n_tokens_ - first;
         // The cache knows one set of frequencies, by which the keys of all layers move up.
         const bool anew = sound && (removal_leaves_hole(first, n_tokens) || !has_one_rope(model_->network()));
         if (computed_anew != nullptr) *computed_anew = anew;
@@ -249,9 +248,8 @@ class LlamaSession final : public Session {
         for (std::uint32_t layer = 0; layer < cache.n_layers; layer++) {
             LayerStats stats;
             if (cache.windows[layer] == 0 || !cache_->layer_stats(layer, &stats).ok()) continue;
-            const std::uint64_t n_sinks = std::min<std::uint64_t>(cache.spec.sink_tokens, stats.n_tokens);
             if (stats.n_forgotten > 0 &&
-                sees_gap(cache.windows[layer], Gap{n_sinks, n_sinks + stats.n_forgotten}))
+                sees_gap(cache.windows[layer], Gap{stats.n_sinks, stats.n_sinks + stats.n_forgotten}))
                 return true;
         }
         return false;
@@ -263,10 +261,11 @@ class LlamaSession final : public Session {
     }
 
     bool removal_leaves_hole(std::uint64_t first, std::uint64_t n_removed) const noexcept {
+        const auto moved = [&](std::uint64_t token) {
+            return token - (std::clamp(token, first, first + n_removed) - first);
+        };
         return any_gap([&](std::uint32_t window, Gap gap) {
-            const std::uint64_t from = std::max(first, gap.first);
-            const std::uint64_t to = std::max(from, std::min(first + n_removed, gap.end));
-            return sees(window, n_tokens_ - n_removed, {gap.first, gap.end - (to - from)});
+            return sees(window, n_tokens_ - n_removed, {moved(gap.first), moved(gap.end)});
         });
     }
 
