@@ -23,6 +23,7 @@ class Command {
 // Each adds its command and options to the app.
 std::unique_ptr<Command> add_generate(CLI::App& app);
 std::unique_ptr<Command> add_chat(CLI::App& app);
+std::unique_ptr<Command> add_bench(CLI::App& app);
 std::unique_ptr<Command> add_perplexity(CLI::App& app);
 std::unique_ptr<Command> add_recall(CLI::App& app);
 std::unique_ptr<Command> add_inspect(CLI::App& app);

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Tests of the gearkv tool, run as a user runs it. Usage: tool_test.py TOOL MODEL DATA_DIR [UNITTEST_OPTION...]"""
 import array
+import csv
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import unittest
 TOOL, MODEL, DATA = sys.argv[1:4]
 CONFORMANCE = os.path.join(DATA, "conformance")
 RECALL = os.path.join(DATA, "recall_sample.jsonl")
-COMMANDS = ["generate", "perplexity", "recall", "inspect", "codec", "plan"]
+COMMANDS = ["generate", "perplexity", "recall", "inspect", "codec", "plan", "bench"]
 PROMPT = "The old captain looked at the sea and said"
 TEXT = (
     "The old captain looked at the sea and said nothing for a long time. Then he turned to the boy, and asked him "
@@ -795,6 +796,66 @@ class Plan(ToolTest):
         self.fails(2, "has layers and heads of its own", "plan", MODEL, "--layers", 3)
         self.fails(2, "MODEL is required", "plan", "--layers", 3, "--kv-heads", 1, "--ctx", 5)
         self.fails(2, "--memory needs MODEL", "plan", "--layers", 3, "--kv-heads", 1, "--head-dim", 64, "--ctx", 5, "--memory", "1G")
+
+
+class Bench(ToolTest):
+    def bench(self, *arguments):
+        return self.json("bench", MODEL, "-r", 2, *arguments)
+
+    def test_every_test_is_measured_at_every_depth_for_every_spec_and_thread_count(self):
+        answer = self.bench("-p", "16,8", "-n", 4, "-d", "64,0", "-t", "1,2", "--kv", "f16", "gear-4:sinks=8")
+        rows = answer["results"]
+        names = {(row["kv"], row["test"], row["tokens"], row["depth"]) for row in rows}
+        self.assertEqual({kv.split(":")[0] for kv, *_ in names}, {"f16", "gear-4"})
+        self.assertEqual({name[1:] for name in names},
+                         {("pp", 16, 0), ("pp", 8, 0), ("tg", 4, 0), ("pp", 16, 64), ("pp", 8, 64), ("tg", 4, 64)})
+        self.assertEqual((len(names), len(rows)), (12, 24))
+        for row in rows:
+            rate = row["tokens_per_second"]
+            self.assertEqual(len(row["samples"]), 2)
+            self.assertEqual((rate["min"], rate["max"]), (min(row["samples"]), max(row["samples"])))
+            self.assertTrue(0 < rate["min"] <= rate["median"] <= rate["max"], row)
+            self.assertEqual("roofline_share" in row, row["test"] == "tg")
+
+    def test_a_token_reads_the_weights_and_what_the_cache_holds(self):
+        weights = self.json("inspect", MODEL)["types"]["all"]["bytes"]
+        answer = self.bench("-p", 0, "-n", 1, "-d", "0,640", "-t", 1, "--kv", "f16", "gear-2")
+        self.assertEqual(answer["weight_bytes_per_token"], weights)  # the embedding is the output, too
+        sizes = self.json("inspect", MODEL)["summary"]
+        per_token = sizes["layers"] * sizes["kv_heads"] * sizes["head_dim"] * 2 * 2
+        read = {(row["kv"], row["depth"]): row["read_bytes"] - weights for row in answer["results"]}
+        self.assertEqual(read["f16", 0], 2 * per_token)
+        f16, gear = (read[kv, 640] for kv in sorted({kv for kv, _ in read}, key=lambda kv: kv != "f16"))
+        self.assertTrue(642 * per_token <= f16 < 645 * per_token, (f16, per_token))
+        self.assertLess(gear, f16 / 2)
+        for row in answer["roofline"]:
+            self.assertGreater(row["bytes_per_second"]["min"], 1e8)
+        memory = {(row["kv"], row["depth"]): row for row in answer["memory"]}
+        self.assertTrue(all(row["weights"] == weights and row["scratch"] > 0 for row in memory.values()))
+        self.assertGreater(memory["f16", 640]["cache"], memory["f16", 0]["cache"])
+        self.assertGreater(answer["peak_resident_bytes"], 64 << 20)  # the buffer of the roofline alone
+
+    def test_it_is_printed_as_text_csv_and_markdown(self):
+        arguments = ["bench", MODEL, "-p", 8, "-n", 2, "-t", 1, "-r", 1, "--kv", "f16"]
+        text = self.ok(*arguments)
+        self.assertRegex(text, r"\nroofline, a plain read of memory: [\d.]+ GB/s")
+        self.assertRegex(text, r"\nf16 +1 +pp 8 +0 +[\d.]+ +[\d.]+ - [\d.]+\n")
+        self.assertRegex(text, r"\nf16 +1 +tg 2 +0 +[\d.]+ +[\d.]+ - [\d.]+ +\d+ %\n")
+        self.assertRegex(text, r"most resident .* [\d,]+ bytes\n$")
+        lines = list(csv.DictReader(self.ok(*arguments, "-o", "csv").splitlines()))
+        self.assertEqual([(line["kv"], line["test"], line["tokens"], line["depth"]) for line in lines],
+                         [("f16", "pp", "8", "0"), ("f16", "tg", "2", "0")])
+        self.assertTrue(all(float(line["tokens_per_second"]) > 0 for line in lines))
+        self.assertEqual((lines[0]["roofline_share"], float(lines[1]["roofline_share"]) > 0), ("", True))
+        self.assertIn("\n| f16 | 1 | tg 2 | 0 | ", self.ok(*arguments, "-o", "md"))
+        self.assertEqual(json.loads(self.ok(*arguments, "-o", "json"))["command"], "bench")
+
+    def test_what_cannot_be_measured_is_refused(self):
+        self.fails(2, "leave nothing to measure", "bench", MODEL, "-p", 0, "-n", 0)
+        self.fails(2, "expected 0 to 1024", "bench", MODEL, "-t", "1,2000")
+        self.fails(2, "xml", "bench", MODEL, "-o", "xml")
+        self.fails(2, "expected at most", "bench", MODEL, "-d", 2147483647)
+        self.fails(1, "io_error", "bench", self.path("none.gguf"))
 
 
 class Tokenize(ToolTest):
