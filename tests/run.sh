@@ -29,7 +29,7 @@ for stage in "${stages[@]}"; do
   esac
 done
 
-install_packages g++ meson ninja-build pkg-config python3 binutils libxsimd-dev libtbb-dev libopenblas-dev catch2 \
+install_packages g++ meson ninja-build cmake pkg-config python3 binutils libxsimd-dev libtbb-dev libopenblas-dev catch2 \
   libcli11-dev nlohmann-json3-dev libxxhash-dev libpcre2-dev python3-jinja2
 for stage in "${stages[@]}"; do
   case $stage in
@@ -44,7 +44,7 @@ configure() {
   local name=$1 log=$builds/$1-setup.log
   shift
   rm -rf "${builds:?}/$name"
-  meson setup "$builds/$name" --werror "$@" >"$log" 2>&1 || { tail -n 40 "$log"; return 1; }
+  meson setup "$builds/$name" --werror -Dtests=true -Dexamples=true "$@" >"$log" 2>&1 || { tail -n 40 "$log"; return 1; }
 }
 
 # build NAME TARGET... ; everything without targets
