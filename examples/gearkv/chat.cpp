@@ -91,7 +91,7 @@ class Chat final : public Command {
         config.session = session_config(options_, spec.spec, machine);
         config.executor = machine.executor.get();
         config.max_answer = max_answer_;
-        Conversation conversation(std::move(config), [this](const std::string& text) { note(text); });
+        Conversation conversation(std::move(config), [this](const std::string& text) { remark(text); });
         if (app_->count("--system") > 0) conversation.set_system(&system_);
         if (!load_.empty()) conversation.load(load_);
         machine_ = &machine;
@@ -129,15 +129,16 @@ class Chat final : public Command {
         throw Failure(std::string(code_name(status.code())) + ": " + found + "; --template NAME takes one");
     }
 
-    void note(const std::string& text) const {
+    // Beside the conversation.
+    void remark(const std::string& text) const {
         std::cout << std::flush;
-        std::cerr << quiet_.quiet() << text << quiet_.none() << std::endl;
+        std::cerr << quiet_.quiet() << for_terminal(text) << quiet_.none() << std::endl;
     }
 
     // One question after the other, until there are no more.
     void listen() {
         if (talks_)
-            note("template " + std::string(chat_name()) + ", kv " + spec_->text + ", context " +
+            remark("template " + std::string(chat_name()) + ", kv " + spec_->text + ", context " +
                  grouped(chat_->session().n_ctx()) + "; /help tells more");
         LineReader reader;
         std::string line;
@@ -150,7 +151,7 @@ class Chat final : public Command {
                 if (leaving || !talks_) check_interrupt();
                 take_interrupt();
                 std::cerr << '\n';
-                note("Ctrl-C again, or Ctrl-D, leaves");
+                remark("Ctrl-C again, or Ctrl-D, leaves");
                 leaving = true;
                 continue;
             }
@@ -160,7 +161,7 @@ class Chat final : public Command {
                 if (!act(line)) return;
             } catch (const Failure& error) {
                 if (!talks_) throw;
-                note(error.what());
+                remark(error.what());
             }
             if (!talks_) check_interrupt();
             take_interrupt();
@@ -184,7 +185,7 @@ class Chat final : public Command {
             print_stats();
         } else if (word == "/reset") {
             chat_->reset();
-            note("a new conversation");
+            remark("a new conversation");
         } else if (word == "/regen") {
             show([&](const Conversation::Show& s) { return chat_->regenerate(s); });
         } else if (word == "/system") {
@@ -194,10 +195,10 @@ class Chat final : public Command {
         } else if (word == "/load") {
             if (rest.empty()) throw Failure("/load needs the name of a file");
             chat_->load(rest);
-            note(grouped(chat_->messages().size()) + " messages, " + grouped(chat_->session().n_tokens()) +
-                 " tokens, loaded from " + for_terminal(rest));
+            remark(grouped(chat_->messages().size()) + " messages, " + grouped(chat_->session().n_tokens()) +
+                 " tokens, loaded from " + rest);
         } else {
-            throw Failure(for_terminal(word.substr(0, 64)) +
+            throw Failure(word.substr(0, 64) +
                           " is unknown; /help lists what there is, and // begins a question with /");
         }
         return true;
@@ -206,17 +207,17 @@ class Chat final : public Command {
     void change_system(const std::string& text) {
         if (text.empty()) {
             const std::string now = chat_->system();
-            note(now.empty() ? "no system text" : for_terminal(now));
+            remark(now.empty() ? "no system text" : now);
             return;
         }
         chat_->set_system(&text);
-        note("a new conversation with this system text");
+        remark("a new conversation with this system text");
     }
 
     void save(const std::string& path) {
         if (path.empty()) throw Failure("/save needs the name of a file");
         chat_->save(path);
-        note(grouped(chat_->session().n_tokens()) + " tokens saved in " + for_terminal(path));
+        remark(grouped(chat_->session().n_tokens()) + " tokens saved in " + path);
     }
 
     void ask(const std::string& question) {
@@ -239,10 +240,10 @@ class Chat final : public Command {
             std::cout << std::endl;
         }
         if (answer.n_forgotten > 0)
-            note(grouped(answer.n_forgotten) + " of the oldest messages left the context to make room");
+            remark(grouped(answer.n_forgotten) + " of the oldest messages left the context to make room");
         const std::string_view stop = answer.stop;
         if (!options_.json && stop != "end of text" && stop != "stop string")
-            note("stopped: " + std::string(stop));
+            remark("stopped: " + std::string(stop));
     }
 
     const char* chat_name() const { return chat_->chat().name(); }

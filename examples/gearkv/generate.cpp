@@ -97,7 +97,7 @@ class Generate final : public Command {
         if (save_.empty()) return;
         Status warning;
         check(session.save(save_.c_str(), {&sampler, {}}, &warning));
-        if (!warning.ok()) std::cerr << "gearkv: saved, but " << warning.message() << '\n';
+        if (!warning.ok()) note(std::string("saved, but ") + warning.message());
     }
 
     // What the text begins with; without a text the tokens that a loaded session has.
@@ -109,9 +109,8 @@ class Generate final : public Command {
         }
         check(model.tokenizer().encode(file_.empty() ? prompt_ : read_text(file_), {}, &tokens));
         if (tokens.size() > model.params().n_ctx) {
-            std::cerr << "gearkv: a prompt of " << grouped(tokens.size())
-                      << " tokens, the model was trained on " << grouped(model.params().n_ctx)
-                      << ": expect it to lose the thread\n";
+            note("a prompt of " + grouped(tokens.size()) + " tokens, the model was trained on " +
+                 grouped(model.params().n_ctx) + ": expect it to lose the thread");
         }
         return tokens;
     }

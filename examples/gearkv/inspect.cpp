@@ -116,7 +116,7 @@ class Inspect final : public Command {
 
     static std::string token_text(const Tokenizer& tokenizer, Token token) {
         if (token < 0) return "none";
-        return std::to_string(token) + " " + for_terminal(tokenizer.text(token));
+        return std::to_string(token) + " " + in_one_line(tokenizer.text(token));
     }
 
     void print_summary(const Model& model, const std::map<std::string, TypeTotal>& totals) const {
@@ -125,7 +125,7 @@ class Inspect final : public Command {
         const Summary summary = summarise(model);
         const TypeTotal& all = totals.at("all");
         const double bits = 8.0 * static_cast<double>(all.n_bytes) / static_cast<double>(all.n_elements);
-        std::cout << "family      " << for_terminal(params.family);
+        std::cout << "family      " << in_one_line(params.family);
         if (!summary.name.empty()) std::cout << ", " << for_terminal(summary.name);
         std::cout << "\nparameters  " << grouped(all.n_elements) << " in " << grouped(all.n_tensors)
                   << " tensors of " << grouped(all.n_bytes) << " bytes, " << fixed(bits, 2)
@@ -149,8 +149,8 @@ class Inspect final : public Command {
                   << grouped(static_cast<std::uint64_t>(summary.gear4_per_token + 0.5)) << " with gear-4 ("
                   << fixed(summary.gear4_per_token / summary.fp16_per_token, 3) << "), with "
                   << grouped(n_tokens_) << " tokens\ntemplate    " << summary.chat_template
-                  << "\nvocabulary  " << for_terminal(tokenizer.kind());
-        if (*tokenizer.pre() != '\0') std::cout << ", split as " << for_terminal(tokenizer.pre());
+                  << "\nvocabulary  " << in_one_line(tokenizer.kind());
+        if (*tokenizer.pre() != '\0') std::cout << ", split as " << in_one_line(tokenizer.pre());
         std::cout << ", " << grouped(params.n_vocab) << " tokens\nspecial     BOS "
                   << token_text(tokenizer, tokenizer.bos())
                   << (tokenizer.adds_bos() ? ", added" : ", not added") << "; EOS "
@@ -245,12 +245,12 @@ class Inspect final : public Command {
                        const std::vector<NamedSpec>& specs) const {
         print_summary(model, totals);
         for (const auto& [key, value] : model.metadata())
-            std::cout << for_terminal(key) << " = " << for_terminal(value) << '\n';
+            std::cout << in_one_line(key) << " = " << for_terminal(value) << '\n';
         std::cout << '\n';
         Table tensors({"tensor", "type", "shape", "bytes"});
         for (const TensorInfo& tensor : model.tensors()) {
             tensors.add(
-                {for_terminal(tensor.name), tensor.type, shape_text(tensor), grouped(tensor.n_bytes)});
+                {in_one_line(tensor.name), tensor.type, shape_text(tensor), grouped(tensor.n_bytes)});
         }
         tensors.print(std::cout);
         std::cout << '\n';

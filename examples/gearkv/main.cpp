@@ -12,6 +12,7 @@
 
 #include "command.hpp"
 #include "failure.hpp"
+#include "report.hpp"
 
 namespace gearkv::tool {
 namespace {
@@ -73,9 +74,11 @@ std::vector<std::unique_ptr<Command>> add_commands(CLI::App& app) {
 }
 
 int report_error(const std::string& message, int code) {
-    std::cout << std::flush;
-    if (message.empty()) return code;
-    std::cerr << "gearkv: " << message << '\n';
+    if (message.empty()) {
+        std::cout << std::flush;
+    } else {
+        note(message);
+    }
     return code;
 }
 

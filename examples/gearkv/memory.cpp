@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iostream>
 #include <sstream>
 
 #ifdef __GLIBC__
@@ -14,6 +13,7 @@
 
 #include "failure.hpp"
 #include "options.hpp"
+#include "report.hpp"
 
 namespace gearkv::tool {
 namespace {
@@ -149,7 +149,7 @@ std::optional<Fit> fit_to_memory(const Model& model, bool keeps_kv, const Machin
     options.n_ctx = fit.choice.n_ctx;
     options.chunk = fit.choice.chunk;
     options.max_cache_bytes = request.max_bytes - request.other_bytes - fit.choice.bytes.weights;
-    std::cerr << "gearkv: " << fit.reason << '\n';
+    note(fit.reason);
     keep_no_freed_memory();
     return fit;
 }

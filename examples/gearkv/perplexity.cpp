@@ -190,7 +190,7 @@ class Perplexity final : public Command {
     }
 
     void print_as_text(const Machine& machine) const {
-        std::cout << file_ << ": " << grouped(tokens_.size()) << " tokens, " << grouped(n_text_bytes_)
+        std::cout << in_one_line(file_) << ": " << grouped(tokens_.size()) << " tokens, " << grouped(n_text_bytes_)
                   << " bytes, ctx " << options_.n_ctx << ", chunk " << options_.chunk << ", level "
                   << level_name(machine.level) << ", threads " << machine.executor->n_threads() << "\n\n";
         Table table({"kv", "perplexity", "bits/byte", "KL from f16", "top-1 same", "bits/element"});

@@ -121,7 +121,7 @@ class Plan final : public Command {
 
     void print_model_as_text(const Model& model, const std::vector<Row>& rows, const std::optional<Fit>& fit,
                              const FitRequest& request, const Machine& machine) const {
-        std::cout << for_terminal(options_.model) << ": " << model.params().family << ", "
+        std::cout << in_one_line(options_.model) << ": " << in_one_line(model.params().family) << ", "
                   << grouped(model.params().n_parameters) << " parameters, trained on "
                   << grouped(model.params().n_ctx) << " tokens\nprompts in chunks of " << options_.chunk
                   << ", " << machine.executor->n_threads() << " threads";

@@ -9,6 +9,15 @@
 #include "failure.hpp"
 
 namespace gearkv::tool {
+namespace {
+
+std::string escaped(std::string_view text, EscapeStyle style) {
+    std::string out;
+    check(escape_text(text, style, &out));
+    return out;
+}
+
+}  // namespace
 
 Json start_json(const char* command, const Machine* machine) {
     Json json = {
@@ -21,7 +30,8 @@ Json start_json(const char* command, const Machine* machine) {
 }
 
 void print_json(const Json& json) {
-    std::cout << json.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
+    const std::string text = json.dump(2, ' ', false, Json::error_handler_t::replace);
+    std::cout << escaped(text, EscapeStyle::json) << '\n';
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -45,50 +55,17 @@ std::string grouped(std::uint64_t value) {
     return text;
 }
 
-namespace {
-
-// Bytes of the well-formed UTF-8 character at the start of text, and its code point; 0 for anything else.
-std::size_t decode_character(std::string_view text, std::uint32_t* code_point) {
-    const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-    const unsigned char lead = byte(0);
-    *code_point = lead;
-    if (lead < 0x80) return 1;
-    const std::size_t n = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead < 0xc2 || lead > 0xf4 || text.size() < n) return 0;
-    std::uint32_t value = lead & (0x7fu >> n);
-    for (std::size_t i = 1; i < n; ++i) {
-        if ((byte(i) & 0xc0) != 0x80) return 0;
-        value = value << 6 | (byte(i) & 0x3fu);
-    }
-    *code_point = value;
-    const bool is_long = n > 2 && value < (n == 3 ? 0x800u : 0x10000u);
-    return is_long || value > 0x10ffff || (value >= 0xd800 && value < 0xe000) ? 0 : n;
-}
-
-bool steers(std::uint32_t c) {
-    if (c == '\n' || c == '\t') return false;
-    return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x61c || c == 0x200e || c == 0x200f ||
-           (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
-}
-
-}  // namespace
-
 std::string for_terminal(std::string_view text) {
-    std::string shown;
-    while (!text.empty()) {
-        std::uint32_t code_point = 0;
-        const std::size_t n = decode_character(text, &code_point);
-        const bool as_is = n > 0 && !steers(code_point);
-        const std::string_view bytes = text.substr(0, std::max<std::size_t>(n, 1));
-        text.remove_prefix(bytes.size());
-        if (as_is) shown += bytes;
-        for (const char byte : as_is ? std::string_view() : bytes) {
-            char escaped[8];
-            std::snprintf(escaped, sizeof(escaped), "\\x%02X", static_cast<unsigned char>(byte));
-            shown += escaped;
-        }
-    }
-    return shown;
+    return escaped(text, EscapeStyle::lines);
+}
+
+std::string in_one_line(std::string_view text) {
+    return escaped(text, EscapeStyle::one_line);
+}
+
+void note(std::string_view text) {
+    std::cout << std::flush;
+    std::cerr << "gearkv: " << for_terminal(text) << '\n';
 }
 
 void Table::print(std::ostream& out) const {

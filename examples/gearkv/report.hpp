@@ -20,7 +20,7 @@ inline constexpr int schema_version = 1;
 
 // The fields every object starts with. With a machine, level and threads too.
 Json start_json(const char* command, const Machine* machine = nullptr);
-// On stdout; bytes that are not UTF-8 become U+FFFD.
+// On stdout; bytes that are not UTF-8 become U+FFFD, and what would steer a terminal \uHHHH.
 void print_json(const Json& json);
 
 double seconds_since(std::chrono::steady_clock::time_point start);
@@ -29,9 +29,12 @@ double per_second(std::size_t n, double seconds);  // 0 in no time
 std::string fixed(double value, int n_digits);
 std::string grouped(std::uint64_t value);  // 1,234,567
 
-// Control characters would drive the terminal, and marks of direction reorder a line: all but line ends and
-// tabs are shown as \xHH, like bytes that are no UTF-8. Takes whole characters.
-std::string for_terminal(std::string_view text);
+// All text that came from a file, a model or the command line goes through one of these on its way to a
+// terminal, as gearkv/escape.hpp says. Takes whole characters.
+std::string for_terminal(std::string_view text);  // of several lines
+std::string in_one_line(std::string_view text);
+// A line on stderr, behind what stdout has so far.
+void note(std::string_view text);
 
 // Columns as wide as they need; the first is flush left, the others flush right.
 class Table {

@@ -42,7 +42,7 @@ class Tokenize final : public Command {
     void run() override {
         std::shared_ptr<const Tokenizer> tokenizer;
         check(Tokenizer::load(path_.c_str(), {pre_.empty() ? nullptr : pre_.c_str()}, &tokenizer));
-        if (*tokenizer->note() != '\0') std::cerr << "gearkv: " << tokenizer->note() << '\n';
+        if (*tokenizer->note() != '\0') note(tokenizer->note());
         if (decode_->count() > 0) {
             decode(*tokenizer);
         } else {
@@ -101,18 +101,6 @@ class Tokenize final : public Command {
         std::string text;
         check(tokenizer.decode(&token, 1, {.special = true, .at_start = false}, &text));
         return text;
-    }
-
-    static std::string in_one_line(const std::string& text) {
-        std::string line;
-        for (const char c : text) {
-            if (c == '\n' || c == '\t' || c == '\\') {
-                line += c == '\n' ? "\\n" : c == '\t' ? "\\t" : "\\\\";
-            } else {
-                line += c;
-            }
-        }
-        return for_terminal(line);
     }
 
     Options options_;

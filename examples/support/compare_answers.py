@@ -11,7 +11,7 @@ def read(path):
 
 def shown(text):
     """Without what could steer a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\\x%02X" % ord(c) for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else "".join("\\x%02x" % byte for byte in c.encode("utf-8", "replace")) for c in text)
 
 
 answers = [read(path) for path in sys.argv[1:3]]

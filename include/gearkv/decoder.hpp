@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gearkv/chat.hpp"
+#include "gearkv/escape.hpp"
 #include "gearkv/fit.hpp"
 #include "gearkv/model.hpp"
 #include "gearkv/sampler.hpp"

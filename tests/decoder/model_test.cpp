@@ -223,7 +223,7 @@ TEST_CASE("metadata text cannot steer a terminal") {
         }
         return std::string("absent");
     };
-    CHECK(text("general.name") == "a\\x1b[2J\\n\\x09\\\\\\x00b\\x7f");
+    CHECK(text("general.name") == "a\\x1b[2J\\n\\t\\\\\\x00b\\x7f");
     CHECK(text("general.bidi") == "\\xe2\\x80\\xaeevil\\xc2\\x9b1m");
     CHECK(text("general.broken") == "\\xff\\xc3(\\xed\\xa0\\x80");
     CHECK(text("general.fine") == "na\xc3\xafve \xe2\x82\xac \xf0\x9f\x98\x80");

@@ -38,9 +38,12 @@ def floats(values):
     return struct.pack("<%df" % len(values), *values)
 
 
-def write(path, says, loops=False, n_ctx=4096, template=TEMPLATE):
-    """After a line end the model says `says`, bytes that each occur once in it, and ends; with `loops` it begins anew."""
-    tokens = MARKS + byte_characters()
+def write(path, says, loops=False, n_ctx=4096, template=TEMPLATE, marks=MARKS, more=()):
+    """After a line end the model says `says`, bytes that each occur once in it, and ends; with `loops` it begins anew.
+
+    `more` are entries of metadata beside those it needs.
+    """
+    tokens = list(marks) + byte_characters()
     n_vocab = len(tokens)
     follows = {}
     path_of_tokens = [3 + ord("\n")] + [3 + byte for byte in says]
@@ -93,6 +96,7 @@ def write(path, says, loops=False, n_ctx=4096, template=TEMPLATE):
         entry("tokenizer.ggml.eos_token_id", 4, u32(2)),
         entry("tokenizer.ggml.add_bos_token", 7, b"\0"),
     ]
+    entries += more
     if template is not None:
         entries.append(entry("tokenizer.chat_template", 8, text(template)))
     infos, data = b"", b""

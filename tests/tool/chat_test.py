@@ -21,7 +21,7 @@ import markov_model  # noqa: E402
 
 SMOLLM2 = os.path.join(os.environ.get("GEARKV_MODELS", ""), "SmolLM2-135M-Instruct.Q4_1.gguf")
 SAYS = "Oké\x1b[2J".encode()
-SHOWN = "Oké\\x1B[2J"
+SHOWN = "Oké\\x1b[2J"
 
 
 class Terminal:

@@ -133,8 +133,7 @@ class StringCursor {
 
 // The value as text for people: strings escaped and cut after 16 KiB, arrays as "string[1024]".
 std::string value_text(const GgufValue& value);
-// Control characters, bidirectional overrides, backslashes and bytes that are not UTF-8 become \n, \\ or
-// \xHH.
+// In one line, as gearkv/escape.hpp.
 std::string escape_text(std::string_view text);
 
 }  // namespace gearkv

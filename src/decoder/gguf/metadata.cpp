@@ -2,10 +2,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstdio>
 
 #include "decoder/gguf/gguf.hpp"
-#include "decoder/gguf/utf8.hpp"
 
 namespace gearkv {
 namespace {
@@ -113,12 +111,6 @@ std::string scalar_text(const GgufValue& value) {
     return std::string(text, result.ptr);
 }
 
-// Characters that could steer a terminal or reorder a line.
-bool is_unsafe(std::uint32_t c) {
-    return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x200e || c == 0x200f ||
-           (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069) || c == 0xfeff;
-}
-
 }  // namespace
 
 const char* value_type_name(ValueType type) noexcept {
@@ -194,28 +186,6 @@ Status read_string(const GgufFile& file, std::string_view key, bool required,
     if (value->element != ValueType::string) return wrong_type(*value, "a string");
     *out = StringCursor(*value).next();
     return {};
-}
-
-std::string escape_text(std::string_view text) {
-    std::string out;
-    out.reserve(text.size());
-    for (std::size_t at = 0; at < text.size();) {
-        std::uint32_t c = 0;
-        const std::size_t n = decode_character(text.substr(at), &c);
-        if (n == 1 && (c == '\n' || c == '\\')) {
-            out += c == '\n' ? "\\n" : "\\\\";
-        } else if (n != 0 && !is_unsafe(c)) {
-            out += text.substr(at, n);
-        } else {
-            for (const char byte : text.substr(at, std::max<std::size_t>(n, 1))) {
-                char escaped[8];
-                std::snprintf(escaped, sizeof(escaped), "\\x%02x", static_cast<unsigned char>(byte));
-                out += escaped;
-            }
-        }
-        at += std::max<std::size_t>(n, 1);
-    }
-    return out;
 }
 
 std::string value_text(const GgufValue& value) {
