@@ -1,5 +1,6 @@
 // gearkv codec: compress dumped keys and values, and measure what that does to them and to attention.
 #include <cmath>
+#include <filesystem>
 #include <iostream>
 #include <optional>
 
@@ -144,15 +145,22 @@ class Codec final : public Command {
 
     std::vector<double> attend(const Tensor& key, const Tensor& value) const {
         AttentionShape shape;
-        shape.n_queries = query_.n_tokens;
-        shape.n_tokens = key.n_tokens;
+        shape.n_queries = 1;
         shape.n_heads = query_.n_heads;
         shape.n_kv_heads = key.n_heads;
         shape.key_dim = key.dim;
         shape.value_dim = value.dim;
         shape.scale = scale_.value_or(1.0 / std::sqrt(static_cast<double>(key.dim)));
-        shape.causal = causal_;
-        return attend_dense(query_.data.data(), key.data.data(), value.data.data(), shape);
+        std::vector<double> out;
+        out.reserve(query_.n_tokens * query_.n_heads * value.dim);
+        for (std::size_t i = 0; i < query_.n_tokens; ++i) {
+            check_interrupt();
+            shape.n_tokens = causal_ ? key.n_tokens - (query_.n_tokens - 1 - i) : key.n_tokens;
+            const float* query = query_.data.data() + i * query_.n_heads * query_.dim;
+            const std::vector<double> row = attend_dense(query, key.data.data(), value.data.data(), shape);
+            out.insert(out.end(), row.begin(), row.end());
+        }
+        return out;
     }
 
     Measured measure(const KvSpec& spec, Machine& machine) const {
@@ -196,8 +204,22 @@ class Codec final : public Command {
         return compressed;
     }
 
+    // Beside its name first, so that a file is whole or not there; devices and pipes take it as it comes.
     static void save(const std::string& path, const Tensor& tensor) {
-        npy::save(path, {npy::Type::float32, {tensor.n_tokens, tensor.n_heads, tensor.dim}, tensor.data, {}});
+        namespace fs = std::filesystem;
+        const npy::Array array = {
+            npy::Type::float32, {tensor.n_tokens, tensor.n_heads, tensor.dim}, tensor.data, {}};
+        std::error_code error;
+        const fs::file_status there = fs::status(path, error);
+        if (fs::exists(there) && !fs::is_regular_file(there)) return npy::save(path, array);
+        const fs::path target = fs::exists(there) ? fs::canonical(path, error) : fs::path(path);
+        const std::string part = target.string() + ".part";
+        npy::save(part, array);
+        fs::rename(part, target, error);
+        if (!error) return;
+        const std::string message = error.message();
+        fs::remove(part, error);
+        throw Failure(path + ": " + message);
     }
 
     std::size_t n_elements() const { return key_.data.size() + value_.data.size(); }

@@ -1,5 +1,8 @@
 #include "failure.hpp"
 
+#include <poll.h>
+#include <unistd.h>
+
 #include <csignal>
 #include <string>
 
@@ -17,6 +20,12 @@ void catch_signal(int signal, int flags) {
     action.sa_handler = note_interrupt;
     action.sa_flags = flags;
     sigaction(signal, &action, nullptr);
+}
+
+// A closed pipe is told by writing to it, and some commands write at their end alone.
+bool nobody_reads() noexcept {
+    pollfd out = {STDOUT_FILENO, 0, 0};
+    return poll(&out, 1, 0) == 1 && (out.revents & POLLERR) != 0;
 }
 
 }  // namespace
@@ -38,12 +47,13 @@ void catch_interrupts() {
 }
 
 bool interrupted() noexcept {
+    if (interrupt_flag == 0 && nobody_reads()) interrupt_flag = SIGPIPE;
     return interrupt_flag != 0;
 }
 
 bool take_interrupt() {
+    if (!interrupted()) return false;
     const int signal = interrupt_flag;
-    if (signal == 0) return false;
     if (signal != SIGINT) throw Interrupted{signal};
     interrupt_flag = 0;
     catch_interrupts();

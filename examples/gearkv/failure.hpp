@@ -36,6 +36,7 @@ void check_usage(const Status& status);
 // Makes SIGINT, SIGTERM and SIGPIPE set a flag instead of ending the process; the first two end it when they
 // come again. check_interrupt throws Interrupted when it is set.
 void catch_interrupts();
+// Also when stdout is a pipe that nobody reads any more.
 bool interrupted() noexcept;
 // Whether Ctrl-C came; the next one sets the flag again instead of ending the process. Throws Interrupted for
 // another signal.

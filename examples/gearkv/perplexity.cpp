@@ -154,6 +154,7 @@ class Perplexity final : public Command {
     }
 
     void score_token(std::size_t row, Token next) {
+        check_interrupt();
         const std::size_t n_vocab = model_->params().n_vocab;
         log_softmax(base_.logits.data() + row * n_vocab, n_vocab, &base_probabilities_);
         for (Subject& subject : subjects_) {

@@ -71,6 +71,7 @@ class Recall final : public Command {
         std::map<std::uint64_t, std::uint64_t> n_taken;
         std::string line;
         for (std::size_t number = 1; std::getline(lines, line); ++number) {
+            check_interrupt();
             const std::string place = file_ + ":" + std::to_string(number) + ": ";
             Case a_case;
             std::string prompt;
@@ -140,6 +141,7 @@ class Recall final : public Command {
         std::string said;
         // Every token but a control token says at least one byte.
         for (std::size_t i = 0; i < a_case.answer.size(); ++i) {
+            check_interrupt();
             Token token;
             check(greedy_->sample(session.logits(), model_->params().n_vocab, &token));
             check(model_->tokenizer().decode(token, &said));
