@@ -89,6 +89,12 @@ struct CacheConfig {
     // Above 0: every so many blocks of a layer, what attention of its last query loses on one is measured
     // (Cache::layer_stats), at the cost of attending the tokens of that block twice more.
     std::uint32_t error_every = 0;
+    // Of a prompt nothing that fills blocks stays in fp16 until the next append: when a layer is attended by
+    // buffer_tokens queries or more, and its last append brought as many tokens, what compress does is done
+    // behind it. So a chunk is attended once; a second time finds it compressed, and where its queries see
+    // what its window has left, `forgotten`. With auto:BITS the first chunk is closed in all layers when the
+    // last of them was attended. When memory is short the tokens wait for the next append.
+    bool close_prompts = false;
     RopeConfig rope;
     Workspace* workspace = nullptr;  // borrowed; null for working memory of the cache's own
     Level level = Level::automatic;
@@ -158,9 +164,9 @@ struct CacheBytes {
 
 struct CacheStats {
     CacheBytes bytes;
-    std::uint64_t n_tokens = 0;           // of layer 0
+    std::uint64_t n_tokens = 0;           // of the layer that holds most
     std::uint64_t n_blocks = 0;           // closed, all layers, keys and values
-    std::uint64_t compressed_tokens = 0;  // of layer 0, in closed blocks
+    std::uint64_t compressed_tokens = 0;  // of that layer (the first of several), in closed blocks
     std::uint64_t n_shrunk = 0;           // blocks that lost a part to shrink or soft_bytes, and are there
     double bits_per_element = 0.0;        // blocks and buffered tokens, per stored key and value element
     double compress_seconds = 0.0;        // spent compressing, all threads together
@@ -189,6 +195,11 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
                       CacheBytes* out) noexcept;
 
 // One sequence. Not thread-safe: one call at a time per cache; different caches are independent.
+//
+// All layers hold the same number of tokens between two steps of a model. A layer may never get any, because
+// it reads the keys of another one: truncate and remove pass over a layer without tokens. Whoever has to wait
+// for all layers (auto:BITS in compress, truncate_to_shortest) takes one without tokens for one that they are
+// still to come to, until another layer is appended to that holds some: then a step has gone by without it.
 class Cache {
   public:
     // Errors: invalid_argument, wrong_size, bad_spec, out_of_memory, unknown_level, unavailable_level.
@@ -243,9 +254,17 @@ class Cache {
     // (no more than buffer_tokens) that came in appends shorter than a buffer, when compress, remove,
     // forget_before and shrink were not called since, nor the cache saved and loaded; but not where auto:BITS
     // has seen queries of dropped tokens and is yet to choose, or chose among them, nor when soft_bytes is
-    // set and blocks can shrink. Errors: wrong_size (a layer holds fewer tokens), forgotten
-    // (CacheConfig::windows), out_of_memory and over_budget (of a fork only); nothing is dropped then.
+    // set and blocks can shrink. Errors: wrong_size (a layer holds fewer tokens, or none holds any),
+    // forgotten (CacheConfig::windows), out_of_memory and over_budget (of a fork only); nothing is dropped
+    // then.
     Status truncate(std::uint64_t n_tokens, bool* lossless = nullptr) noexcept;
+
+    // After an error in the middle of a step, when the first layers have its tokens and the others do not:
+    // truncate to the tokens of the shortest layer, whose number *n_tokens gets when given. All are dropped
+    // when the first step failed. *lossless tells, too, whether a layer that refused the tokens is as it was
+    // before it. Errors: as truncate, of which `forgotten` needs tokens that an append or compress of this
+    // step has given back; nothing is dropped then.
+    Status truncate_to_shortest(std::uint64_t* n_tokens = nullptr, bool* lossless = nullptr) noexcept;
 
     // Drops n_tokens tokens from `first` on in every layer; those behind move up, as in a context shift.
     // Blocks are not rewritten: they hide tokens, and go when none is left. Keys turn to their new positions

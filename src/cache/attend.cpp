@@ -353,6 +353,7 @@ Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, st
     Call call(layer, &job, 1, executor);
     Status status = call.prepare();
     if (status.ok()) call.run();
+    if (status.ok()) impl_->close_prompt(layer, queries.n_queries, executor);
     return status;
 }
 
@@ -397,6 +398,8 @@ Status Cache::attend_batch(std::uint32_t layer, const AttendRequest* requests, s
     Call call(layer, jobs, n_requests, executor);
     status = call.prepare();
     if (status.ok()) call.run();
+    for (std::size_t i = 0; status.ok() && i < n_requests; ++i)
+        requests[i].cache->impl_->close_prompt(layer, requests[i].queries.n_queries, executor);
     return status;
 }
 

@@ -104,6 +104,7 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     if (status = impl_->keep_within(layer); !status.ok()) return status;
     if (!stream.reserve_append(&context, n_tokens))
         return memory_error(context, "to buffer %u tokens of layer %u", n_tokens, layer);
+    impl_->note_append(layer);
     stream.append(context, keys, values, n_tokens);
     return {};
 }
@@ -112,16 +113,28 @@ Status Cache::compress(std::uint32_t layer, Executor& caller) noexcept {
     CallExecutor executor(caller);
     if (Status status = executor.check(); !status.ok()) return status;
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
-    const LayerStream* stream = impl_->layers[layer];
-    if (stream == nullptr || unit_tokens(config(), stream->tokens().n_buffered()) == 0) return {};
+    return impl_->compress(layer, executor);
+}
+
+Status Cache::Impl::compress(std::uint32_t layer, Executor& executor) noexcept {
+    const LayerStream* stream = layers[layer];
+    if (stream == nullptr || unit_tokens(context.config, stream->tokens().n_buffered()) == 0) return {};
     // A caller that compresses layer after layer of the first chunk must not decide for those to come.
-    if (impl_->rates.waits() && !impl_->rates.is_ready(impl_->context, impl_->layers)) return {};
-    if (Status status = impl_->own(layer); !status.ok()) return status;
-    if (Status status = impl_->choose_rates(layer, n_tokens(layer), executor); !status.ok()) return status;
-    if (Status status = impl_->layers[layer]->check_first_block(); !status.ok()) return status;
-    if (Status status = impl_->layers[layer]->compress(&impl_->context, executor); !status.ok())
-        return status;
-    return impl_->keep_within(layer);
+    if (rates.waits() && !can_choose()) return {};
+    if (Status status = own(layer); !status.ok()) return status;
+    if (Status status = choose_rates(layer, n_tokens(layer), executor); !status.ok()) return status;
+    if (Status status = layers[layer]->check_first_block(); !status.ok()) return status;
+    if (Status status = layers[layer]->compress(&context, executor); !status.ok()) return status;
+    return keep_within(layer);
+}
+
+void Cache::Impl::close_prompt(std::uint32_t layer, std::uint32_t n_queries, Executor& executor) noexcept {
+    const CacheConfig& config = context.config;
+    if (!config.close_prompts || n_queries < config.spec.buffer_tokens || !layers[layer]->ends_long()) return;
+    // What fails here is done by the next append, which tells why if it cannot.
+    if (!rates.waits()) return (void)compress(layer, executor).ok();
+    for (std::uint32_t i = 0; i < config.n_layers; ++i)
+        (void)compress(i, executor).ok();
 }
 
 Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
@@ -162,6 +175,7 @@ void Cache::reset() noexcept {
     impl_->rates.reset(&impl_->context);
     impl_->context.errors.reset();
     impl_->look_again();
+    impl_->has_stepped = false;
     for (std::uint32_t i = 0; i < config().n_layers; ++i) {
         LayerStream*& stream = impl_->layers[i];
         if (stream == nullptr) continue;

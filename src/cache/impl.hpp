@@ -18,6 +18,10 @@ struct Cache::Impl : Sequence {
     Memory work_memory() noexcept { return workspace == nullptr ? context.memory() : workspace->memory(); }
     bool create(const Sequence* shared) noexcept;
     void destroy() noexcept;
+    // Closes every full unit of a layer. Errors: of Cache::compress.
+    Status compress(std::uint32_t layer, Executor& executor) noexcept;
+    // After a layer was attended by n_queries: as CacheConfig::close_prompts says.
+    void close_prompt(std::uint32_t layer, std::uint32_t n_queries, Executor& executor) noexcept;
     static Status make(const CacheConfig& config, const Kernels* kernels, const Sequence* shared,
                        std::unique_ptr<Cache>* out) noexcept;
 };

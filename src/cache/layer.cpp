@@ -153,7 +153,7 @@ bool LayerStream::skip_invisible(CacheContext* context) noexcept {
 
 bool LayerStream::truncate(CacheContext* context, std::uint64_t n_tokens) noexcept {
     const std::uint64_t n_held = this->n_tokens(), n_kept = std::min(n_tokens, n_held);
-    if (n_kept == n_held) return true;
+    if (n_kept == n_held && is_settled()) return true;
     const std::uint32_t n_long = context->config.spec.buffer_tokens;
     reopen_units(context, n_kept);
     const LayerShape held = tokens_.shape();

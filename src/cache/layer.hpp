@@ -51,6 +51,8 @@ class LayerStream {
                 std::uint32_t n_tokens) noexcept;
     // Closes every full unit. Errors: as advance.
     Status compress(CacheContext* context, Executor& executor) noexcept;
+    // Whether the last append brought a block's worth of tokens or more.
+    bool ends_long() const noexcept { return past_.prompt(); }
     // Pieces that are due, as many as may run at once; none while others share the stream. They may run
     // beside attention; then note_done.
     PieceRun due_pieces(const CacheContext& context) const noexcept;
@@ -63,6 +65,8 @@ class LayerStream {
     void reset(CacheContext* context) noexcept;
     // Something was done to the sequence that one of fewer than n_tokens would not have seen.
     void note(std::uint64_t n_tokens) noexcept { past_.note(n_tokens); }
+    // Whether nothing was done yet on account of an append that did not come after all.
+    bool is_settled() const noexcept { return past_.is_exact_at(n_tokens()); }
     // Drops all but the first n_tokens, of at least as many. True when the stream is as if the others had
     // never come: then whatever it is attended by finds the same bits.
     bool truncate(CacheContext* context, std::uint64_t n_tokens) noexcept;

@@ -272,13 +272,6 @@ Status RateChooser::keep(CacheContext* context, std::uint32_t layer, const Queri
     return {};
 }
 
-bool RateChooser::is_ready(const CacheContext& context, const LayerStream* const* layers) const noexcept {
-    for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
-        if (layers[i] == nullptr || !can_measure(i, *layers[i])) return false;
-    }
-    return true;
-}
-
 Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Executor& executor) noexcept {
     const CacheConfig& config = context->config;
     const auto is_measured = [&](std::uint32_t i) { return can_measure(i, *layers[i]); };

@@ -50,16 +50,15 @@ class RateChooser {
     // Errors: out_of_memory, over_budget.
     Status keep(CacheContext* context, std::uint32_t layer, const Queries& queries,
                 std::uint64_t n_tokens) noexcept;
-    // Whether every layer has tokens and queries.
-    bool is_ready(const CacheContext& context, const LayerStream* const* layers) const noexcept;
+    // Whether a layer has tokens and queries.
+    bool can_measure(std::uint32_t i, const LayerStream& layer) const noexcept {
+        return samples_[i].n_queries > 0 && layer.tokens().n_buffered() > 0;
+    }
     // Sets the planes of all layers that have tokens and queries; the others keep their even share. No layer
     // has a block. Errors: out_of_memory; nothing is set then.
     Status choose(CacheContext* context, LayerStream* const* layers, Executor& executor) noexcept;
 
   private:
-    bool can_measure(std::uint32_t i, const LayerStream& layer) const noexcept {
-        return samples_[i].n_queries > 0 && layer.tokens().n_buffered() > 0;
-    }
     void forget_queries(CacheContext* context) noexcept;
     void forget_queries(CacheContext* context, std::uint32_t layer) noexcept;
 

@@ -32,6 +32,7 @@ bool Sequence::create(const Sequence* shared) noexcept {
     irreducible = static_cast<std::uint64_t*>(memory.take(irreducible_bytes(config), Use::table));
     if (irreducible == nullptr) return false;
     look_again();
+    if (shared != nullptr) has_stepped = shared->has_stepped;
     if (!context.errors.create(config, memory)) return false;
     if (shared == nullptr ? !rates.create(&context) : !rates.copy(&context, shared->rates)) return false;
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
@@ -64,6 +65,30 @@ Status Sequence::check_layer(std::uint32_t layer) const noexcept {
     if (layer < context.config.n_layers) return {};
     return Status::error(Code::invalid_argument, "layer %u, expected below %u", layer,
                          context.config.n_layers);
+}
+
+std::uint64_t Sequence::least_tokens() const noexcept {
+    std::uint64_t least = n_tokens(longest_layer());
+    for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
+        if (!is_passed_over(i)) least = std::min(least, n_tokens(i));
+    }
+    return least;
+}
+
+std::uint32_t Sequence::longest_layer() const noexcept {
+    std::uint32_t longest = 0;
+    for (std::uint32_t i = 1; i < context.config.n_layers; ++i) {
+        if (n_tokens(i) > n_tokens(longest)) longest = i;
+    }
+    return longest;
+}
+
+bool Sequence::can_choose() const noexcept {
+    if (!rates.waits()) return false;
+    for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
+        if (!is_passed_over(i) && (layers[i] == nullptr || !rates.can_measure(i, *layers[i]))) return false;
+    }
+    return true;
 }
 
 Status Sequence::own(std::uint32_t layer) noexcept {

@@ -13,6 +13,8 @@ struct Sequence {
     std::uint32_t* windows = nullptr;  // [n_layers], null without
     LayerStream** layers = nullptr;    // null: without tokens, and without memory yet
     RateChooser rates;
+    // A layer was appended to that held tokens: those without any are passed over from then on.
+    bool has_stepped = false;
     // [drop_low_rank][n_layers] So many first blocks are known not to shrink any more.
     std::uint64_t* irreducible = nullptr;
 
@@ -26,9 +28,20 @@ struct Sequence {
         return layers[layer] == nullptr ? 0 : layers[layer]->n_tokens();
     }
     Status check_layer(std::uint32_t layer) const noexcept;
+    // Whether no tokens are to come to this layer, as far as can be told.
+    bool is_passed_over(std::uint32_t layer) const noexcept { return has_stepped && n_tokens(layer) == 0; }
+    // Of the layers that are not passed over; 0 when all are.
+    std::uint64_t least_tokens() const noexcept;
+    // Of the layer that holds most, the first of several.
+    std::uint32_t longest_layer() const noexcept;
+    // Before the tokens of an append come to a layer; after tokens have gone.
+    void note_append(std::uint32_t layer) noexcept { has_stepped |= n_tokens(layer) > 0; }
+    void note_dropped() noexcept { has_stepped &= n_tokens(longest_layer()) > 0; }
     // Before a layer changes: it is there, and no other cache's. Errors: out_of_memory, over_budget.
     Status own(std::uint32_t layer) noexcept;
     Status own_all() noexcept;
+    // Whether every layer that is not passed over has tokens and queries to choose rates by.
+    bool can_choose() const noexcept;
     // Before this layer compresses, if it is about to for the first time. Errors: as above.
     // A layer of fewer than n_needed tokens would not be.
     Status choose_rates(std::uint32_t layer, std::uint64_t n_needed, Executor& executor) noexcept;

@@ -75,8 +75,10 @@ CacheStats Cache::stats() const noexcept {
         stats.n_shrunk += stream->tokens().blocks().n_reduced();
         stats.compress_seconds += stream->compress_seconds();
         const LayerShape shape = stream->tokens().shape();
-        if (i == 0) stats.n_tokens = shape.n_tokens();
-        if (i == 0) stats.compressed_tokens = shape.n_closed;
+        if (shape.n_tokens() > stats.n_tokens) {
+            stats.n_tokens = shape.n_tokens();
+            stats.compressed_tokens = shape.n_closed;
+        }
         n_elements += shape.n_tokens() - shape.n_forgotten;
         n_uncompressed += shape.n_sinks + shape.n_buffered;
     }

@@ -43,6 +43,7 @@ class Loader {
             if (Status status = load_layer(i, sections); !status.ok()) return status;
         }
         impl_.rates.set_done((file_->header().flags & 1) != 0);
+        impl_.has_stepped = impl_.n_tokens(impl_.longest_layer()) > 0;  // as between two steps
         return {};
     }
 

@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::uint32_t n_heads = 1, key_dim = 16, value_dim = 8, n_query_heads = 2;
 constexpr std::size_t n_source = 6000, most_tokens = 700;
+constexpr std::uint32_t most_layers = 2;  // that get tokens; those behind them stay empty
 
 unsigned number_of(const char* name, unsigned otherwise) {
     const char* text = std::getenv(name);
@@ -30,7 +31,7 @@ const std::vector<float>& values() {
     return rows;
 }
 const std::vector<float>& all_queries() {
-    static const std::vector<float> rows = to_floats(gaussian(64, n_query_heads, key_dim, 3));
+    static const std::vector<float> rows = to_floats(gaussian(260, n_query_heads, key_dim, 3));
     return rows;
 }
 
@@ -41,7 +42,7 @@ T any_of(std::mt19937* random, std::initializer_list<T> choices) {
 
 struct Life {
     CacheConfig config;
-    std::uint32_t windows[2] = {0, 0};
+    std::uint32_t windows[most_layers + 1] = {};
     std::string spec;
     double frequencies[key_dim / 2];
 };
@@ -51,9 +52,13 @@ void choose_config(std::mt19937* random, Life* life) {
         any_of<const char*>(random, {"gear-3", "gear-2:recent=10", "kivi-2:nb=64", "paper:gear-2:nb=64",
                                      "q8:recent=20,nb=64", "f16:nb=64", "k=gear-4;v=f16:sinks=0", "auto:4",
                                      "gear-kcvt-4:nb=64,recent=70", "gear-4:nb=128"});
-    const std::uint32_t n_layers = 1 + (*random)() % 2;
+    std::uint32_t n_layers = 1 + (*random)() % 2;
+    if (n_layers == most_layers && (*random)() % 3 == 0) ++n_layers;
     life->config = make_config(life->spec, n_heads, key_dim, value_dim, most_tokens, n_layers);
     CacheConfig& config = life->config;
+    // A loaded cache takes an empty layer for one without tokens, where the saved one may still wait.
+    if (config.spec.auto_bits > 0.0f) config.n_layers = std::min(n_layers, most_layers);
+    config.close_prompts = (*random)() % 2 == 0;
     const std::uint32_t n_unit = config.spec.buffer_tokens;
     config.spread_tokens = any_of(random, {0u, 1u, 5u, 16u, 64u});
     config.rollback_tokens = any_of(random, {0u, 3u, 8u, 16u, 33u, n_unit - 1, n_unit, 2 * n_unit + 9});
@@ -82,9 +87,13 @@ struct Step {
 
 using Outputs = std::vector<float>;
 
-Status append_to(Cache* cache, std::size_t first, std::size_t n) {
+std::uint32_t n_filled(const Cache& cache) {
+    return std::min(cache.config().n_layers, most_layers);
+}
+
+Status append_to(Cache* cache, std::size_t first, std::size_t n, std::uint32_t n_layers = most_layers) {
     Status status;
-    for (std::uint32_t layer = 0; status.ok() && layer < cache->config().n_layers; ++layer) {
+    for (std::uint32_t layer = 0; status.ok() && layer < std::min(n_filled(*cache), n_layers); ++layer) {
         const Rows k = {keys().data() + first * n_heads * key_dim, n_heads * key_dim, key_dim};
         const Rows v = {values().data() + first * n_heads * value_dim, n_heads * value_dim, value_dim};
         status = cache->append(layer, k, v, static_cast<std::uint32_t>(n), serial_executor());
@@ -95,8 +104,8 @@ Status append_to(Cache* cache, std::size_t first, std::size_t n) {
 Status attend_all(Cache* cache, std::size_t first, std::size_t n, Outputs* out) {
     Status status;
     const std::size_t n_out = n * n_query_heads * value_dim;
-    out->assign(n_out * cache->config().n_layers, 0.0f);
-    for (std::uint32_t layer = 0; status.ok() && layer < cache->config().n_layers; ++layer) {
+    out->assign(n_out * n_filled(*cache), 0.0f);
+    for (std::uint32_t layer = 0; status.ok() && layer < n_filled(*cache); ++layer) {
         const float* rows = all_queries().data() + first * n_query_heads * key_dim;
         const Queries queries = {
             rows, n_query_heads * key_dim, key_dim, static_cast<std::uint32_t>(n), n_query_heads, 0.25f,
@@ -173,6 +182,7 @@ struct Subject {
 
 struct Counts {
     std::size_t n_lossless = 0, n_lossy = 0, n_promised = 0, n_compared = 0, n_refused = 0, n_reopened = 0;
+    std::size_t n_failed = 0;
 };
 
 class TruncationLife {
@@ -196,7 +206,7 @@ class TruncationLife {
                std::to_string(c.spread_tokens) + " rollback " + std::to_string(c.rollback_tokens) +
                " block " + std::to_string(c.block_tokens) + " windows " + std::to_string(life_.windows[0]) +
                "," + std::to_string(life_.windows[1]) + " rope " + std::to_string(c.rope.n_pairs) + " soft " +
-               std::to_string(c.soft_bytes);
+               std::to_string(c.soft_bytes) + (c.close_prompts ? " closes prompts" : "");
     }
 
   private:
@@ -209,6 +219,9 @@ class TruncationLife {
             grow(any_of<std::size_t>(&random_, {1, 1, 2, 7, 30, 63}));
         } else if (any < 11) {
             grow(any_of<std::size_t>(&random_, {64, 128, 150, 200, 300}));
+            // What closes a prompt.
+            const std::size_t n = life_.config.spec.buffer_tokens + random_() % 100;
+            if (random_() % 3 > 0 && n <= s.n()) both({Step::attend, 0, n, s.n()});
         } else if (any < 14) {  // one by one
             for (std::size_t n = random_() % 70; n > 0; --n) {
                 grow(1);
@@ -220,7 +233,7 @@ class TruncationLife {
         } else if (any < 25) {
             draft();
         } else if (any < 26) {
-            cut(random_() % (s.n() + 1));
+            random_() % 2 == 0 ? cut(random_() % (s.n() + 1)) : fail();
         } else if (any == 26) {
             both({Step::compress, 0, 0, s.n()});
             s.n_fixed = s.n();
@@ -252,6 +265,8 @@ class TruncationLife {
         INFO(status.message());
         if (status.code() == Code::forgotten) {  // it has given back more
             ++counts_->n_refused;
+            if (step.n >= life_.config.spec.buffer_tokens)
+                s.begin();  // a layer before may have closed a prompt
             return;
         }
         REQUIRE(status.ok());
@@ -339,6 +354,37 @@ class TruncationLife {
         }
     }
 
+    // A step that ends after the first of two layers.
+    void fail() {
+        Subject& s = subject();
+        const std::size_t n = s.n(), n_new = any_of<std::size_t>(&random_, {1, 1, 5, 30, 140});
+        if (life_.config.n_layers < most_layers || n == 0 || n + n_new > most_tokens) return;
+        next_ = next_ + n_new > n_source ? 0 : next_;
+        REQUIRE(append_to(s.cache.get(), next_, n_new, 1).ok());
+        std::uint64_t n_left = 0;
+        bool lossless = false;
+        const Status status = s.cache->truncate_to_shortest(&n_left, &lossless);
+        const bool is_promised = n >= s.n_fixed &&
+                                 std::max(s.most, n + n_new) <= n + reopen_tokens(life_.config) &&
+                                 n_new < life_.config.spec.buffer_tokens &&
+                                 life_.config.spec.auto_bits == 0.0f && life_.config.soft_bytes == 0;
+        INFO("from " << n + n_new << " to " << n << " " << status.message());
+        if (status.code() == Code::forgotten) {
+            REQUIRE(!is_promised);
+            ++counts_->n_refused;
+            s.cache = make_cache(life_.config);
+            return s.begin();
+        }
+        REQUIRE(status.ok());
+        REQUIRE(n_left == n);
+        for (std::uint32_t layer = 0; layer < life_.config.n_layers; ++layer)
+            REQUIRE(s.cache->n_tokens(layer) == (layer < most_layers ? n : 0));
+        if (is_promised) REQUIRE(lossless);
+        ++counts_->n_failed;
+        if (!lossless) return s.begin();
+        both({Step::attend, random_() % 60, 1, n});
+    }
+
     // Has the shadow live anew.
     void replay() {
         Subject& s = subject();
@@ -412,6 +458,7 @@ void live_truncations(unsigned n_sequences) {
     CHECK(counts.n_promised > n_sequences / 2);
     CHECK(counts.n_reopened > n_sequences / 10);
     CHECK(counts.n_compared > 10 * n_sequences);
+    CHECK(counts.n_failed > n_sequences / 10);
 }
 
 // Blocks of a layer, each once, and the tokens they hide.
