@@ -127,6 +127,25 @@ int main(int argc, char** argv) {
     expect(attend(*mapped) == before, "a mapped cache attends as the saved one");
     append(*mapped, 300, 3000);
 
+    // The first 700 tokens through a function, whose bytes go to where you like, and back out of memory.
+    SaveOptions first;
+    first.n_tokens = 700;
+    std::vector<unsigned char> bytes;
+    const ByteSink sink = {[](void* context, const void* piece, std::size_t n) {
+                               auto* to = static_cast<std::vector<unsigned char>*>(context);
+                               const auto* from = static_cast<const unsigned char*>(piece);
+                               to->insert(to->end(), from, from + n);
+                               return true;
+                           },
+                           &bytes};
+    std::uint64_t n_bytes = 0;
+    require(state_bytes(*cache, first, &n_bytes));
+    bytes.reserve(n_bytes);
+    require(save_state(*cache, sink, first, serial_executor()));
+    std::unique_ptr<Cache> prefix;
+    require(load_state(bytes.data(), bytes.size(), config, {}, serial_executor(), &prefix));
+    expect(bytes.size() == n_bytes && prefix->n_tokens(0) == 700, "700 tokens in as many bytes as were told");
+
     // Windows say it once. Another kind of compression, whose older blocks shrink above 600 KiB; and all of
     // it in memory that is taken once for any number of caches.
     PoolOptions pool_options;

@@ -55,6 +55,10 @@ const char* code_name(Code code) noexcept {
             return "not_a_model";
         case Code::protected_file:
             return "protected_file";
+        case Code::write_failed:
+            return "write_failed";
+        case Code::read_failed:
+            return "read_failed";
         case Code::bad_version:
             return "bad_version";
         case Code::truncated:

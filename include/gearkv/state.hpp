@@ -1,8 +1,9 @@
-// A cache in a file: saved in one piece or not at all, and loaded by copy or attended where it is mapped.
+// A cache as bytes: in a file, saved in one piece or not at all, and loaded by copy or attended where it is
+// mapped; in memory; or through functions of the caller's.
 //
-// The file is described to the byte in src/format/state.hpp; its version counts apart from the library's. It
-// is the same on every machine and at every level. A loaded cache goes on exactly as the saved one would
-// have.
+// The bytes are the same wherever they go, on every machine and at every level, and are described one by one
+// in src/format/state.hpp; their version counts apart from the library's. A loaded cache goes on exactly as
+// the saved one would have. They are written and read from front to back, without a second look.
 #pragma once
 
 #include <cstddef>
@@ -27,6 +28,24 @@ struct SaveOptions {
     std::size_t n_extra = 0;
     const FileId* kept = nullptr;  // files that must not be replaced by the save [n_kept]
     std::size_t n_kept = 0;
+    // Only the first so many tokens, as Cache::truncate would leave them: a block that is cut goes along
+    // whole and shows fewer tokens. state_bytes tells whether that is lossless. UINT64_MAX: all of them.
+    std::uint64_t n_tokens = UINT64_MAX;
+};
+
+// Where a state goes. write gets all of its bytes in their order, in pieces of any size, on the thread of the
+// call, and tells whether it took the piece, which is all of it. It does not throw, nor call the cache.
+struct ByteSink {
+    bool (*write)(void* context, const void* bytes, std::size_t n_bytes) = nullptr;
+    void* context = nullptr;
+};
+
+// Where a state comes from. read puts the next bytes at `to`, at least one and at most n_bytes, and tells in
+// *n_read how many: 0 when there are no more. False when it failed. On the thread of the call; it does not
+// throw. No byte behind the state is asked for.
+struct ByteSource {
+    bool (*read)(void* context, void* to, std::size_t n_bytes, std::size_t* n_read) = nullptr;
+    void* context = nullptr;
 };
 
 // Writes the cache to a file: where nobody sees it first, forced to the disk and then renamed over what is at
@@ -36,12 +55,31 @@ struct SaveOptions {
 // process on the way leaves the old file, or none. On systems that cannot make files without a name it leaves
 // "<path>.<process>-<number>.tmp" too, which the next save to that path removes. Nothing is copied.
 // Errors: invalid_argument, io_error, protected_file, out_of_memory, damaged (blocks of a mapped file that
-// were not looked at before); a file there is as it was. ok: the new file is in place, and *warning, when
+// were not looked at before), and with n_tokens those of Cache::fork and truncate; a file there is as it was.
+// ok: the new file is in place, and *warning, when
 // given, is ok too or says what did not go well beside it: the owner or mode could not be kept, or the
 // directory not be forced to the disk, so that a loss of power may bring the old file back. Threads: as any
 // call on the cache.
 Status save_state(const Cache& cache, const char* path, const SaveOptions& options, Executor& executor,
                   Status* warning = nullptr) noexcept;
+
+// The same bytes through a function. Errors: invalid_argument, write_failed, out_of_memory, damaged, those of
+// Cache::fork and truncate. What was written by then is the caller's to drop.
+Status save_state(const Cache& cache, const ByteSink& sink, const SaveOptions& options,
+                  Executor& executor) noexcept;
+
+// The same bytes to memory that has room for n_room. *n_written, when given, gets their number. Errors:
+// invalid_argument, wrong_size (too little room: with the number that is needed), out_of_memory, damaged,
+// those of Cache::fork and truncate; nothing is written then.
+Status save_state(const Cache& cache, void* to, std::size_t n_room, const SaveOptions& options,
+                  Executor& executor, std::size_t* n_written = nullptr) noexcept;
+
+// How many bytes any of these saves writes, as long as nothing is called on the cache in between that is not
+// const. *lossless, when given, tells of n_tokens what Cache::truncate would; true when all are saved.
+// Errors: invalid_argument, wrong_size, those of Cache::fork and truncate; *n_bytes and *lossless are
+// untouched then.
+Status state_bytes(const Cache& cache, const SaveOptions& options, std::uint64_t* n_bytes,
+                   bool* lossless = nullptr) noexcept;
 
 // Whether save_state could begin now, for those who have hours of work before it. Errors: as save_state.
 Status check_save_target(const char* path, const SaveOptions& options = {}) noexcept;
@@ -61,6 +99,10 @@ struct LoadOptions {
     StateChecking checking = StateChecking::all;
     void* extra = nullptr;  // room for the caller's bytes
     std::size_t extra_capacity = 0;
+    // In place of `extra`, where their number is not known before: asked for room when all the rest was
+    // checked, if there are any; null when it has none, which is out_of_memory. It does not throw.
+    void* (*make_room)(void* context, std::size_t n_bytes) = nullptr;
+    void* make_room_context = nullptr;
 };
 
 // Makes a cache out of a file. `config` says what is expected: layers, heads, dimensions, rotary embedding
@@ -70,9 +112,20 @@ struct LoadOptions {
 // other_byte_order, bad_version, truncated, damaged, corrupt_state, bad_block, other_codec, other_model,
 // capacity_exceeded (more tokens than max_tokens), forgotten (a window of `config`, or none, wants what a
 // smaller one of the saved cache left behind), wrong_size (no room for the extra bytes). *out and
-// *n_extra are untouched then. The file may come from anybody.
+// *n_extra are untouched then. The file may come from anybody: memory is taken for what came, or what
+// `config` allows, never for what a number in it says.
 Status load_state(const char* path, const CacheConfig& config, const LoadOptions& options, Executor& executor,
                   std::unique_ptr<Cache>* out, std::size_t* n_extra = nullptr) noexcept;
+
+// The same through a function, which gives the bytes once; only by copy. Errors: those above but io_error;
+// read_failed; truncated when the bytes end early.
+Status load_state(const ByteSource& source, const CacheConfig& config, const LoadOptions& options,
+                  Executor& executor, std::unique_ptr<Cache>* out, std::size_t* n_extra = nullptr) noexcept;
+
+// The same out of n_bytes of memory, which is the state and nothing behind it; only by copy.
+Status load_state(const void* bytes, std::size_t n_bytes, const CacheConfig& config,
+                  const LoadOptions& options, Executor& executor, std::unique_ptr<Cache>* out,
+                  std::size_t* n_extra = nullptr) noexcept;
 
 // What a file says of itself.
 struct StateInfo {

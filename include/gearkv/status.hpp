@@ -30,8 +30,10 @@ enum class Code : std::uint8_t {
     interrupted,        // the caller asked to stop
     io_error,           // the system refused to open, map, read or write a file
     protected_file,     // a path to save to whose file must be kept, such as the model
+    write_failed,       // the caller's function did not take the bytes of a state
+    read_failed,        // the caller's function did not give them
     bad_version,        // a file version we do not know
-    truncated,          // the file ends before what its header promises
+    truncated,          // the file or stream ends before what its header promises
     // gearkv-decoder
     not_a_model,        // the file does not start with the GGUF magic
     corrupt_model,      // a length, count, offset or type in the file that cannot be right

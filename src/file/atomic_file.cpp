@@ -149,11 +149,6 @@ void AtomicFile::start_writing_back() noexcept {
 #endif
 }
 
-Status AtomicFile::pad(std::uint64_t alignment) noexcept {
-    static constexpr unsigned char zeros[4096] = {};
-    return write(zeros, static_cast<std::size_t>((alignment - n_written_ % alignment) % alignment));
-}
-
 Status AtomicFile::commit(Status* warning) noexcept {
     if (fsync(descriptor_) != 0) return system_error("force to the disk", target_.path());
     // Where nothing is to be replaced the file needs no name of its own on the way.

@@ -25,13 +25,10 @@ class AtomicFile {
     Status open(const char* path, const FileId* kept = nullptr, std::size_t n_kept = 0) noexcept;
     // Errors: io_error.
     Status write(const void* bytes, std::size_t n_bytes) noexcept;
-    // Up to alignment - 1 zeros.
-    Status pad(std::uint64_t alignment) noexcept;
     // fsync, rename over the target, fsync of the directory. Errors: io_error; the old file, if any, is as it
     // was then. Once the new file is in place the answer is ok, and *warning says what did not go well: owner
     // or mode that could not be kept, a directory that could not be forced to the disk.
     Status commit(Status* warning) noexcept;
-    std::uint64_t n_written() const noexcept { return n_written_; }
 
   private:
     Status make_named() noexcept;

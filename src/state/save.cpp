@@ -170,6 +170,59 @@ StateHeader make_header(const CacheAccess::Impl& impl, const SaveOptions& option
     return header;
 }
 
+// Where the bytes of a state go.
+class StateOutput {
+  public:
+    virtual Status write(const void* bytes, std::size_t n_bytes) noexcept = 0;
+
+  protected:
+    ~StateOutput() = default;
+};
+
+class FileOutput final : public StateOutput {
+  public:
+    explicit FileOutput(AtomicFile* file) noexcept : file_(file) {}
+    Status write(const void* bytes, std::size_t n_bytes) noexcept override {
+        return file_->write(bytes, n_bytes);
+    }
+
+  private:
+    AtomicFile* file_;
+};
+
+class CallbackOutput final : public StateOutput {
+  public:
+    explicit CallbackOutput(const ByteSink& sink) noexcept : sink_(sink) {}
+    // Errors: write_failed.
+    Status write(const void* bytes, std::size_t n_bytes) noexcept override {
+        if (!sink_.write(sink_.context, bytes, n_bytes)) {
+            return Status::error(Code::write_failed,
+                                 "the function that writes took %llu bytes, but not %zu more",
+                                 static_cast<unsigned long long>(n_taken_), n_bytes);
+        }
+        n_taken_ += n_bytes;
+        return {};
+    }
+
+  private:
+    ByteSink sink_;
+    std::uint64_t n_taken_ = 0;
+};
+
+// Of memory with room for all.
+class MemoryOutput final : public StateOutput {
+  public:
+    explicit MemoryOutput(void* to) noexcept : at_(static_cast<unsigned char*>(to)) {}
+    Status write(const void* bytes, std::size_t n_bytes) noexcept override {
+        std::memcpy(at_, bytes, n_bytes);
+        at_ += n_bytes;
+        return {};
+    }
+
+  private:
+    unsigned char* at_;
+};
+
 // Whether the section before names the same bytes.
 bool repeats(const StateSection* sections, const void* const* bytes, std::uint64_t i) noexcept {
     if (i < 2 || bytes[i] != bytes[i - 2]) return false;
@@ -177,7 +230,26 @@ bool repeats(const StateSection* sections, const void* const* bytes, std::uint64
     return kind == StateKind::key_block || kind == StateKind::value_block;
 }
 
-Status write_all(AtomicFile* file, StateHeader* header, StateSection* sections, const void* const* bytes,
+// How many sections there are, and the bytes of the whole.
+struct StateSize {
+    std::uint64_t n_sections = 0;
+    std::uint64_t n_bytes = sizeof(StateHeader);
+
+    explicit StateSize(const Sections& list) noexcept {
+        const void* before[2] = {nullptr, nullptr};  // the last two
+        list.list(nullptr, [&](const StateSection& section, const void* bytes) {
+            const auto kind = static_cast<StateKind>(section.kind);
+            const bool is_block = kind == StateKind::key_block || kind == StateKind::value_block;
+            ++n_sections;
+            n_bytes += sizeof(StateSection);
+            if (!is_block || bytes != before[0]) n_bytes += round_up(section.n_bytes, state_alignment);
+            before[0] = before[1];
+            before[1] = bytes;
+        });
+    }
+};
+
+Status write_all(StateOutput* output, StateHeader* header, StateSection* sections, const void* const* bytes,
                  Executor& executor) noexcept {
     const std::uint64_t n = header->n_sections;
     std::uint64_t place = sizeof(StateHeader) + n * sizeof(StateSection);
@@ -195,34 +267,47 @@ Status write_all(AtomicFile* file, StateHeader* header, StateSection* sections, 
     header->n_bytes = place;
     header->table_checksum = xxh64(sections, n * sizeof(StateSection));
     header->checksum = xxh64(header, offsetof(StateHeader, checksum));
-    Status status = file->write(header, sizeof(*header));
-    if (status.ok()) status = file->write(sections, n * sizeof(StateSection));
+    static constexpr unsigned char zeros[state_alignment] = {};
+    Status status = output->write(header, sizeof(*header));
+    if (status.ok() && n > 0) status = output->write(sections, n * sizeof(StateSection));
     for (std::uint64_t i = 0; status.ok() && i < n; ++i) {
         if (repeats(sections, bytes, i)) continue;
-        status = file->write(bytes[i], sections[i].n_bytes);
-        if (status.ok()) status = file->pad(state_alignment);
+        status = output->write(bytes[i], sections[i].n_bytes);
+        const std::uint64_t n_zeros = round_up(sections[i].n_bytes, state_alignment) - sections[i].n_bytes;
+        if (status.ok() && n_zeros > 0) status = output->write(zeros, n_zeros);
     }
     return status;
 }
 
-Status check_options(const char* path, const SaveOptions& options) noexcept {
-    const char* null = path == nullptr                                   ? "path"
+Status check_options(const void* target, const char* name, const SaveOptions& options) noexcept {
+    const char* null = target == nullptr                                 ? name
                        : options.extra == nullptr && options.n_extra > 0 ? "extra"
                        : options.kept == nullptr && options.n_kept > 0   ? "kept"
                                                                          : nullptr;
     return null == nullptr ? Status() : Status::error(Code::invalid_argument, "null %s", null);
 }
 
-}  // namespace
+// The cache that is saved: the caller's, or a fork of it cut to the tokens that were asked for.
+class SavedCache {
+  public:
+    Status choose(const Cache& cache, const SaveOptions& options, bool* lossless) noexcept {
+        chosen_ = &cache;
+        *lossless = true;
+        if (options.n_tokens == UINT64_MAX) return {};
+        if (Status status = cache.fork(&part_); !status.ok()) return status;
+        chosen_ = part_.get();
+        return part_->truncate(options.n_tokens, lossless);
+    }
+    const CacheAccess::Impl& impl() const noexcept { return CacheAccess::of(*chosen_); }
 
-Status save_state(const Cache& cache, const char* path, const SaveOptions& options, Executor& caller,
-                  Status* warning) noexcept {
-    CallExecutor executor(caller);
-    if (Status status = executor.check(); !status.ok()) return status;
-    if (Status status = check_options(path, options); !status.ok()) return status;
-    AtomicFile file;
-    if (Status status = file.open(path, options.kept, options.n_kept); !status.ok()) return status;
-    const CacheAccess::Impl& impl = CacheAccess::of(cache);
+  private:
+    const Cache* chosen_ = nullptr;
+    std::unique_ptr<Cache> part_;
+};
+
+// After the options were checked.
+Status write_state(const CacheAccess::Impl& impl, const SaveOptions& options, Executor& executor,
+                   StateOutput* output) noexcept {
     const CacheConfig& config = impl.context.config;
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         if (impl.layers[i] == nullptr) continue;
@@ -230,17 +315,15 @@ Status save_state(const Cache& cache, const char* path, const SaveOptions& optio
     }
     const Sections list(impl, options);
     StateHeader header = make_header(impl, options);
-    std::uint64_t n = 0;
-    list.list(nullptr, [&](const StateSection&, const void*) { ++n; });
-    if (n > UINT32_MAX) return Status::error(Code::wrong_size, "too many blocks for one file");
+    const std::uint64_t n = StateSize(list).n_sections;
+    if (n > UINT32_MAX) return Status::error(Code::wrong_size, "too many blocks for one state");
     header.n_sections = static_cast<std::uint32_t>(n);
-    const std::uint64_t n_composed = list.n_composed();
-    const std::uint64_t n_bytes = n_composed + n * (sizeof(StateSection) + sizeof(void*));
+    const std::uint64_t n_bytes = list.n_composed() + n * (sizeof(StateSection) + sizeof(void*));
     const Allocator& allocator = config.allocator;
     auto* memory =
         static_cast<unsigned char*>(allocator.allocate(allocator.context, n_bytes, block_alignment));
     if (memory == nullptr) {
-        return Status::error(Code::out_of_memory, "no %llu bytes for the table of a state file",
+        return Status::error(Code::out_of_memory, "no %llu bytes for the table of a state",
                              static_cast<unsigned long long>(n_bytes));
     }
     auto* sections = reinterpret_cast<StateSection*>(memory);
@@ -251,13 +334,75 @@ Status save_state(const Cache& cache, const char* path, const SaveOptions& optio
         sections[i] = section;
         bytes[i++] = from;
     });
-    const Status status = write_all(&file, &header, sections, bytes, executor);
+    const Status status = write_all(output, &header, sections, bytes, executor);
     allocator.release(allocator.context, memory, n_bytes);
+    return status;
+}
+
+Status save(const Cache& cache, const SaveOptions& options, Executor& executor,
+            StateOutput* output) noexcept {
+    SavedCache saved;
+    bool lossless = true;
+    if (Status status = saved.choose(cache, options, &lossless); !status.ok()) return status;
+    return write_state(saved.impl(), options, executor, output);
+}
+
+}  // namespace
+
+Status save_state(const Cache& cache, const char* path, const SaveOptions& options, Executor& caller,
+                  Status* warning) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
+    if (Status status = check_options(path, "path", options); !status.ok()) return status;
+    AtomicFile file;
+    if (Status status = file.open(path, options.kept, options.n_kept); !status.ok()) return status;
+    FileOutput output(&file);
+    const Status status = save(cache, options, executor, &output);
     return status.ok() ? file.commit(warning) : status;
 }
 
+Status save_state(const Cache& cache, const ByteSink& sink, const SaveOptions& options,
+                  Executor& caller) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
+    if (sink.write == nullptr) return Status::error(Code::invalid_argument, "a sink without write");
+    if (Status status = check_options(&sink, "sink", options); !status.ok()) return status;
+    CallbackOutput output(sink);
+    return save(cache, options, executor, &output);
+}
+
+Status save_state(const Cache& cache, void* to, std::size_t n_room, const SaveOptions& options,
+                  Executor& caller, std::size_t* n_written) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
+    if (Status status = check_options(to, "memory", options); !status.ok()) return status;
+    SavedCache saved;
+    bool lossless = true;
+    if (Status status = saved.choose(cache, options, &lossless); !status.ok()) return status;
+    const std::uint64_t n_bytes = StateSize(Sections(saved.impl(), options)).n_bytes;
+    if (n_bytes > n_room) {
+        return Status::error(Code::wrong_size, "room for %zu bytes, the state has %llu", n_room,
+                             static_cast<unsigned long long>(n_bytes));
+    }
+    MemoryOutput output(to);
+    if (Status status = write_state(saved.impl(), options, executor, &output); !status.ok()) return status;
+    if (n_written != nullptr) *n_written = static_cast<std::size_t>(n_bytes);
+    return {};
+}
+
+Status state_bytes(const Cache& cache, const SaveOptions& options, std::uint64_t* n_bytes,
+                   bool* lossless) noexcept {
+    if (Status status = check_options(n_bytes, "number of bytes", options); !status.ok()) return status;
+    SavedCache saved;
+    bool exact = true;
+    if (Status status = saved.choose(cache, options, &exact); !status.ok()) return status;
+    *n_bytes = StateSize(Sections(saved.impl(), options)).n_bytes;
+    if (lossless != nullptr) *lossless = exact;
+    return {};
+}
+
 Status check_save_target(const char* path, const SaveOptions& options) noexcept {
-    if (Status status = check_options(path, options); !status.ok()) return status;
+    if (Status status = check_options(path, "path", options); !status.ok()) return status;
     AtomicFile file;
     return file.open(path, options.kept, options.n_kept);
 }

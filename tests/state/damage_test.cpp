@@ -4,7 +4,7 @@
 #include "file/xxh64.hpp"
 #include "format/block.hpp"
 #include "format/state.hpp"
-#include "state/state_file.hpp"
+#include "state/state_reader.hpp"
 #include "states.hpp"
 
 using namespace gearkv;
@@ -85,11 +85,12 @@ TEST_CASE("every flipped bit of a file is noticed", "[damage][once]") {
         auto* copy = static_cast<unsigned char*>(std::aligned_alloc(64, (bytes.size() + 63) / 64 * 64));
         std::copy(bytes.begin(), bytes.end(), copy);
         const auto is_sound = [&] {
+            StateInput input(copy, bytes.size(), default_allocator());
             StateFile file;
-            const StateSection* extra = nullptr;
-            Status status = StateFile::open_bytes(copy, bytes.size(), &file);
+            Status status = file.read_header(&input);
             if (status.ok()) status = match_config(file, config, {});
-            if (status.ok()) status = check_file(file, config, StateChecking::all, serial_executor(), &extra);
+            if (status.ok()) status = file.read_table(&input, config.max_tokens);
+            if (status.ok()) status = check_state(file, &input, config, serial_executor());
             return status.ok();
         };
         CHECK(is_sound());

@@ -98,6 +98,7 @@ __attribute__((visibility("default"))) int unlink(const char* path) noexcept(noe
     return system(path);
 }
 
+GEARKV_TROUBLED(ssize_t, read, -1, (int descriptor, void* to, size_t n), (descriptor, to, n))
 GEARKV_TROUBLED(int, fsync, -1, (int descriptor), (descriptor))
 GEARKV_TROUBLED(int, rename, -1, (const char* from, const char* to), (from, to))
 GEARKV_TROUBLED(int, linkat, -1, (int from, const char* old_name, int to, const char* name, int flags),
