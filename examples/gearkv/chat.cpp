@@ -67,9 +67,8 @@ class Chat final : public Command {
         app_->add_option("--load", load_, "Go on with a conversation saved by /save")->type_name("FILE");
         add_sampling_options(*app_, sampling_);
         add_kv_option(*app_, options_, false);
-        add_context_options(*app_, options_);
+        add_session_options(*app_, options_);
         add_memory_option(*app_, options_);
-        add_machine_options(*app_, options_);
         add_json_option(*app_, options_);
     }
 
@@ -139,7 +138,7 @@ class Chat final : public Command {
     void listen() {
         if (talks_)
             remark("template " + std::string(chat_name()) + ", kv " + spec_->text + ", context " +
-                 grouped(chat_->session().n_ctx()) + "; /help tells more");
+                   grouped(chat_->session().n_ctx()) + "; /help tells more");
         LineReader reader;
         std::string line;
         bool leaving = false;
@@ -196,7 +195,7 @@ class Chat final : public Command {
             if (rest.empty()) throw Failure("/load needs the name of a file");
             chat_->load(rest);
             remark(grouped(chat_->messages().size()) + " messages, " + grouped(chat_->session().n_tokens()) +
-                 " tokens, loaded from " + rest);
+                   " tokens, loaded from " + rest);
         } else {
             throw Failure(word.substr(0, 64) +
                           " is unknown; /help lists what there is, and // begins a question with /");

@@ -49,10 +49,8 @@ class Generate final : public Command {
             ->check(CLI::IsMember({"stdout", "stderr", "none"}))
             ->capture_default_str();
         add_kv_option(*app_, options_, false);
-        add_context_options(*app_, options_);
+        add_session_options(*app_, options_);
         add_memory_option(*app_, options_);
-        add_machine_options(*app_, options_);
-        add_products_option(*app_, options_);
         add_json_option(*app_, options_);
     }
 

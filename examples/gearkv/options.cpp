@@ -64,6 +64,12 @@ void add_products_option(CLI::App& app, Options& options) {
                  "Multiply quantised weights in floats: slower, without rounding vectors to 15 bits");
 }
 
+void add_session_options(CLI::App& app, Options& options) {
+    add_context_options(app, options);
+    add_machine_options(app, options);
+    add_products_option(app, options);
+}
+
 void add_json_option(CLI::App& app, Options& options) {
     app.add_flag("--json", options.json, "Print one JSON object instead of text");
 }

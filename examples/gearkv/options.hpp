@@ -38,6 +38,8 @@ CLI::Option* add_model_option(CLI::App& app, Options& options);  // and --pre
 void add_kv_option(CLI::App& app, Options& options, bool several);
 void add_context_options(CLI::App& app, Options& options);
 void add_machine_options(CLI::App& app, Options& options);
+// Those of a session: context, machine, and how weights are multiplied.
+void add_session_options(CLI::App& app, Options& options);
 void add_products_option(CLI::App& app, Options& options);
 void add_json_option(CLI::App& app, Options& options);
 void add_progress_option(CLI::App& app, Options& options);

@@ -71,9 +71,7 @@ class Perplexity final : public Command {
             ->check(in_range(0, most_tokens))
             ->capture_default_str();
         add_kv_option(*app_, options_, true);
-        add_context_options(*app_, options_);
-        add_machine_options(*app_, options_);
-        add_products_option(*app_, options_);
+        add_session_options(*app_, options_);
         add_json_option(*app_, options_);
         add_progress_option(*app_, options_);
     }
@@ -191,9 +189,10 @@ class Perplexity final : public Command {
     }
 
     void print_as_text(const Machine& machine) const {
-        std::cout << in_one_line(file_) << ": " << grouped(tokens_.size()) << " tokens, " << grouped(n_text_bytes_)
-                  << " bytes, ctx " << options_.n_ctx << ", chunk " << options_.chunk << ", level "
-                  << level_name(machine.level) << ", threads " << machine.executor->n_threads() << "\n\n";
+        std::cout << in_one_line(file_) << ": " << grouped(tokens_.size()) << " tokens, "
+                  << grouped(n_text_bytes_) << " bytes, ctx " << options_.n_ctx << ", chunk "
+                  << options_.chunk << ", level " << level_name(machine.level) << ", threads "
+                  << machine.executor->n_threads() << "\n\n";
         Table table({"kv", "perplexity", "bits/byte", "KL from f16", "top-1 same", "bits/element"});
         for (const Subject& subject : subjects_) {
             const Score& score = subject.score;

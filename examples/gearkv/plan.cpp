@@ -34,6 +34,7 @@ class Plan final : public Command {
             ->check(CLI::PositiveNumber)
             ->capture_default_str();
         add_machine_options(*app_, options_);
+        add_products_option(*app_, options_);
         add_json_option(*app_, options_);
     }
 

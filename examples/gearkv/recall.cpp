@@ -46,9 +46,7 @@ class Recall final : public Command {
             ->check(in_range(0, UINT32_MAX))
             ->capture_default_str();
         add_kv_option(*app_, options_, true);
-        add_context_options(*app_, options_);
-        add_machine_options(*app_, options_);
-        add_products_option(*app_, options_);
+        add_session_options(*app_, options_);
         add_json_option(*app_, options_);
         add_progress_option(*app_, options_);
     }

@@ -19,7 +19,8 @@ struct SessionBytes {
 };
 
 // For a session of this configuration on this executor. Nothing is left of the memory taken to find out, a
-// few MiB at most. Errors: those of Session::create; bad_spec for auto:BITS, whose rates nobody knows yet.
+// few MiB at most. auto:BITS is counted at an even share of its bits, which its rates keep within. Errors:
+// those of Session::create.
 Status session_bytes(const Model& model, const SessionConfig& config, Executor& executor,
                      SessionBytes* out) noexcept;
 

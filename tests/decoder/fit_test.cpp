@@ -35,11 +35,13 @@ SessionBytes bytes_of(const Fixture& fixture, Executor& executor = serial_execut
 }  // namespace
 
 TEST_CASE("a session takes what was foretold, and little less") {
-    for (const char* spec : {"f16", "gear-4", "paper:gear-4", "q8;layers-1=gear-3"}) {
+    for (const char* spec : {"f16", "gear-4", "paper:gear-4", "q8;layers-1=gear-3", "auto:4.5", "auto:2.5"}) {
         for (const std::uint32_t chunk : {1u, 64u, 512u}) {
             for (const std::uint32_t n_prompt : {790u, 300u}) {
                 // Token by token is slow, and the same for all codecs but for their blocks.
-                if ((chunk == 1 || n_prompt == 300) && std::string(spec) != "gear-4") continue;
+                if ((chunk == 1 || n_prompt == 300) && std::string(spec) != "gear-4" &&
+                    std::string(spec) != "auto:4.5")
+                    continue;
                 if (chunk == 1 && n_prompt == 300) continue;
                 CAPTURE(spec, chunk, n_prompt);
                 Fixture fixture(spec, wide_shape());
@@ -202,9 +204,26 @@ TEST_CASE("what is asked for is kept to, or it is said what would fit") {
     request.spec = "gear-5";
     Fit none;
     CHECK(fit_session(*fixture.model, request, serial_executor(), &none).code() == Code::bad_spec);
-    request.spec = "auto:4";
-    CHECK(fit_session(*fixture.model, request, serial_executor(), &none).code() == Code::bad_spec);
     CHECK(fit_session(*fixture.model, request, serial_executor(), nullptr).code() == Code::invalid_argument);
+}
+
+TEST_CASE("auto:BITS fits what its even share takes, and holds it") {
+    Fixture fixture("auto:4", wide_shape());
+    FitRequest request;
+    request.spec = "auto:4";
+    request.max_bytes = total(fixture, "auto:4", 800, 128);
+    request.session.chunk = 128;
+    const Fit found = fit(fixture, request);
+    CHECK(found.fits);
+    CHECK(found.choice.n_ctx == 800);
+    // In a long context, where what it takes to choose does not weigh.
+    CHECK(total(fixture, "auto:4", 20000) < total(fixture, "f16", 20000) / 2);
+    CHECK(total(fixture, "auto:2.5", 20000) < total(fixture, "auto:4", 20000));
+    fixture.config.chunk = 128;
+    fixture.config.max_cache_bytes = request.max_bytes - found.choice.bytes.weights;
+    const auto session = fixture.session();
+    const auto tokens = some_tokens(800);
+    CHECK(session->prefill(tokens.data(), tokens.size()).ok());
 }
 
 TEST_CASE("smaller chunks of the prompt are taken where nothing else fits") {

@@ -386,6 +386,23 @@ class Generate(ToolTest):
         answer, said = self.limited("-p", PROMPT, "-n", 5, "--memory", "50%", "--kv", "q8", "--ctx", 512)
         self.assertEqual((answer["kv"], answer["ctx"]), ("token-8", 512))
 
+    def test_memory_is_kept_below_with_rates_chosen_from_the_prompt(self):
+        prompt = self.write("long.txt", TEXT * 30)
+        answer, said = self.limited("--file", prompt, "-n", 5, "--memory", "200M", "--kv", "auto:3.5")
+        self.assertEqual((answer["kv"], answer["fit"]["kv"], answer["ctx"]), ("auto:3.5", "auto:3.5", 4096))
+        self.assertIn("gearkv: auto:3.5 with 4096 tokens takes", said)
+        rows = self.json("plan", MODEL, "--kv", "auto:3.5", "f16", "--ctx", 4096)["results"]
+        self.assertLess(rows[0]["total"], rows[1]["total"])
+
+    def test_every_command_with_a_session_multiplies_in_floats_when_asked(self):
+        # Working memory tells: codes of vectors are not kept.
+        integer, floats = (self.json("plan", MODEL, "--kv", "f16", "--ctx", 1024, "--threads", 1, *option)["results"][0]["scratch"]
+                           for option in ([], ["--float-products"]))
+        self.assertLess(floats, integer)
+        for command in (["generate", MODEL, "-p", PROMPT, "-n", 2], ["perplexity", MODEL, "--file", self.write("t.txt", TEXT), "--ctx", 64],
+                        ["recall", MODEL, "--file", RECALL, "--limit", 1], ["chat", MODEL, "-p", "Hi", "-n", 2, "--template", "chatml"]):
+            self.json(*command, "--float-products")
+
     def test_what_does_not_fit_is_refused_with_what_would(self):
         arguments = ["generate", MODEL, "-p", PROMPT, "-n", 5, "--threads", 1]
         self.fails(1, "nothing fits 1.0 MiB: the weights take", *arguments, "--memory", "1M")

@@ -112,6 +112,43 @@ Status measure_cache(CacheConfig config, std::uint32_t n_heads, std::uint32_t ch
     return {};
 }
 
+// auto:BITS keeps the first chunk of every layer, and some of its queries, until all layers have theirs. What
+// is taken then beside buffers of their base size: a chunk of rows that differ goes through one layer, and
+// the others have the same rows and queries to keep.
+Status measure_choice(CacheConfig config, std::uint32_t n_heads, std::uint32_t chunk,
+                      std::uint64_t chunk_bytes, Executor& executor, std::uint64_t* out) {
+    constexpr std::uint64_t kept_queries = 64, bytes_beside_head = 512;
+    const std::uint64_t kept = kept_queries * n_heads * config.key_dim * sizeof(float) +
+                               std::uint64_t{config.n_kv_heads} * bytes_beside_head;
+    const std::uint64_t others = (config.n_layers - std::uint64_t{1}) * (chunk_bytes + kept);
+    Counter counter;
+    config.allocator = counter.allocator();
+    config.max_bytes = 0;
+    config.n_layers = 1;
+    config.windows = nullptr;
+    std::unique_ptr<Cache> cache;
+    if (Status status = Cache::create(config, &cache); !status.ok()) return status;
+    const auto n = static_cast<std::uint32_t>(
+        std::min<std::uint64_t>(std::max<std::uint64_t>(chunk, base_tokens(config)), config.max_tokens - 1));
+    const std::size_t width = std::size_t{n_heads} * std::max(config.key_dim, config.value_dim);
+    std::vector<float> rows(n * width), mixed(n * std::size_t{n_heads} * config.value_dim);
+    std::uint32_t state = 1;
+    for (float& x : rows)
+        x = static_cast<float>((state = state * 1664525u + 1013904223u) >> 8) * 0x1p-23f - 1.0f;
+    const Rows keys = {rows.data(), width, config.key_dim}, values = {rows.data(), width, config.value_dim};
+    std::uint64_t held = 0;
+    for (const std::uint32_t n_more : {1u, n}) {
+        if (Status status = cache->append(0, keys, values, n_more, executor); !status.ok()) return status;
+        const Queries queries = {rows.data(), width, config.key_dim, n_more, n_heads, 1.0f, true};
+        Status status = cache->attend(0, queries, mixed.data(), mixed.size(), executor);
+        if (status.ok() && n_more > 1) status = cache->compress(0, executor);
+        if (!status.ok()) return status;
+        if (n_more == 1) held = counter.held;
+    }
+    *out = counter.peak - held + others;
+    return {};
+}
+
 // What belongs to a block beside its bytes.
 constexpr std::uint64_t bytes_beside_block = 64;
 
@@ -140,9 +177,17 @@ Status add_cache(const CacheConfig& config, std::uint32_t n_heads, std::uint32_t
     // A chunk behind a full buffer, in the one layer that has not compressed it yet.
     const std::uint64_t chunk_bytes = chunk > 1 ? token_bytes * (n_base + chunk) : 0;
     const std::uint64_t n_blocks = config.n_layers * (config.max_tokens / config.spec.buffer_tokens + 1);
-    out->cache = required.bytes;
-    out->scratch +=
+    std::uint64_t scratch =
         fixed - std::min(fixed, required.buffer) + unit_scratch + chunk_bytes + n_blocks * bytes_beside_block;
+    if (config.spec.auto_bits > 0.0f && config.max_tokens > 1) {
+        std::uint64_t choice = 0;
+        status = measure_choice(config, n_heads, chunk, chunk_bytes, executor, &choice);
+        if (!status.ok()) return status;
+        // Before there are blocks.
+        scratch = std::max(scratch, fixed + choice - std::min(fixed + choice, required.bytes));
+    }
+    out->cache = required.bytes;
+    out->scratch += scratch;
     return {};
 }
 
@@ -313,9 +358,6 @@ Status session_bytes(const Model& model, const SessionConfig& config, Executor& 
                      SessionBytes* out) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
     return guarded([&] {
-        if (config.spec.auto_bits > 0.0f)
-            return Status::error(Code::bad_spec,
-                                 "the bytes of auto:BITS are not known before its rates are chosen");
         SessionParts parts;
         if (Status status = make_parts(model, config, &parts); !status.ok()) return status;
         SessionBytes bytes;
