@@ -2,8 +2,13 @@
 //
 // Results go to stdout, progress and errors to stderr. Exit codes: 0, 1 for a failure, 2 for a wrong command
 // line, 130 after Ctrl-C, 143 when terminated, 141 when nobody reads the results any more.
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <csignal>
+#include <cstdlib>
+#include <cstring>
 #include <iostream>
 #include <new>
 #include <stdexcept>
@@ -114,10 +119,22 @@ int run(int argc, char** argv) {
     return interrupted() ? exit_signal + SIGPIPE : report_error("the output cannot be written", exit_failure);
 }
 
+// OpenBLAS starts threads before main, which where address space is short wait for memory for ever, and keep
+// the process from ending. It starts none when told so beforehand: by this program to itself.
+void start_without_threads_of_blas(char** argv) {
+    constexpr const char* name = "OPENBLAS_NUM_THREADS";
+    rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
+    const char* given = std::getenv(name);
+    if (given != nullptr && std::strcmp(given, "1") == 0) return;
+    if (setenv(name, "1", 1) == 0) execv("/proc/self/exe", argv);
+}
+
 }  // namespace
 }  // namespace gearkv::tool
 
 int main(int argc, char** argv) {
+    gearkv::tool::start_without_threads_of_blas(argv);
     // A stream that shares stdio's buffers fails for good when a signal interrupts a write.
     std::ios::sync_with_stdio(false);
     gearkv::tool::catch_interrupts();

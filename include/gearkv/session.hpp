@@ -66,8 +66,8 @@ class Session {
     virtual ~Session() = default;
     // The executor is borrowed and must outlive the session. All working memory is taken here; a decode step
     // allocates only what the cache does. A build with OpenBLAS sets its thread count to 1 for the whole
-    // process. Errors: invalid_argument, bad_spec, wrong_size, out_of_memory, unknown_level,
-    // unavailable_level.
+    // process, and does without it where the process has a limit of address space. Errors: invalid_argument,
+    // bad_spec, wrong_size, out_of_memory, unknown_level, unavailable_level.
     static Status create(std::shared_ptr<const Model> model, const SessionConfig& config, Executor& executor,
                          std::unique_ptr<Session>* out) noexcept;
 

@@ -192,6 +192,23 @@ class CommandLine(ToolTest):
         self.assertIn(b"memory", result.stderr)
         self.assertNotIn(b"bad_alloc", result.stderr)
 
+    @unittest.skipIf(is_sanitized(), "a sanitizer cannot start in so little address space")
+    def test_little_address_space_is_enough_or_an_error_and_never_a_wait(self):
+        long = self.write("long.txt", TEXT * 4)
+        arguments = ["generate", MODEL, "--file", long, "-n", 2, "--threads", 2, "--float-products", "--stats", "none"]
+        expected = self.ok(*arguments)
+        found = set()
+        for n_kib in (70000, 100000, 150000, 250000, 600000):
+            limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (n_kib << 10, n_kib << 10))
+            result = subprocess.run([TOOL, *map(str, arguments)], capture_output=True, preexec_fn=limit, timeout=60)
+            found.add(result.returncode)
+            if result.returncode == 0:
+                self.assertEqual(result.stdout.decode(), expected)
+            else:
+                self.assertEqual((result.returncode, result.stdout), (1, b""), result.stderr)
+                self.assertIn(b"memory", result.stderr)
+        self.assertIn(0, found)
+
     def test_progress_is_shown_on_a_pipe_only_when_asked_for(self):
         arguments = ["recall", MODEL, "--file", RECALL, "--limit", 4, "--threads", 1]
         self.ok(*arguments)

@@ -2,13 +2,28 @@
 
 #ifdef GEARKV_HAVE_OPENBLAS
 #include <cblas.h>
+#include <sys/resource.h>
 #endif
 
 namespace gearkv {
 
 #ifdef GEARKV_HAVE_OPENBLAS
 
+namespace {
+
+// OpenBLAS takes some 32 MiB for each thread that calls it, and where it cannot have them it tries for ever.
+bool memory_is_limited() noexcept {
+    for (const auto what : {RLIMIT_AS, RLIMIT_DATA}) {
+        rlimit limit;
+        if (getrlimit(what, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) return true;
+    }
+    return false;
+}
+
+}  // namespace
+
 bool prepare_blas() noexcept {
+    if (memory_is_limited()) return false;
     openblas_set_num_threads(1);
     return true;
 }

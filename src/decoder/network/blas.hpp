@@ -5,7 +5,8 @@
 
 namespace gearkv {
 
-// Whether this build has a BLAS. To be called before the first product: OpenBLAS must not start threads of
+// Whether this build has a BLAS, and the process memory without a limit of its own (ulimit -v, -d), which
+// OpenBLAS does not survive. To be called before the first product: OpenBLAS must not start threads of
 // its own within our tasks, so its thread count becomes 1.
 bool prepare_blas() noexcept;
 
