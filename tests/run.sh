@@ -7,6 +7,8 @@
 # those tagged [shapes], which go through sizes, everywhere but in the minimal stage and on aarch64, whose kernels are
 # compared with the scalar ones at every size all the same. Under the thread sanitizer run those tagged [thread], which
 # have more than one.
+# The release stage fetches the source of llama.cpp from PyPI too (77 MB), to try the anchors of examples/llama.cpp;
+# without PyPI that test is skipped.
 # The last line is the total. GEARKV_BUILD_DIR says where to build, default build-tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,7 +32,7 @@ for stage in "${stages[@]}"; do
 done
 
 install_packages g++ meson ninja-build cmake pkg-config python3 binutils libxsimd-dev libtbb-dev libopenblas-dev catch2 \
-  libcli11-dev nlohmann-json3-dev libxxhash-dev libpcre2-dev python3-jinja2
+  libcli11-dev nlohmann-json3-dev libxxhash-dev libpcre2-dev python3-jinja2 python3-pip
 for stage in "${stages[@]}"; do
   case $stage in
     clang) install_packages clang ;;
@@ -87,7 +89,7 @@ skip_levels_but() {
 }
 
 stage_release() {
-  configure release --buildtype=release
+  configure release --buildtype=release -Dengine=true
   build release
   echo "levels this machine runs: $(levels_of release | paste -s -d ' ')"
   GEARKV_MODELS=$models run_tests release release

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# build.sh DIR [TARGET...]: the engine with gearkv in DIR/llama.cpp/build/bin. Fetches its source unless DIR/llama.cpp is
+# there, installs the library to DIR/gearkv, applies the anchors, and builds the targets (default llama-completion,
+# llama-bench and llama-perplexity). For Debian 12, Ubuntu 24.04 or later; CMAKE_ARGS and JOBS are obeyed.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+[ $# -ge 1 ] || { sed -n '2,4p' "$0" >&2; exit 2; }
+mkdir -p "$1"
+dir=$(cd "$1" && pwd)
+shift
+targets=("${@:-llama-completion}")
+[ $# -gt 0 ] || targets+=(llama-bench llama-perplexity)
+jobs=${JOBS:-$(nproc)}
+root=$(cd "$here/../.." && pwd)
+cd "$root"
+source tests/support/packages.sh
+install_packages g++ ninja-build cmake libxsimd-dev python3 python3-pip
+
+"$here/get.sh" "$dir"
+# The core alone, which needs nothing at run time: threads are the engine's.
+cmake -S "$root" -B "$dir/gearkv-build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX="$dir/gearkv" \
+  -DGEARKV_THREADS=none >"$dir/gearkv.log"
+ninja -C "$dir/gearkv-build" -j "$jobs" install >>"$dir/gearkv.log" || { tail -n 40 "$dir/gearkv.log"; exit 1; }
+
+python3 "$here/apply.py" "$dir/llama.cpp"
+# shellcheck disable=SC2086
+cmake -S "$dir/llama.cpp" -B "$dir/llama.cpp/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+  -DCMAKE_PREFIX_PATH="$dir/gearkv" -DLLAMA_BUILD_TESTS=OFF \
+  -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF ${CMAKE_ARGS:-} >"$dir/llama.cpp.log" 2>&1 ||
+  { tail -n 40 "$dir/llama.cpp.log"; exit 1; }
+echo "building ${targets[*]} in $dir/llama.cpp/build (log: $dir/llama.cpp.log)"
+ninja -C "$dir/llama.cpp/build" -j "$jobs" "${targets[@]}" >>"$dir/llama.cpp.log" 2>&1 ||
+  { tail -n 60 "$dir/llama.cpp.log"; exit 1; }
