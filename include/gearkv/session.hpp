@@ -43,6 +43,9 @@ struct SessionConfig {
 struct SessionAttachments {
     const Sampler* sampler = nullptr;
     std::string_view note;  // bytes of the caller's: the turns of a conversation, say
+    // Only the first so many tokens of the session, as SaveOptions::n_tokens; logits go along with all of
+    // them only, and the sampler as it is. UINT64_MAX: all.
+    std::uint64_t n_tokens = UINT64_MAX;
 };
 
 // Where the same goes when the file is loaded; null for what is not wanted.
@@ -110,10 +113,24 @@ class Session {
     // given is changed. *warning: as save_state.
     virtual Status save(const char* path, const SessionAttachments& attached = {},
                         Status* warning = nullptr) const noexcept = 0;
+    // The same bytes through a function, and to memory with room for n_room: as the save_state of each.
+    virtual Status save(const ByteSink& sink, const SessionAttachments& attached = {}) const noexcept = 0;
+    virtual Status save(void* to, std::size_t n_room, const SessionAttachments& attached = {},
+                        std::size_t* n_written = nullptr) const noexcept = 0;
+    // How many bytes each of these writes, as state_bytes.
+    virtual Status saved_bytes(std::uint64_t* n_bytes, const SessionAttachments& attached = {},
+                               bool* lossless = nullptr) const noexcept = 0;
     // Whether save could begin now, as check_save_target.
     virtual Status check_save(const char* path) const noexcept = 0;
     static Status load(const char* path, std::shared_ptr<const Model> model, const SessionConfig& config,
                        StateLoading loading, Executor& executor, std::unique_ptr<Session>* out,
+                       const LoadedAttachments& attached = {}) noexcept;
+    // The same through a function, and out of memory: as the load_state of each.
+    static Status load(const ByteSource& source, std::shared_ptr<const Model> model,
+                       const SessionConfig& config, Executor& executor, std::unique_ptr<Session>* out,
+                       const LoadedAttachments& attached = {}) noexcept;
+    static Status load(const void* bytes, std::size_t n_bytes, std::shared_ptr<const Model> model,
+                       const SessionConfig& config, Executor& executor, std::unique_ptr<Session>* out,
                        const LoadedAttachments& attached = {}) noexcept;
 
     // The tokens in the cache, in their order; valid until the next call that is not const.

@@ -54,23 +54,22 @@ struct ByteSource {
 // directory, device, FIFO or socket, a file without permission to write, and the kept ones. What ends the
 // process on the way leaves the old file, or none. On systems that cannot make files without a name it leaves
 // "<path>.<process>-<number>.tmp" too, which the next save to that path removes. Nothing is copied.
-// Errors: invalid_argument, io_error, protected_file, out_of_memory, damaged (blocks of a mapped file that
-// were not looked at before), and with n_tokens those of Cache::fork and truncate; a file there is as it was.
-// ok: the new file is in place, and *warning, when
-// given, is ok too or says what did not go well beside it: the owner or mode could not be kept, or the
-// directory not be forced to the disk, so that a loss of power may bring the old file back. Threads: as any
-// call on the cache.
+// Errors: invalid_argument, io_error, protected_file, out_of_memory, damaged and bad_block (blocks of a
+// mapped file that were not looked at before), and with n_tokens those of Cache::fork and truncate; a file
+// there is as it was. ok: the new file is in place, and *warning, when given, is ok too or says what did not
+// go well beside it: the owner or mode could not be kept, or the directory not be forced to the disk, so that
+// a loss of power may bring the old file back. Threads: as any call on the cache.
 Status save_state(const Cache& cache, const char* path, const SaveOptions& options, Executor& executor,
                   Status* warning = nullptr) noexcept;
 
-// The same bytes through a function. Errors: invalid_argument, write_failed, out_of_memory, damaged, those of
-// Cache::fork and truncate. What was written by then is the caller's to drop.
+// The same bytes through a function. Errors: invalid_argument, write_failed, out_of_memory, damaged,
+// bad_block, those of Cache::fork and truncate. What was written by then is the caller's to drop.
 Status save_state(const Cache& cache, const ByteSink& sink, const SaveOptions& options,
                   Executor& executor) noexcept;
 
 // The same bytes to memory that has room for n_room. *n_written, when given, gets their number. Errors:
 // invalid_argument, wrong_size (too little room: with the number that is needed), out_of_memory, damaged,
-// those of Cache::fork and truncate; nothing is written then.
+// bad_block, those of Cache::fork and truncate; nothing is written then.
 Status save_state(const Cache& cache, void* to, std::size_t n_room, const SaveOptions& options,
                   Executor& executor, std::size_t* n_written = nullptr) noexcept;
 

@@ -1,5 +1,7 @@
 // Any bytes as a saved cache: as they are, and with checksums made right, so that what lies behind these is
-// met too. What loads is attended, appended to, cut and saved again.
+// met too. They come out of a file, and through a function in pieces of random lengths, which must be of one
+// mind. What loads is attended, appended to, cut and saved again.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -69,6 +71,49 @@ void use(Cache* cache) {
     (void)cache->attend(0, queries, out.data(), out.size(), serial_executor()).ok();
 }
 
+// Gives the bytes in pieces, whose lengths follow from them.
+struct Pieces {
+    const std::uint8_t* bytes;
+    std::size_t left;
+    std::uint64_t random;
+
+    Pieces(const std::uint8_t* from, std::size_t n_bytes)
+        : bytes(from), left(n_bytes), random(xxh64(from, n_bytes)) {}
+    static bool read(void* context, void* to, std::size_t n_bytes, std::size_t* n_read) {
+        auto* self = static_cast<Pieces*>(context);
+        self->random = self->random * 6364136223846793005u + 1442695040888963407u;
+        const std::size_t most = std::size_t{1} << (self->random >> 60);
+        const std::size_t n = std::min({n_bytes, self->left, most});
+        if (n > 0) std::memcpy(to, self->bytes, n);
+        self->bytes += n;
+        self->left -= n;
+        *n_read = n;
+        return true;
+    }
+    ByteSource source() { return {read, this}; }
+};
+
+// The saved bytes, whole and of the first tokens.
+void save_again(const Cache& cache) {
+    for (const std::uint64_t n_tokens : {UINT64_MAX, cache.n_tokens(0) / 2}) {
+        SaveOptions options;
+        options.n_tokens = n_tokens;
+        std::uint64_t n_bytes = 0;
+        if (!state_bytes(cache, options, &n_bytes).ok()) continue;
+        std::vector<std::uint8_t> bytes(n_bytes);
+        std::size_t n_written = 0;
+        const Status saved =
+            save_state(cache, bytes.data(), bytes.size(), options, serial_executor(), &n_written);
+        // A mapped block, looked at only now.
+        if (saved.code() == Code::damaged || saved.code() == Code::bad_block) continue;
+        if (!saved.ok() || n_written != n_bytes) std::abort();
+        std::unique_ptr<Cache> again;
+        Pieces pieces(bytes.data(), bytes.size());
+        const Status status = load_state(pieces.source(), cache.config(), {}, serial_executor(), &again);
+        if (!status.ok() || pieces.left != 0) std::abort();
+    }
+}
+
 void load(const std::uint8_t* bytes, std::size_t n_bytes, bool later) {
     const int descriptor = memfd_create("state", 0);
     if (descriptor < 0) return;
@@ -91,6 +136,16 @@ void load(const std::uint8_t* bytes, std::size_t n_bytes, bool later) {
             const Status status = load_state(path, info.config, options, serial_executor(), &cache);
             if (status.ok() != (cache != nullptr)) std::abort();
             if (!status.ok() && status.message()[0] == '\0') std::abort();
+            std::unique_ptr<Cache> streamed;
+            Pieces pieces(bytes, n_bytes);
+            options.loading = StateLoading::copy;
+            options.checking = StateChecking::all;
+            const Status in_stream =
+                load_state(pieces.source(), info.config, options, serial_executor(), &streamed);
+            if (!later && in_stream.code() != status.code()) std::abort();
+            if (in_stream.ok() != (streamed != nullptr) || (in_stream.ok() && !status.ok())) std::abort();
+            if (streamed != nullptr) use(streamed.get());
+            if (cache != nullptr) save_again(*cache);
             if (cache != nullptr) use(cache.get());
         }
     }

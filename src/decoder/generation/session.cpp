@@ -126,21 +126,28 @@ class LlamaSession final : public Session {
 
     Status save(const char* path, const SessionAttachments& attached,
                 Status* warning) const noexcept override {
-        if (!failure_.ok()) return failure_;
-        return guarded([&] {
-            SavedSession saved;
-            saved.n_vocab = n_vocab();
-            saved.tokens = tokens_;
-            if (has_logits_) saved.logits.assign(logits_.data(), logits_.data() + n_vocab());
-            saved.note = attached.note;
-            if (attached.sampler != nullptr) {
-                if (Status status = attached.sampler->save(&saved.sampler); !status.ok()) return status;
-            }
-            const std::vector<unsigned char> bytes = write_saved_session(saved);
-            SaveOptions options = save_options();
-            options.extra = bytes.data();
-            options.n_extra = bytes.size();
+        return save_with(attached, [&](const SaveOptions& options) {
             return save_state(*cache_, path, options, forward_.executor(), warning);
+        });
+    }
+
+    Status save(const ByteSink& sink, const SessionAttachments& attached) const noexcept override {
+        return save_with(attached, [&](const SaveOptions& options) {
+            return save_state(*cache_, sink, options, forward_.executor());
+        });
+    }
+
+    Status save(void* to, std::size_t n_room, const SessionAttachments& attached,
+                std::size_t* n_written) const noexcept override {
+        return save_with(attached, [&](const SaveOptions& options) {
+            return save_state(*cache_, to, n_room, options, forward_.executor(), n_written);
+        });
+    }
+
+    Status saved_bytes(std::uint64_t* n_bytes, const SessionAttachments& attached,
+                       bool* lossless) const noexcept override {
+        return save_with(attached, [&](const SaveOptions& options) {
+            return state_bytes(*cache_, options, n_bytes, lossless);
         });
     }
 
@@ -163,6 +170,30 @@ class LlamaSession final : public Session {
     }
 
   private:
+    // Puts together what goes beside the cache.
+    template <class Save>
+    Status save_with(const SessionAttachments& attached, const Save& save) const noexcept {
+        if (!failure_.ok()) return failure_;
+        return guarded([&] {
+            const bool all = attached.n_tokens == UINT64_MAX || attached.n_tokens == n_tokens_;
+            const std::uint64_t n_tokens = std::min(attached.n_tokens, n_tokens_);
+            SavedSession saved;
+            saved.n_vocab = n_vocab();
+            saved.tokens.assign(tokens_.begin(), tokens_.begin() + static_cast<std::ptrdiff_t>(n_tokens));
+            if (all && has_logits_) saved.logits.assign(logits_.data(), logits_.data() + n_vocab());
+            saved.note = attached.note;
+            if (attached.sampler != nullptr) {
+                if (Status status = attached.sampler->save(&saved.sampler); !status.ok()) return status;
+            }
+            const std::vector<unsigned char> bytes = write_saved_session(saved);
+            SaveOptions options = save_options();
+            options.extra = bytes.data();
+            options.n_extra = bytes.size();
+            if (!all) options.n_tokens = attached.n_tokens;  // of too many the cache says so
+            return save(options);
+        });
+    }
+
     SaveOptions save_options() const noexcept {
         SaveOptions options;
         options.model = model_->fingerprint();
@@ -357,24 +388,31 @@ Status Session::create(std::shared_ptr<const Model> model, const SessionConfig& 
                         [](LlamaSession*) { return Status(); });
 }
 
-Status Session::load(const char* path, std::shared_ptr<const Model> model, const SessionConfig& config,
-                     StateLoading loading, Executor& executor, std::unique_ptr<Session>* out,
-                     const LoadedAttachments& attached) noexcept {
+namespace {
+
+// Room in a vector, for load_state to ask for; null when there is none.
+void* resize_bytes(void* context, std::size_t n_bytes) noexcept {
+    auto* bytes = static_cast<std::vector<unsigned char>*>(context);
+    const Status status = guarded([&] {
+        bytes->resize(n_bytes);
+        return Status();
+    });
+    return status.ok() ? bytes->data() : nullptr;
+}
+
+// `load_cache` is load_state from somewhere.
+template <class LoadCache>
+Status load_session(std::shared_ptr<const Model> model, const SessionConfig& config, Executor& executor,
+                    std::unique_ptr<Session>* out, const LoadedAttachments& attached,
+                    const LoadCache& load_cache) noexcept {
     std::vector<unsigned char> bytes;
     const auto make_cache = [&](const LlamaModel& llama, const CacheConfig& cache,
                                 std::unique_ptr<Cache>* made) {
-        StateInfo info;
-        if (Status status = inspect_state(path, &info); !status.ok()) return status;
-        bytes.resize(info.n_extra);
         LoadOptions options;
         options.model = llama.fingerprint();
-        options.loading = loading;
-        options.extra = bytes.data();
-        options.extra_capacity = bytes.size();
-        std::size_t n_bytes = 0;
-        const Status status = load_state(path, cache, options, executor, made, &n_bytes);
-        bytes.resize(n_bytes);
-        return status;
+        options.make_room = resize_bytes;
+        options.make_room_context = &bytes;
+        return load_cache(cache, options, made);
     };
     const auto take_over = [&](LlamaSession* session) {
         SavedSession saved;
@@ -396,6 +434,39 @@ Status Session::load(const char* path, std::shared_ptr<const Model> model, const
         return Status();
     };
     return make_session(std::move(model), config, executor, out, make_cache, take_over);
+}
+
+}  // namespace
+
+Status Session::load(const char* path, std::shared_ptr<const Model> model, const SessionConfig& config,
+                     StateLoading loading, Executor& executor, std::unique_ptr<Session>* out,
+                     const LoadedAttachments& attached) noexcept {
+    const auto load_cache = [&](const CacheConfig& cache, LoadOptions& options,
+                                std::unique_ptr<Cache>* made) {
+        options.loading = loading;
+        return load_state(path, cache, options, executor, made);
+    };
+    return load_session(std::move(model), config, executor, out, attached, load_cache);
+}
+
+Status Session::load(const ByteSource& source, std::shared_ptr<const Model> model,
+                     const SessionConfig& config, Executor& executor, std::unique_ptr<Session>* out,
+                     const LoadedAttachments& attached) noexcept {
+    const auto load_cache = [&](const CacheConfig& cache, const LoadOptions& options,
+                                std::unique_ptr<Cache>* made) {
+        return load_state(source, cache, options, executor, made);
+    };
+    return load_session(std::move(model), config, executor, out, attached, load_cache);
+}
+
+Status Session::load(const void* bytes, std::size_t n_bytes, std::shared_ptr<const Model> model,
+                     const SessionConfig& config, Executor& executor, std::unique_ptr<Session>* out,
+                     const LoadedAttachments& attached) noexcept {
+    const auto load_cache = [&](const CacheConfig& cache, const LoadOptions& options,
+                                std::unique_ptr<Cache>* made) {
+        return load_state(bytes, n_bytes, cache, options, executor, made);
+    };
+    return load_session(std::move(model), config, executor, out, attached, load_cache);
 }
 
 }  // namespace gearkv
