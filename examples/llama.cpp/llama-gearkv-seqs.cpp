@@ -1,17 +1,11 @@
 #include "llama-gearkv-seqs.h"
 
-#include <stdlib.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
+#include <exception>
 #include <limits>
 #include <set>
-#include <stdexcept>
-#include <system_error>
 #include <utility>
 
 #include "gearkv/state.hpp"
@@ -423,26 +417,38 @@ Status Sequences::begin(const Batch& batch) {
     return {};
 }
 
-// The bytes of a cache, by way of a file without a name that others could find.
-class CacheFile {
-  public:
-    CacheFile() {
-        std::string name = (std::filesystem::temp_directory_path() / "gearkv-XXXXXX").string();
-        if (::mkdtemp(name.data()) == nullptr)
-            throw std::runtime_error("gearkv: no temporary folder " + name);
-        folder_ = name;
-    }
-    ~CacheFile() {
-        std::error_code ignored;
-        std::filesystem::remove_all(folder_, ignored);
-    }
-    CacheFile(const CacheFile&) = delete;
-    CacheFile& operator=(const CacheFile&) = delete;
-    std::string path() const { return (folder_ / "cache").string(); }
+namespace {
 
-  private:
-    std::filesystem::path folder_;
+// Functions of the engine that may throw, for gearkv, which must not see it; what they threw is thrown again.
+struct Stream {
+    const Sequences::Write* write = nullptr;
+    const Sequences::Read* read = nullptr;
+    std::exception_ptr thrown;
+
+    template <class Call>
+    bool attempt(Call&& call) noexcept {
+        try {
+            call();
+        } catch (...) {
+            thrown = std::current_exception();
+        }
+        return thrown == nullptr;
+    }
+    void rethrow() const {
+        if (thrown != nullptr) std::rethrow_exception(thrown);
+    }
+    static bool put(void* context, const void* bytes, std::size_t n) {
+        auto& stream = *static_cast<Stream*>(context);
+        return stream.attempt([&] { (*stream.write)(bytes, n); });
+    }
+    static bool get(void* context, void* to, std::size_t n, std::size_t* n_read) {
+        auto& stream = *static_cast<Stream*>(context);
+        *n_read = n;
+        return stream.attempt([&] { (*stream.read)(to, n); });
+    }
 };
+
+}  // namespace
 
 Status Sequences::write(std::int32_t id, const Write& write) {
     const auto number = [&](std::uint64_t value) { write(&value, sizeof value); };
@@ -463,14 +469,11 @@ Status Sequences::write(std::int32_t id, const Write& write) {
         write(ids.data(), ids.size() * sizeof ids[0]);
         number(sequence->tokens.size());
         write(sequence->tokens.data(), sequence->tokens.size() * sizeof(Token));
-        const CacheFile file;
-        const Status status =
-            gearkv::save_state(*sequence->cache, file.path().c_str(), {}, gearkv::serial_executor());
+        Stream stream{&write, nullptr, nullptr};
+        const Status status = gearkv::save_state(*sequence->cache, gearkv::ByteSink{Stream::put, &stream}, {},
+                                                 gearkv::serial_executor());
+        stream.rethrow();
         if (!status.ok()) return status;
-        std::ifstream in(file.path(), std::ios::binary);
-        const std::string bytes((std::istreambuf_iterator<char>(in)), {});
-        number(bytes.size());
-        write(bytes.data(), bytes.size());
     }
     return {};
 }
@@ -504,19 +507,10 @@ Status Sequences::read(std::int32_t id, std::int32_t n_ids, const Read& read) {
         sequence->tokens.resize(n_tokens);
         read(sequence->tokens.data(), n_tokens * sizeof(Token));
         sequence->edited = true;  // as far as its tokens tell
-        const std::uint64_t n_bytes = number();
-        const CacheFile file;
-        {
-            std::ofstream out(file.path(), std::ios::binary);
-            std::vector<char> part(std::min<std::uint64_t>(n_bytes, std::uint64_t{1} << 20));
-            for (std::uint64_t done = 0; done < n_bytes; done += part.size()) {
-                part.resize(std::min<std::uint64_t>(n_bytes - done, part.size()));
-                read(part.data(), part.size());
-                out.write(part.data(), static_cast<std::streamsize>(part.size()));
-            }
-        }
-        const Status status = gearkv::load_state(file.path().c_str(), setup_.cache, {},
+        Stream stream{nullptr, &read, nullptr};
+        const Status status = gearkv::load_state(gearkv::ByteSource{Stream::get, &stream}, setup_.cache, {},
                                                  gearkv::serial_executor(), &sequence->cache);
+        stream.rethrow();
         if (!status.ok()) return status;
         for (std::uint32_t layer = 0; layer < setup_.cache.n_layers; ++layer) {
             if (sequence->cache->n_tokens(layer) != n_tokens)
