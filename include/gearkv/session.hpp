@@ -56,7 +56,8 @@ struct LoadedAttachments {
     std::string* note = nullptr;
 };
 
-// Results depend on model, config and tokens alone, not on the executor. A prompt cut into other chunks gives
+// Results depend on model, config and tokens alone, not on the executor, nor on rounding mode, denormals and
+// traps of any thread; these are afterwards as they were. A prompt cut into other chunks gives
 // the same logits but for rounding (and the cache's compression, which follows the chunks): matrix products
 // give the same bits however tokens are fed (float weights in a build with a BLAS excepted), attention does
 // not.

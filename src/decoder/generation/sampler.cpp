@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "../arch/float_mode.hpp"
 #include "decoder/generation/candidates.hpp"
 #include "decoder/generation/penalties.hpp"
 #include "decoder/gguf/guarded.hpp"
@@ -86,6 +87,7 @@ class LogitSampler final : public Sampler {
         : config_(config), random_(config.seed), penalties_(config_), history_(penalties_.n_wanted()) {}
 
     Status sample(const float* logits, std::size_t n_vocab, Token* out) noexcept override {
+        const FloatMode mode;
         if (logits == nullptr || out == nullptr || n_vocab == 0) {
             return Status::error(Code::invalid_argument,
                                  "null logits or output, or a vocabulary of no tokens");

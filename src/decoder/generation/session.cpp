@@ -4,6 +4,7 @@
 #include "decoder/generation/saved_session.hpp"
 #include "decoder/generation/session_parts.hpp"
 #include "decoder/gguf/guarded.hpp"
+#include "executor/call.hpp"
 #include "gearkv/session.hpp"
 
 namespace gearkv {
@@ -25,7 +26,8 @@ class LlamaSession final : public Session {
           kernels_(kernels),
           config_(config),
           chunk_(std::min(config.chunk, n_ctx_)),
-          forward_(*model_, kernels, integer_kernels(config), n_ctx_, chunk_, executor),
+          executor_(executor),
+          forward_(*model_, kernels, integer_kernels(config), n_ctx_, chunk_, executor_),
           logits_(model_->params().n_vocab) {
         tokens_.reserve(reserved_tokens(n_ctx_));
     }
@@ -107,6 +109,7 @@ class LlamaSession final : public Session {
     }
 
     Status fork(Executor& executor, std::unique_ptr<Session>* out) const noexcept override {
+        const FloatMode mode;
         if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
         if (!failure_.ok()) return failure_;
         return guarded([&] {
@@ -302,8 +305,10 @@ class LlamaSession final : public Session {
 
     // Feeds up to chunk_ of tokens_, from n_tokens_ on. Logits of all of them go to all_logits unless it is
     // null, those of the last one to logits_ when it is the last of the call. An error that leaves the layers
-    // with different tokens ends the session until it is reset.
+    // with different tokens ends the session until it is reset. All of the decoder's arithmetic is in here,
+    // and in what makes a session.
     Status feed_chunk(std::size_t n, float* all_logits, bool last) noexcept {
+        const FloatMode mode;
         bool touched = false;
         Status status = forward_.feed(tokens_.data() + n_tokens_, n, n_tokens_, *cache_, &touched);
         if (!status.ok() && !touched) return status;
@@ -334,6 +339,7 @@ class LlamaSession final : public Session {
     const LinearKernels& kernels_;
     SessionConfig config_;
     std::uint32_t chunk_;
+    UsualModeExecutor executor_;
     Forward forward_;
     Floats logits_;              // [n_vocab]
     std::vector<Token> tokens_;  // those in the cache, and during a call those that are still to be fed
@@ -346,6 +352,7 @@ class LlamaSession final : public Session {
 template <class MakeCache, class TakeOver>
 Status make_session(std::shared_ptr<const Model> model, const SessionConfig& config, Executor& executor,
                     std::unique_ptr<Session>* out, const MakeCache& make_cache, const TakeOver& take_over) {
+    const FloatMode mode;
     if (model == nullptr || out == nullptr)
         return Status::error(Code::invalid_argument, "null model or output");
     return guarded([&] {

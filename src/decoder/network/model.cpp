@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../arch/float_mode.hpp"
 #include "decoder/gguf/guarded.hpp"
 #include "decoder/network/bind.hpp"
 #include "decoder/text/tokenizer.hpp"
@@ -89,6 +90,7 @@ Status LlamaModel::load_bytes(const std::uint8_t* bytes, std::uint64_t n_bytes,
 
 Status LlamaModel::load_file(GgufModel file, std::shared_ptr<const LlamaModel>* out,
                              const ModelOptions& options) {
+    const FloatMode mode;
     auto model = std::make_shared<LlamaModel>();
     model->files_ = std::move(file.files);
     for (const MappedFile& part : model->files_) {
