@@ -85,6 +85,8 @@ class Chat final : public Command {
         config.chat = choose_template(*model);
         config.options.date = today();
         config.options.thinking = !no_think_;
+        const std::string suggested = take_suggestions(*app_, *model, sampling_);
+        if (!suggested.empty() && talks_) remark("sampling as the file suggests: " + suggested);
         config.sampling = sampling_;
         config.seed = options_.seed;
         config.session = session_config(options_, spec.spec, machine);

@@ -62,6 +62,8 @@ class Generate final : public Command {
         const std::shared_ptr<const Model> model = load_model(options_);
         fit_ = fit_to_memory(*model, !load_.empty() || app_->count("--kv") > 0, machine, options_);
         const NamedSpec spec = read_specs(options_).at(0);
+        const std::string suggested = take_suggestions(*app_, *model, sampling_);
+        if (!suggested.empty()) note("sampling as the file suggests: " + suggested);
         const std::unique_ptr<Sampler> sampler = make_sampler(sampling_, *model, options_.seed);
         const std::unique_ptr<StopMatcher> stops = make_stop_matcher(sampling_);
         const std::unique_ptr<Session> session = open(model, spec.spec, machine, *sampler);

@@ -6,6 +6,7 @@
 #include "command.hpp"
 #include "failure.hpp"
 #include "report.hpp"
+#include "sampling.hpp"
 
 namespace gearkv::tool {
 namespace {
@@ -161,6 +162,11 @@ class Inspect final : public Command {
             std::cout << comma << token_text(tokenizer, token);
             comma = ", ";
         }
+        comma = "\nsampling    ";
+        for (const auto& [name, value] : suggested_sampling(model)) {
+            std::cout << comma << name << " " << for_terminal(value);
+            comma = ", ";
+        }
         std::cout << '\n';
         if (*tokenizer.note() != '\0') std::cout << "note        " << for_terminal(tokenizer.note()) << '\n';
         std::cout << '\n';
@@ -198,6 +204,9 @@ class Inspect final : public Command {
                      {"fp16_bytes_per_token", summary.fp16_per_token},
                      {"gear4_bytes_per_token", summary.gear4_per_token},
                      {"template", summary.chat_template}};
+        json["sampling"] = Json::object();
+        for (const auto& [name, value] : suggested_sampling(model))
+            json["sampling"][name] = value;
         json["vocabulary"] = {{"kind", tokenizer.kind()},         {"pre", tokenizer.pre()},
                               {"tokens", params.n_vocab},         {"bos", token(tokenizer.bos())},
                               {"adds_bos", tokenizer.adds_bos()}, {"eos", token(tokenizer.eos())},
@@ -249,8 +258,7 @@ class Inspect final : public Command {
         std::cout << '\n';
         Table tensors({"tensor", "type", "shape", "bytes"});
         for (const TensorInfo& tensor : model.tensors()) {
-            tensors.add(
-                {in_one_line(tensor.name), tensor.type, shape_text(tensor), grouped(tensor.n_bytes)});
+            tensors.add({in_one_line(tensor.name), tensor.type, shape_text(tensor), grouped(tensor.n_bytes)});
         }
         tensors.print(std::cout);
         std::cout << '\n';

@@ -1,9 +1,13 @@
 #include "sampling.hpp"
 
+#include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <cstdlib>
 #include <limits>
 
 #include "failure.hpp"
+#include "report.hpp"
 
 namespace gearkv::tool {
 namespace {
@@ -39,7 +43,79 @@ std::vector<Token> tokens_with(const Model& model, const std::vector<std::string
     return tokens;
 }
 
+constexpr std::string_view suggestion_prefix = "general.sampling.";
+
+// A name that files use, the option it is a default of, and where it goes; counts below 0 have a meaning.
+struct Suggestion {
+    const char* name;
+    const char* option;
+    float SamplerConfig::*number;
+    std::uint32_t SamplerConfig::*count;
+    std::uint32_t below_zero;
+};
+constexpr Suggestion suggestions[] = {
+    {"temp", "--temperature", &SamplerConfig::temperature, nullptr, 0},
+    {"top_k", "--top-k", nullptr, &SamplerConfig::top_k, 0},
+    {"top_p", "--top-p", &SamplerConfig::top_p, nullptr, 0},
+    {"min_p", "--min-p", &SamplerConfig::min_p, nullptr, 0},
+    {"xtc_probability", "--xtc-probability", &SamplerConfig::xtc_probability, nullptr, 0},
+    {"xtc_threshold", "--xtc-threshold", &SamplerConfig::xtc_threshold, nullptr, 0},
+    {"penalty_last_n", "--repeat-last-n", nullptr, &SamplerConfig::penalty_last_n, all_tokens},
+    {"penalty_repeat", "--repeat-penalty", &SamplerConfig::repeat_penalty, nullptr, 0},
+    {"penalty_freq", "--frequency-penalty", &SamplerConfig::frequency_penalty, nullptr, 0},
+    {"penalty_present", "--presence-penalty", &SamplerConfig::presence_penalty, nullptr, 0},
+};
+
+// Whether the value is one that a sampler takes; then it is in the configuration.
+bool set_suggestion(const Suggestion& suggestion, const std::string& text, SamplerConfig& config) {
+    double value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) return false;
+    SamplerConfig alone;  // checked without the others
+    if (suggestion.number != nullptr) {
+        alone.*suggestion.number = static_cast<float>(value);
+    } else if (value != std::floor(value) || value > 0x7fffffff) {
+        return false;
+    } else {
+        alone.*suggestion.count = value < 0 ? suggestion.below_zero : static_cast<std::uint32_t>(value);
+    }
+    std::unique_ptr<Sampler> sampler;
+    if (!Sampler::create(alone, &sampler).ok()) return false;
+    if (suggestion.number != nullptr) {
+        config.*suggestion.number = alone.*suggestion.number;
+    } else {
+        config.*suggestion.count = alone.*suggestion.count;
+    }
+    return true;
+}
+
 }  // namespace
+
+std::vector<std::pair<std::string, std::string>> suggested_sampling(const Model& model) {
+    std::vector<std::pair<std::string, std::string>> found;
+    for (const auto& [key, value] : model.metadata()) {
+        if (std::string_view(key).starts_with(suggestion_prefix))
+            found.emplace_back(key.substr(suggestion_prefix.size()), value);
+    }
+    return found;
+}
+
+std::string take_suggestions(const CLI::App& app, const Model& model, SamplingOptions& options) {
+    std::string taken;
+    for (const auto& [name, value] : suggested_sampling(model)) {
+        const auto known = std::find_if(std::begin(suggestions), std::end(suggestions),
+                                        [&](const Suggestion& s) { return s.name == name; });
+        const bool is_known = known != std::end(suggestions);
+        if (is_known && app.count(known->option) > 0) continue;
+        if (is_known && set_suggestion(*known, value, options.config)) {
+            taken += (taken.empty() ? "" : ", ") + name + " " + value;
+        } else if (value != "0" || is_known) {
+            note("the file suggests " + name + " " + in_one_line(value) +
+                 " for sampling, which is not obeyed");
+        }
+    }
+    return taken;
+}
 
 void add_sampling_options(CLI::App& app, SamplingOptions& options) {
     SamplerConfig& config = options.config;

@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -188,6 +189,63 @@ class OneShot(ChatTest):
         self.assertNotIn(b"computed anew", result.stderr)
         self.assertIn(b"oldest messages left the context", result.stderr)
         return [json.loads(part) for part in re.split(r"(?<=\n})\n", result.stdout.decode()) if part.strip()]
+
+
+class Suggestions(ChatTest):
+    def suggests(self, **values):
+        kinds = {int: (5, "<i"), float: (6, "<f")}
+        more = []
+        for name, value in values.items():
+            key = "general.sampling." + name
+            if isinstance(value, str):
+                more.append(markov_model.entry(key, 8, markov_model.text(value)))
+            else:
+                kind, layout = kinds[type(value)]
+                more.append(markov_model.entry(key, kind, struct.pack(layout, value)))
+        return self.model(more=more)
+
+    def run_generate(self, *arguments):
+        result = subprocess.run([TOOL, "generate", *map(str, arguments)], capture_output=True, timeout=600)
+        return result.returncode, result.stdout, result.stderr.decode()
+
+    def test_what_a_file_suggests_is_a_default(self):
+        # So hot that the model says anything but what it was told to.
+        model = self.suggests(temp=1e6)
+        plain = ["-p", "\n", "-n", 12, "--kv", "f16", "--stats", "none"]
+        code, out, err = self.run_generate(model, *plain)
+        self.assertEqual((code, err), (0, "gearkv: sampling as the file suggests: temp 1e+06\n"))
+        self.assertNotEqual(out, SAYS + b"\n")
+        self.assertEqual(self.run_generate(model, *plain, "--temp", 0), (0, SAYS + b"\n", ""))
+        hot = self.run_tool(model, "-p", "Hi", "-n", 12, "--top-k", 0, "--top-p", 1, "--min-p", 0)
+        self.assertEqual((hot.returncode, hot.stderr), (0, b"stopped: length\n"))
+        self.assertNotEqual(hot.stdout, SAYS + b"\n")
+        # Filters that leave the likeliest alone, each against that heat, which the command line may take off again.
+        for name, value, off in (("top_k", 1, ["--top-k", 0]), ("top_p", 1e-6, ["--top-p", 1]), ("min_p", 0.5, ["--min-p", 0])):
+            model = self.suggests(temp=1e6, **{name: value})
+            self.assertEqual(self.run_generate(model, *plain)[:2], (0, SAYS + b"\n"), name)
+            self.assertNotEqual(self.run_generate(model, *plain, *off)[1], SAYS + b"\n", name)
+        for name in ("penalty_repeat", "penalty_freq", "penalty_present"):
+            code, out, err = self.run_generate(self.suggests(penalty_last_n=-1, **{name: 1.5}), *plain)
+            self.assertEqual((code, err), (0, "gearkv: sampling as the file suggests: penalty_last_n -1, %s 1.5\n" % name))
+
+    def test_suggestions_that_cannot_be_followed_are_told(self):
+        for name, value in (("mirostat", 2), ("sequence", "top_k;\x1btop_p"), ("top_p", -1.0), ("top_k", "many"), ("temp", float("nan")),
+                            ("min_p", 1.5), ("penalty_repeat", 0.0), ("top_k", 1.5)):
+            code, out, err = self.run_generate(self.suggests(**{name: value}), "-p", "\n", "-n", 12, "--kv", "f16", "--stats", "none")
+            self.assertEqual((code, out), (0, SAYS + b"\n"), name)
+            self.assertRegex(err, r"^gearkv: the file suggests %s .* for sampling, which is not obeyed\n$" % name)
+            self.assertNotIn("\x1b", err)
+        self.assertEqual(self.run_generate(self.suggests(mirostat=0), "-p", "\n", "-n", 12, "--kv", "f16", "--stats", "none")[2], "")
+
+    def test_suggestions_are_shown(self):
+        model = self.suggests(temp=0.625, top_k=20)
+        text = subprocess.run([TOOL, "inspect", model], capture_output=True).stdout.decode()
+        self.assertIn("\nsampling    temp 0.625, top_k 20\n", text)
+        text = subprocess.run([TOOL, "inspect", model, "--json"], capture_output=True).stdout.decode()
+        self.assertEqual(json.loads(text)["summary"]["sampling"], {"temp": "0.625", "top_k": "20"})
+        terminal = Terminal(model, "--threads", 1, env={"NO_COLOR": "1"})
+        self.addCleanup(self.end, terminal)
+        self.assertIn("sampling as the file suggests: temp 0.625, top_k 20\r\n", terminal.expect("> "))
 
 
 class AtTheTerminal(ChatTest):
