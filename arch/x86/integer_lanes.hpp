@@ -1,6 +1,8 @@
 // Integer products with 256-bit vectors: eight rows. `Self` adds, as sums of four products each,
 //   multiply_codes(codes, high, low)    codes below 64
 //   multiply_bytes(codes, high, low)    signed codes, with bytes_offset added to them
+// and with has_columns, which is for bytes_offset of 128,
+//   add_products(sums, codes, x)        sums + four products each of unsigned codes
 #pragma once
 
 #include <immintrin.h>
@@ -129,6 +131,53 @@ struct WideIntegerLanes {
         }
     }
 
+    // Eight by eight words.
+    template <CodeKind kind>
+    [[gnu::always_inline]] static void to_columns(Codes (&codes)[n_rows]) {
+        __m256i pairs[8], fours[8];
+        unroll<4>([&](auto i) GEARKV_INLINE {
+            __m256i a = codes[2 * i], b = codes[2 * i + 1];
+            if constexpr (kind == CodeKind::bytes) {
+                a = a ^ _mm256_set1_epi8(-128);
+                b = b ^ _mm256_set1_epi8(-128);
+            }
+            pairs[2 * i] = _mm256_unpacklo_epi32(a, b);
+            pairs[2 * i + 1] = _mm256_unpackhi_epi32(a, b);
+        });
+        unroll<2>([&](auto half) GEARKV_INLINE {  // rows 0 to 3, 4 to 7
+            unroll<2>([&](auto i) GEARKV_INLINE {
+                const __m256i a = pairs[4 * half + i], b = pairs[4 * half + 2 + i];
+                fours[4 * half + 2 * i] = _mm256_unpacklo_epi64(a, b);
+                fours[4 * half + 2 * i + 1] = _mm256_unpackhi_epi64(a, b);
+            });
+        });
+        unroll<4>([&](auto j) GEARKV_INLINE {  // words j and j + 4
+            codes[j] = _mm256_permute2x128_si256(fours[j], fours[4 + j], 0x20);
+            codes[4 + j] = _mm256_permute2x128_si256(fours[j], fours[4 + j], 0x31);
+        });
+    }
+    template <std::size_t n_tokens, std::size_t n>
+    [[gnu::always_inline]] static void column_products(Words (&sums)[n_tokens][n],
+                                                       const Codes (&columns)[n_rows], const CodeBlock* x,
+                                                       std::size_t x_stride) {
+        constexpr std::size_t n_words = 8 / n;
+        unroll<n>([&](auto part) GEARKV_INLINE {
+            __m256i high[n_tokens], low[n_tokens];
+            unroll<n_tokens>([&](auto t) GEARKV_INLINE { high[t] = low[t] = _mm256_setzero_si256(); });
+            unroll<n_words>([&](auto j) GEARKV_INLINE {
+                const std::size_t word = part * n_words + j;
+                unroll<n_tokens>([&](auto t) GEARKV_INLINE {
+                    const CodeBlock& block = x[t * x_stride];
+                    high[t] = Self::add_products(high[t], columns[word], word_of(block.high, word));
+                    low[t] = Self::add_products(low[t], columns[word], word_of(block.low, word));
+                });
+            });
+            unroll<n_tokens>([&](auto t) GEARKV_INLINE {
+                sums[t][part] = _mm256_add_epi32(_mm256_slli_epi32(high[t], 7), low[t]);
+            });
+        });
+    }
+
     // Of magnitudes: NaN is larger than all others.
     static std::uint32_t largest_bits(const float* x) {
         const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
@@ -167,6 +216,11 @@ struct WideIntegerLanes {
 
   private:
     static __m128i load_16(const void* x) { return _mm_loadu_si128(static_cast<const __m128i*>(x)); }
+    static Words word_of(const std::int8_t* x, std::size_t i) {
+        int word;
+        std::memcpy(&word, x + 4 * i, sizeof(word));
+        return _mm256_set1_epi32(word);
+    }
     static int load_word(const std::uint8_t* x) {
         int word;
         std::memcpy(&word, x, sizeof(word));

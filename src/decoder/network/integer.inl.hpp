@@ -24,6 +24,10 @@
 //                                      sum_c codes[r][c] (128 x.high[c] + x.low[c]), of all 32 or of the
 //                                      halves
 //   bytes_offset                       of CodeKind::bytes: products() has it added to every code
+//   has_columns                        whether several vectors are better met with codes turned round:
+//     to_columns<kind>(Codes (&codes)[n_rows])    word j of all rows in columns j, ready for
+//     column_products(sums[n_tokens], columns, x, x_stride)    the sums of products() with vectors that
+//                                                 stand x_stride blocks apart
 //   round_block(CodeBlock*, const float*, float factor): codes and halves; largest_bits(const float*)   of 32
 //   entries
 #pragma once
@@ -66,17 +70,12 @@ class NextRows {
     bool fits_first_cache_;
 };
 
-// Adds what 32 columns of n_rows rows give with one vector.
-template <class L, class Type, std::size_t k, class Scales>
-[[gnu::always_inline]] inline void add_block(typename L::Floats& sum,
-                                             const typename L::Codes (&codes)[L::n_rows],
-                                             const Scales& scales, const CodeBlock& x) {
+// Adds the products of 32 columns of n_rows rows with one vector, given their sums.
+template <class L, class Type, std::size_t k, class Scales, std::size_t n>
+[[gnu::always_inline]] inline void add_products(typename L::Floats& sum, typename L::Words (&products)[n],
+                                                const Scales& scales, const CodeBlock& x) {
     using Floats = typename L::Floats;
-    using Words = typename L::Words;
-    constexpr std::size_t n = Type::halves ? 2 : 1;
     constexpr int offset = Type::kind == CodeKind::bytes ? L::bytes_offset : Type::offset;
-    Words products[n];
-    L::template products<Type::kind, Type::halves>(products, codes, x);
     const Floats scale = L::broadcast(x.scale);
     unroll<n>([&](auto i) GEARKV_INLINE {
         if constexpr (offset != 0) {
@@ -93,6 +92,10 @@ template <class L, class Type, std::size_t k, class Scales>
         });
     }
 }
+
+// The sums of blocks that share a scale.
+template <class Type>
+constexpr std::size_t n_sums = Type::halves ? 2 : 1;
 
 // n_rows rows with n_tokens vectors. Weights are unpacked once for all of these.
 template <class L, class Type, std::size_t n_tokens>
@@ -120,7 +123,9 @@ void multiply_rows(typename L::Floats (&sums)[n_tokens], RowPointers rows, const
             unroll<L::n_rows>(
                 [&](auto r) GEARKV_INLINE { codes[r] = Type::template codes<L, k.value>(row[r] + at); });
             unroll<n_tokens>([&](auto t) GEARKV_INLINE {
-                add_block<L, Type, k.value>(local[t], codes, scales, x[t][at_x + k]);
+                typename L::Words products[n_sums<Type>];
+                L::template products<Type::kind, Type::halves>(products, codes, x[t][at_x + k]);
+                add_products<L, Type, k.value>(local[t], products, scales, x[t][at_x + k]);
             });
         });
     }
@@ -149,6 +154,54 @@ void multiply_tile(RowPointers rows, const IntegerArgs& args, std::size_t first_
         store_rows<L>(args.y + (first_token + t) * args.y_stride + first_row, sums[t], n, args.accumulate);
 }
 
+// Vectors that share the turning of codes into columns.
+constexpr std::size_t column_tokens = 8;
+
+// The same with codes turned into columns, which costs about as much as the sums across lanes of one vector,
+// and spares those of all. n_tokens is in [1, column_tokens].
+template <class L, class Type>
+void multiply_columns(RowPointers rows, const IntegerArgs& args, std::size_t first_row,
+                      std::size_t first_token, std::size_t n_tokens) {
+    constexpr std::size_t block = tensor_type(Type::type).block, bytes = tensor_type(Type::type).block_bytes;
+    const std::uint8_t* row[L::n_rows];
+    unroll<L::n_rows>([&](auto r) GEARKV_INLINE { row[r] = rows[r]; });
+    typename L::Floats sums[column_tokens];
+    for (std::size_t t = 0; t < n_tokens; ++t)
+        sums[t] = L::broadcast(0.0f);
+    NextRows next(rows[0] + L::n_rows * args.row_bytes, L::n_rows * args.row_bytes);
+    const std::size_t n_bytes = args.n_cols / block * bytes;
+    const CodeBlock* x = args.x + first_token * args.x_stride;
+    for (std::size_t at = 0; at < n_bytes; at += bytes, x += block / code_block) {
+        typename Type::template Scales<L> scales;
+        Type::template read<L>(row, at, scales);
+        unroll<block / code_block>([&](auto k) GEARKV_INLINE {
+            if (first_token == 0) next.template step<bytes * L::n_rows * code_block / block>();
+            typename L::Codes codes[L::n_rows];
+            unroll<L::n_rows>(
+                [&](auto r) GEARKV_INLINE { codes[r] = Type::template codes<L, k.value>(row[r] + at); });
+            L::template to_columns<Type::kind>(codes);
+            // Sums of several vectors grow side by side: those of one alone would wait for each other.
+            const auto add = [&](std::size_t first, auto n) GEARKV_INLINE {
+                const CodeBlock* x_first = x + k + first * args.x_stride;
+                typename L::Words products[n.value][n_sums<Type>];
+                L::column_products(products, codes, x_first, args.x_stride);
+                unroll<n.value>([&](auto t) GEARKV_INLINE {
+                    add_products<L, Type, k.value>(sums[first + t], products[t], scales,
+                                                   x_first[t * args.x_stride]);
+                });
+            };
+            std::size_t t = 0;
+            for (; t + 4 <= n_tokens; t += 4)
+                add(t, Index<4>());
+            if (n_tokens & 2) add(t, Index<2>());
+            if (n_tokens & 1) add(n_tokens - 1, Index<1>());
+        });
+    }
+    const std::size_t n = args.n_rows - first_row < L::n_rows ? args.n_rows - first_row : L::n_rows;
+    for (std::size_t t = 0; t < n_tokens; ++t)
+        store_rows<L>(args.y + (first_token + t) * args.y_stride + first_row, sums[t], n, args.accumulate);
+}
+
 template <class L, class Type>
 void multiply_codes(const IntegerArgs& args) {
     for (std::size_t row = 0; row < args.n_rows; row += L::n_rows) {
@@ -158,9 +211,17 @@ void multiply_codes(const IntegerArgs& args) {
             const std::size_t i = row + r < args.n_rows ? row + r : args.n_rows - 1;
             rows[r] = args.w + i * args.row_bytes;
         }
-        for_rows<4>(args.n_tokens, [&](std::size_t t, auto n) GEARKV_INLINE {
-            multiply_tile<L, Type, n.value>(rows, args, row, t);
-        });
+        if constexpr (L::has_columns) {
+            if (args.n_tokens == 1) multiply_tile<L, Type, 1>(rows, args, row, 0);
+            for (std::size_t t = 0; args.n_tokens > 1 && t < args.n_tokens; t += column_tokens) {
+                const std::size_t n = args.n_tokens - t;
+                multiply_columns<L, Type>(rows, args, row, t, n < column_tokens ? n : column_tokens);
+            }
+        } else {
+            for_rows<4>(args.n_tokens, [&](std::size_t t, auto n) GEARKV_INLINE {
+                multiply_tile<L, Type, n.value>(rows, args, row, t);
+            });
+        }
     }
 }
 
