@@ -29,6 +29,9 @@ struct SessionConfig {
     std::uint64_t seed = 0;  // of the cache's subspace iterations
     std::uint32_t rollback_tokens = 0;  // of the cache: the longest draft a truncation takes back losslessly
     std::uint32_t error_every = 0;      // of the cache: blocks from one sample of its error to the next
+    // Of the cache, borrowed: sessions that share one have less working memory, and attend together in
+    // decode_batch. They are used by one thread at a time.
+    Workspace* workspace = nullptr;
     // Above 0: the most bytes the cache may hold, as CacheConfig::max_bytes; what would exceed it fails with
     // over_budget.
     std::uint64_t max_cache_bytes = 0;
@@ -54,6 +57,15 @@ struct LoadedAttachments {
     // accepted, and keeps its random state.
     Sampler* sampler = nullptr;
     std::string* note = nullptr;
+};
+
+class Session;
+
+// What one session of a batch is fed, and what became of it.
+struct DecodeRequest {
+    Session* session = nullptr;
+    Token token = 0;
+    Status status;
 };
 
 // Results depend on model, config and tokens alone, not on the executor, nor on rounding mode, denormals and
@@ -90,6 +102,18 @@ class Session {
                         std::uint64_t* n_reused = nullptr) noexcept = 0;
     // Feeds one token. Errors: context_full, bad_token, out_of_memory, non_finite, not_representable.
     virtual Status decode(Token token) noexcept = 0;
+    // The same for many sessions of one model at once, whose weights are read once for all of them; on the
+    // executor of the first session and in its working memory. Every session ends with the logits and the
+    // cache, to the bit, that decode(token) alone would leave it with (float weights in a build with a BLAS
+    // included), and an error strikes that session alone: its status, and its state, are those of decode, and
+    // the others go on. Returns ok, or the first of these errors with the number of its request.
+    //
+    // Nothing is fed, and no status written, when a request is refused: invalid_argument (null, a session
+    // twice, of another level, or with float_products where the first is without), other_model, wrong_size
+    // (more sessions than SessionConfig::chunk of the first), context_full, bad_token, the error that a
+    // session has failed with, out_of_memory. Takes memory only for more sessions than the first one has
+    // seen.
+    static Status decode_batch(DecodeRequest* requests, std::size_t n_requests) noexcept;
     // Logits after the last token fed, [n_vocab], valid until the next call; null when there are none.
     virtual const float* logits() const noexcept = 0;
 

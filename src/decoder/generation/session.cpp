@@ -59,14 +59,32 @@ class LlamaSession final : public Session {
     }
 
     Status decode(Token token) noexcept override {
-        if (!failure_.ok()) return failure_;
-        if (n_tokens_ == n_ctx_) {
-            return Status::error(Code::context_full, "the context holds %u tokens, its limit", n_ctx_);
-        }
-        Status status = check_tokens(&token, 1);
+        Status status = check_decode(token);
         if (status.ok()) status = note_tokens(&token, 1);
         if (status.ok()) status = feed_chunk(1, nullptr, true);
         tokens_.resize(n_tokens_);
+        return status;
+    }
+
+    static Status decode_batch(DecodeRequest* requests, std::size_t n) noexcept {
+        auto* first = dynamic_cast<LlamaSession*>(requests[0].session);
+        std::size_t n_marked = 0;
+        Status status;
+        // Marked, so that a session is not taken twice.
+        for (; status.ok() && n_marked < n; n_marked++) {
+            status = first == nullptr ? Status::error(Code::invalid_argument, "no session")
+                                      : first->check_request(requests[n_marked], n);
+            if (!status.ok()) break;
+            session_of(requests[n_marked])->in_batch_ = true;
+        }
+        if (!status.ok()) status = of_request(n_marked, status);
+        if (status.ok()) status = first->note_requests(requests, n);
+        if (status.ok()) status = first->run_requests(requests, n);
+        for (std::size_t i = 0; i < n_marked; i++) {
+            LlamaSession& session = *session_of(requests[i]);
+            session.tokens_.resize(session.n_tokens_);
+            session.in_batch_ = false;
+        }
         return status;
     }
 
@@ -214,6 +232,88 @@ class LlamaSession final : public Session {
         return {};
     }
 
+    static LlamaSession* session_of(const DecodeRequest& request) noexcept {
+        return static_cast<LlamaSession*>(request.session);
+    }
+
+    static Status of_request(std::size_t i, const Status& status) noexcept {
+        return Status::error(status.code(), "request %zu: %s", i, status.message());
+    }
+
+    // Whether it can be of a batch of n of which this session is the first.
+    Status check_request(const DecodeRequest& request, std::size_t n) const noexcept {
+        const auto* other = dynamic_cast<const LlamaSession*>(request.session);
+        if (other == nullptr) return Status::error(Code::invalid_argument, "no session");
+        if (n > chunk_) {
+            return Status::error(Code::wrong_size, "%zu sessions, expected at most the %u tokens of a chunk",
+                                 n, chunk_);
+        }
+        if (other->in_batch_) return Status::error(Code::invalid_argument, "a session that came before");
+        if (other->model_ != model_)
+            return Status::error(Code::other_model, "a session of another model than that of request 0");
+        if (&other->kernels_ != &kernels_ || other->config_.float_products != config_.float_products) {
+            return Status::error(
+                Code::invalid_argument, "products at level %s%s, expected level %s%s as request 0 has",
+                level_name(other->kernels_.level), other->config_.float_products ? " in floats" : "",
+                level_name(kernels_.level), config_.float_products ? " in floats" : "");
+        }
+        return other->check_decode(request.token);
+    }
+
+    Status check_decode(Token token) const noexcept {
+        if (!failure_.ok()) return failure_;
+        if (n_tokens_ == n_ctx_)
+            return Status::error(Code::context_full, "the context holds %u tokens, its limit", n_ctx_);
+        return check_tokens(&token, 1);
+    }
+
+    Status note_requests(DecodeRequest* requests, std::size_t n) noexcept {
+        Status status = guarded([&] {
+            rows_.resize(n);
+            forward_.reserve_step(n);
+            return Status();
+        });
+        for (std::size_t i = 0; status.ok() && i < n; i++) {
+            status = session_of(requests[i])->note_tokens(&requests[i].token, 1);
+        }
+        return status;
+    }
+
+    Status run_requests(DecodeRequest* requests, std::size_t n) noexcept {
+        const FloatMode mode;
+        for (std::size_t i = 0; i < n; i++) {
+            LlamaSession& session = *session_of(requests[i]);
+            rows_[i] = {requests[i].token,
+                        session.n_tokens_,
+                        session.cache_.get(),
+                        session.forward_.ropes(),
+                        session.logits_.data(),
+                        {},
+                        false};
+        }
+        forward_.step(rows_.data(), n);
+        Status first_error;
+        for (std::size_t i = 0; i < n; i++) {
+            requests[i].status = session_of(requests[i])->end_step(rows_[i].status, rows_[i].touched);
+            if (first_error.ok() && !requests[i].status.ok()) first_error = of_request(i, requests[i].status);
+        }
+        return first_error;
+    }
+
+    // After a token was fed, or was not.
+    Status end_step(const Status& status, bool touched) noexcept {
+        if (!status.ok() && !touched) return status;
+        has_logits_ = status.ok();
+        if (!status.ok()) return fail(status);
+        n_tokens_ += 1;
+        return {};
+    }
+
+    Status fail(const Status& status) noexcept {
+        failure_ = Status::error(status.code(), "the session failed and needs a reset: %s", status.message());
+        return failure_;
+    }
+
     // Of a prompt behind n_before tokens.
     Status check_prompt(const Token* tokens, std::size_t n, std::uint64_t n_before) const noexcept {
         if (!failure_.ok()) return failure_;
@@ -314,11 +414,7 @@ class LlamaSession final : public Session {
         if (!status.ok() && !touched) return status;
         has_logits_ = false;
         if (status.ok()) status = write_logits(n, all_logits, last);
-        if (!status.ok()) {
-            failure_ =
-                Status::error(status.code(), "the session failed and needs a reset: %s", status.message());
-            return failure_;
-        }
+        if (!status.ok()) return fail(status);
         n_tokens_ += n;
         has_logits_ = last;
         return {};
@@ -345,6 +441,8 @@ class LlamaSession final : public Session {
     std::vector<Token> tokens_;  // those in the cache, and during a call those that are still to be fed
     std::uint64_t n_tokens_ = 0;
     bool has_logits_ = false;
+    std::vector<StepRow> rows_;  // of a batch whose first session this is
+    bool in_batch_ = false;
     Status failure_;  // what ended the session, ok while it lives
 };
 
@@ -393,6 +491,12 @@ Status Session::create(std::shared_ptr<const Model> model, const SessionConfig& 
     };
     return make_session(std::move(model), config, executor, out, make_cache,
                         [](LlamaSession*) { return Status(); });
+}
+
+Status Session::decode_batch(DecodeRequest* requests, std::size_t n_requests) noexcept {
+    if (n_requests == 0) return {};
+    if (requests == nullptr) return Status::error(Code::invalid_argument, "requests are null");
+    return LlamaSession::decode_batch(requests, n_requests);
 }
 
 namespace {

@@ -44,6 +44,7 @@ Status make_parts(const Model& model, const SessionConfig& config, SessionParts*
     cache.error_every = config.error_every;
     cache.max_bytes = config.max_cache_bytes;
     cache.level = config.level;
+    cache.workspace = config.workspace;
     if (!out->windows.empty()) cache.windows = out->windows.data();
     cache.rope = {out->rope.frequencies.data(), static_cast<std::uint32_t>(out->rope.frequencies.size()),
                   network.family->pairing == Pairing::adjacent};

@@ -66,6 +66,13 @@ std::size_t widest_vector(const ModelParams& sizes) {
     return (n + code_block - 1) / code_block * code_block;
 }
 
+constexpr std::size_t logits_per_task = 16384;
+
+Status no_finite_logits() noexcept {
+    return Status::error(Code::non_finite,
+                         "logits that are no numbers: the weights or the cache do not hold any");
+}
+
 }  // namespace
 
 Forward::Forward(const LlamaModel& model, const LinearKernels& kernels, const IntegerKernels* integer,
@@ -98,14 +105,33 @@ std::uint64_t Forward::n_bytes() const noexcept {
 Status Forward::feed(const Token* tokens, std::size_t n, std::uint64_t position, Cache& cache,
                      bool* touched) noexcept {
     *touched = false;
-    embed(tokens, n, position);
+    for_tokens(n, [&](std::size_t t) { embed(t, tokens[t], ropes_, position + t); });
     for (std::uint32_t i = 0; i < sizes_.n_layers; i++) {
         const LayerWeights& layer = weights_.layers[i];
-        const Status status = attend(layer, i, n, cache, touched);
+        project(layer, i, n);
+        const Status status = attend(i, n, cache, touched);
         if (!status.ok()) return status;
+        end_branch({layer.attention_output, layer.attention_output_bias, layer.attention_post_norm},
+                   mixed_.data(), n);
         feed_forward(layer, n);
     }
     return {};
+}
+
+void Forward::step(StepRow* rows, std::size_t n) noexcept {
+    // A BLAS sums a row in another order when there are more of them.
+    engine_.avoid_blas(true);
+    for_tokens(n, [&](std::size_t t) { embed(t, rows[t].token, rows[t].ropes, rows[t].position); });
+    for (std::uint32_t i = 0; i < sizes_.n_layers; i++) {
+        const LayerWeights& layer = weights_.layers[i];
+        project(layer, i, n);
+        attend_step(i, rows, n);
+        end_branch({layer.attention_output, layer.attention_output_bias, layer.attention_post_norm},
+                   mixed_.data(), n);
+        feed_forward(layer, n);
+    }
+    compute_step_logits(rows, n);
+    engine_.avoid_blas(false);
 }
 
 Status Forward::compute_logits(std::size_t first, std::size_t n, float* logits) noexcept {
@@ -113,81 +139,140 @@ Status Forward::compute_logits(std::size_t first, std::size_t n, float* logits) 
     const Product product = {&weights_.output, x, logits};
     engine_.multiply(&product, 1, n);
 
-    constexpr std::size_t logits_per_task = 16384;
     const std::size_t n_logits = n * sizes_.n_vocab;
-    const float scale = params_.logit_scale;
-    const float cap = params_.logit_cap;
     std::atomic<bool> all_finite{true};
     parallel_for(executor_, (n_logits + logits_per_task - 1) / logits_per_task, [&](std::size_t task) {
-        float* part = logits + task * logits_per_task;
-        const std::size_t n_part = std::min(logits_per_task, n_logits - task * logits_per_task);
-        for (std::size_t i = 0; scale != 1.0f && i < n_part; i++) {
-            part[i] *= scale;
-        }
-        // Before a cap hides it.
-        if (!are_finite(part, n_part)) all_finite.store(false, std::memory_order_relaxed);
-        for (std::size_t i = 0; cap > 0.0f && i < n_part; i++) {
-            part[i] = cap * std::tanh(part[i] / cap);
-        }
+        const std::size_t first = task * logits_per_task;
+        if (!finish_logits(logits + first, std::min(logits_per_task, n_logits - first)))
+            all_finite.store(false, std::memory_order_relaxed);
     });
-    if (all_finite.load()) return {};
-    return Status::error(Code::non_finite,
-                         "logits that are no numbers: the weights or the cache do not hold any");
+    return all_finite.load() ? Status() : no_finite_logits();
 }
 
-void Forward::embed(const Token* tokens, std::size_t n, std::uint64_t position) noexcept {
+// Scale and cap; false when some are no numbers.
+bool Forward::finish_logits(float* logits, std::size_t n) const noexcept {
+    const float scale = params_.logit_scale;
+    const float cap = params_.logit_cap;
+    for (std::size_t i = 0; scale != 1.0f && i < n; i++) {
+        logits[i] *= scale;
+    }
+    // Before a cap hides it.
+    const bool finite = are_finite(logits, n);
+    for (std::size_t i = 0; cap > 0.0f && i < n; i++) {
+        logits[i] = cap * std::tanh(logits[i] / cap);
+    }
+    return finite;
+}
+
+// Some rows of the output matrix at a time, as many as have room in what the feed-forward works in.
+void Forward::compute_step_logits(StepRow* rows, std::size_t n) noexcept {
+    const float* x = normalise(0, n, weights_.output_norm);
+    const Weight& output = weights_.output;
+    const std::size_t room = std::max<std::size_t>(gate_.size() / n / 128 * 128, 1);
+    for (std::size_t first = 0; first < output.n_rows; first += room) {
+        Weight part = output;
+        part.data += first * output.row_bytes;
+        part.n_rows = std::min(room, output.n_rows - first);
+        const Product product = {&part, x, gate_.data()};
+        engine_.multiply(&product, 1, n);
+        for (std::size_t t = 0; t < n; t++) {
+            if (rows[t].status.ok())
+                std::copy_n(gate_.data() + t * part.n_rows, part.n_rows, rows[t].logits + first);
+        }
+    }
+    for (std::size_t t = 0; t < n; t++) {
+        if (rows[t].status.ok() && !finish_logits(rows[t].logits, sizes_.n_vocab))
+            rows[t].status = no_finite_logits();
+    }
+}
+
+void Forward::embed(std::size_t t, Token token, const Rope* ropes, std::uint64_t position) noexcept {
     const Weight& embedding = weights_.embedding;
     const auto expand = engine_.kernels().expand[static_cast<std::size_t>(embedding.type)];
-    for_tokens(n, [&](std::size_t t) {
-        const std::uint8_t* row = embedding.data + static_cast<std::size_t>(tokens[t]) * embedding.row_bytes;
-        float* x = x_.data() + t * sizes_.n_embd;
-        expand(x, row, 0, sizes_.n_embd);
-        if (params_.embedding_scale != 1.0f) {
-            for (std::size_t i = 0; i < sizes_.n_embd; i++) {
-                x[i] *= params_.embedding_scale;
-            }
+    const std::uint8_t* row = embedding.data + static_cast<std::size_t>(token) * embedding.row_bytes;
+    float* x = x_.data() + t * sizes_.n_embd;
+    expand(x, row, 0, sizes_.n_embd);
+    if (params_.embedding_scale != 1.0f) {
+        for (std::size_t i = 0; i < sizes_.n_embd; i++) {
+            x[i] *= params_.embedding_scale;
         }
-        for (std::size_t kind = 0; kind < std::size(turns_); kind++) {
-            if (turns_[kind].size() == 0) continue;
-            write_turns(turns_[kind].data() + t * sizes_.rope_dim, ropes_[kind], position + t);
-        }
-    });
+    }
+    for (std::size_t kind = 0; kind < std::size(turns_); kind++) {
+        if (turns_[kind].size() == 0) continue;
+        write_turns(turns_[kind].data() + t * sizes_.rope_dim, ropes[kind], position);
+    }
 }
 
-Status Forward::attend(const LayerWeights& layer, std::uint32_t index, std::size_t n, Cache& cache,
-                       bool* touched) noexcept {
+// Queries, keys and values of n tokens.
+void Forward::project(const LayerWeights& layer, std::uint32_t index, std::size_t n) noexcept {
     const float* x = normalise(0, n, layer.attention_norm);
     const Product projections[] = {
         {&layer.query, x, query_.data()}, {&layer.key, x, key_.data()}, {&layer.value, x, value_.data()}};
     engine_.multiply(projections, std::size(projections), n);
     prepare_heads(layer, params_.layer_ropes[index], n);
+}
 
-    const std::size_t kv_stride = std::size_t{sizes_.n_kv_heads} * sizes_.head_dim;
-    const auto n_tokens = static_cast<std::uint32_t>(n);
-    Status status = cache.append(index, {key_.data(), kv_stride, sizes_.head_dim},
-                                 {value_.data(), kv_stride, sizes_.head_dim}, n_tokens, executor_);
-    if (!status.ok()) return status;
-    *touched = true;
+Rows Forward::keys_of(std::size_t t) const noexcept {
+    const std::size_t stride = std::size_t{sizes_.n_kv_heads} * sizes_.head_dim;
+    return {key_.data() + t * stride, stride, sizes_.head_dim};
+}
+
+Rows Forward::values_of(std::size_t t) const noexcept {
+    const std::size_t stride = std::size_t{sizes_.n_kv_heads} * sizes_.head_dim;
+    return {value_.data() + t * stride, stride, sizes_.head_dim};
+}
+
+// Of the tokens [t, t + n).
+Queries Forward::queries_of(std::uint32_t index, std::size_t t, std::size_t n) const noexcept {
     Queries queries;
-    queries.data = query_.data();
     queries.query_stride = std::size_t{sizes_.n_heads} * sizes_.head_dim;
+    queries.data = query_.data() + t * queries.query_stride;
     queries.head_stride = sizes_.head_dim;
-    queries.n_queries = n_tokens;
+    queries.n_queries = static_cast<std::uint32_t>(n);
     queries.n_heads = sizes_.n_heads;
     queries.scale = params_.attention_scale;
     queries.soft_cap = params_.attention_cap;
     if (!sizes_.windows.empty()) queries.window = sizes_.windows[index];
-    status = cache.attend(index, queries, mixed_.data(), mixed_.size(), executor_);
+    return queries;
+}
+
+Status Forward::attend(std::uint32_t index, std::size_t n, Cache& cache, bool* touched) noexcept {
+    Status status = cache.append(index, keys_of(0), values_of(0), static_cast<std::uint32_t>(n), executor_);
+    if (!status.ok()) return status;
+    *touched = true;
+    status = cache.attend(index, queries_of(index, 0, n), mixed_.data(), mixed_.size(), executor_);
     // What a chunk filled up is compressed before the next layer needs the same room, but not what may be a
     // draft to be taken back.
     const CacheConfig& config = cache.config();
     const bool is_draft = n <= config.rollback_tokens && n < config.spec.buffer_tokens;
     if (status.ok() && n > 1 && !is_draft) status = cache.compress(index, executor_);
-    if (!status.ok()) return status;
+    return status;
+}
 
-    end_branch({layer.attention_output, layer.attention_output_bias, layer.attention_post_norm},
-               mixed_.data(), n);
-    return {};
+// Together where the caches have one workspace, else each by itself; the bits are the same.
+void Forward::attend_step(std::uint32_t index, StepRow* rows, std::size_t n) noexcept {
+    const std::size_t row_floats = std::size_t{sizes_.n_heads} * sizes_.head_dim;
+    requests_.clear();
+    bool together = true;
+    for (std::size_t t = 0; t < n; t++) {
+        StepRow& row = rows[t];
+        if (!row.status.ok()) continue;
+        row.status = row.cache->append(index, keys_of(t), values_of(t), 1, executor_);
+        if (!row.status.ok()) continue;
+        row.touched = true;
+        requests_.push_back({row.cache, queries_of(index, t, 1), mixed_.data() + t * row_floats, row_floats});
+        const Workspace* workspace = row.cache->config().workspace;
+        together &= workspace != nullptr && workspace == requests_[0].cache->config().workspace;
+    }
+    if (together && Cache::attend_batch(index, requests_.data(), requests_.size(), executor_).ok()) return;
+    // An error is that of one of them, and has changed nothing.
+    std::size_t i = 0;
+    for (std::size_t t = 0; t < n; t++) {
+        if (!rows[t].status.ok()) continue;
+        const AttendRequest& request = requests_[i++];
+        rows[t].status =
+            request.cache->attend(index, request.queries, request.out, request.n_floats, executor_);
+    }
 }
 
 // Biases, norms of heads, and RoPE.

@@ -12,6 +12,17 @@
 
 namespace gearkv {
 
+// One sequence of a step of many: a token behind those of a cache.
+struct StepRow {
+    Token token = 0;
+    std::uint64_t position = 0;
+    Cache* cache = nullptr;
+    const Rope* ropes = nullptr;  // [2], those of its own context
+    float* logits = nullptr;      // [n_vocab], written where the status is ok
+    Status status;                // what became of it
+    bool touched = false;         // some layer of the cache holds the token
+};
+
 // Working memory and products of one session. Allocates in its constructor only.
 class Forward {
   public:
@@ -29,6 +40,14 @@ class Forward {
     // Errors: non_finite.
     Status compute_logits(std::size_t first, std::size_t n, float* logits) noexcept;
 
+    // Room for steps of n sequences, at most `chunk`. May throw std::bad_alloc.
+    void reserve_step(std::size_t n) { requests_.reserve(n); }
+    // One token of each of n sequences, as many as room was reserved for; every one gets the bits that feed
+    // and compute_logits of its token alone would give it. Rows that fail are left behind, and the others go
+    // on.
+    void step(StepRow* rows, std::size_t n) noexcept;
+
+    const Rope* ropes() const noexcept { return ropes_; }
     Executor& executor() const noexcept { return executor_; }
     // Of working memory.
     std::uint64_t n_bytes() const noexcept;
@@ -41,9 +60,15 @@ class Forward {
         const std::vector<float>& norm;
     };
 
-    void embed(const Token* tokens, std::size_t n, std::uint64_t position) noexcept;
-    Status attend(const LayerWeights& layer, std::uint32_t index, std::size_t n, Cache& cache,
-                  bool* touched) noexcept;
+    void embed(std::size_t t, Token token, const Rope* ropes, std::uint64_t position) noexcept;
+    void project(const LayerWeights& layer, std::uint32_t index, std::size_t n) noexcept;
+    Rows keys_of(std::size_t t) const noexcept;
+    Rows values_of(std::size_t t) const noexcept;
+    Queries queries_of(std::uint32_t index, std::size_t t, std::size_t n) const noexcept;
+    Status attend(std::uint32_t index, std::size_t n, Cache& cache, bool* touched) noexcept;
+    void attend_step(std::uint32_t index, StepRow* rows, std::size_t n) noexcept;
+    void compute_step_logits(StepRow* rows, std::size_t n) noexcept;
+    bool finish_logits(float* logits, std::size_t n) const noexcept;
     void prepare_heads(const LayerWeights& layer, LayerRope rope, std::size_t n) noexcept;
     void feed_forward(const LayerWeights& layer, std::size_t n) noexcept;
     void end_branch(const BranchEnd& end, const float* x, std::size_t n) noexcept;
@@ -69,6 +94,7 @@ class Forward {
     Floats mixed_;     // [chunk, n_heads, head_dim], attention output
     Floats gate_;      // [chunk, n_ff]
     Floats up_;        // [chunk, n_ff]
+    std::vector<AttendRequest> requests_;  // of a step
 };
 
 }  // namespace gearkv

@@ -180,7 +180,7 @@ void ProductEngine::multiply_panel(const Product& product, std::size_t first_row
         args.n_cols = n_cols;
         args.n_tokens = n_tokens;
         args.accumulate = product.accumulate || first > 0;
-        if (uses_blas_ && n_tokens >= blas_tokens) {
+        if (uses_blas_ && !avoids_blas_ && n_tokens >= blas_tokens) {
             multiply_blas(args);
         } else {
             kernels_.multiply[static_cast<std::size_t>(WeightType::f32)](args);

@@ -37,6 +37,9 @@ class ProductEngine {
     // Runs independent products over the same number of tokens. Allocates nothing.
     void multiply(const Product* products, std::size_t n_products, std::size_t n_tokens) noexcept;
 
+    // While set, no product depends on n_tokens, whatever the build.
+    void avoid_blas(bool avoid) noexcept { avoids_blas_ = avoid; }
+
     const LinearKernels& kernels() const noexcept { return kernels_; }
     // Of working memory.
     std::uint64_t n_bytes() const noexcept {
@@ -61,6 +64,7 @@ class ProductEngine {
     const IntegerKernels* integer_;  // null: none
     Executor& executor_;
     bool uses_blas_;
+    bool avoids_blas_ = false;
     std::size_t n_panels_;                        // one for each thread that may run a task
     std::unique_ptr<std::atomic<bool>[]> taken_;  // [n_panels]
     Floats panels_;                               // [n_panels, panel_rows, column_block]
