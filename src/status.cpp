@@ -41,6 +41,8 @@ const char* code_name(Code code) noexcept {
             return "other_codec";
         case Code::other_model:
             return "other_model";
+        case Code::other_rope:
+            return "other_rope";
         case Code::damaged:
             return "damaged";
         case Code::corrupt_state:

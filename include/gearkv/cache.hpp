@@ -18,18 +18,12 @@
 #include "gearkv/cpu.hpp"
 #include "gearkv/executor.hpp"
 #include "gearkv/memory.hpp"
+#include "gearkv/rope.hpp"
 #include "gearkv/status.hpp"
 
 namespace gearkv {
 
 class Cache;
-
-// The rotary position embedding the keys come with. Needed by Cache::remove alone, which changes positions.
-struct RopeConfig {
-    const double* frequencies = nullptr;  // [n_pairs] radians a token, finite; copied
-    std::uint32_t n_pairs = 0;            // 0: keys are not rotated; at most key_dim / 2
-    bool interleaved = false;  // pair i is channels 2i and 2i + 1 (GGUF llama); else i and i + n_pairs (NeoX)
-};
 
 // Working memory that caches have in common, so that hundreds of sequences hold little beside their tokens.
 // It grows to what the largest of them needs, outlives them all, and forks of them use it too. Caches of one
@@ -95,6 +89,7 @@ struct CacheConfig {
     // what its window has left, `forgotten`. With auto:BITS the first chunk is closed in all layers when the
     // last of them was attended. When memory is short the tokens wait for the next append.
     bool close_prompts = false;
+    // By which the keys of all layers come rotated, where Cache::remove, which alone needs it, is not told.
     RopeConfig rope;
     Workspace* workspace = nullptr;  // borrowed; null for working memory of the cache's own
     Level level = Level::automatic;
@@ -268,13 +263,20 @@ class Cache {
 
     // Drops n_tokens tokens from `first` on in every layer; those behind move up, as in a context shift.
     // Blocks are not rewritten: they hide tokens, and go when none is left. Keys turn to their new positions
-    // as `rope` says: those in blocks when they are attended (their queries turn instead, exactly), sinks and
-    // those in the buffer at once, rounded to fp16 again. Sinks that go are not replaced: whatever is first
-    // then need not be one, and tokens to come are only where no token but sinks is left. A block that is
-    // being compressed of tokens that go or move is finished first, at once: no more stays uncompressed than
-    // without removals, whatever their rhythm. Errors: wrong_size, forgotten (CacheConfig::windows),
-    // out_of_memory, over_budget; nothing is dropped then.
+    // by the rope of their layer: those in blocks when they are attended (their queries turn instead,
+    // exactly), sinks and those in the buffer at once, rounded to fp16 again. Sinks that go are not replaced:
+    // whatever is first then need not be one, and tokens to come are only where no token but sinks is left. A
+    // block that is being compressed of tokens that go or move is finished first, at once: no more stays
+    // uncompressed than without removals, whatever their rhythm.
+    //
+    // The ropes are `ropes`, one for every layer [n_layers], of which one with 0 pairs turns nothing; or
+    // CacheConfig::rope for all of them. The first by which keys of a layer move holds for it until it is
+    // empty, and others are refused; forks and state files take it along. Where it is not CacheConfig::rope a
+    // copy is kept. Errors: wrong_size, forgotten (CacheConfig::windows), other_rope, out_of_memory,
+    // over_budget; what Cache::create says of a rope, naming the layer; nothing is dropped then.
     Status remove(std::uint64_t first, std::uint64_t n_tokens,
+                  Executor& executor = serial_executor()) noexcept;
+    Status remove(std::uint64_t first, std::uint64_t n_tokens, const RopeConfig* ropes,
                   Executor& executor = serial_executor()) noexcept;
 
     // Gives back the blocks of a layer that have no token from `token` on, for layers with a sliding window

@@ -105,7 +105,7 @@ struct LoadOptions {
 };
 
 // Makes a cache out of a file. `config` says what is expected: layers, heads, dimensions, rotary embedding
-// and SPEC must be the file's; seed and spread_tokens are taken from the file; all else of it is the new
+// and SPEC must be the file's; ropes that Cache::remove was given come with the file; seed and spread_tokens are taken from the file; all else of it is the new
 // cache's own. Buffers, sinks and tables are always copied. n_extra, when given,
 // gets the number of the caller's bytes. Errors: those of Cache::create; io_error, not_a_state,
 // other_byte_order, bad_version, truncated, damaged, corrupt_state, bad_block, other_codec, other_model,

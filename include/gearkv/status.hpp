@@ -24,6 +24,7 @@ enum class Code : std::uint8_t {
     other_byte_order,   // a file of a machine with another byte order
     other_codec,        // a cache saved with another SPEC
     other_model,        // a cache saved with another model, shape or rotary embedding
+    other_rope,         // keys of a layer have moved by another rotary embedding
     damaged,            // bytes that do not match their checksum, or are where none should be
     corrupt_state,      // checksums match, but a count, place or order cannot be right
     thread_failure,     // the system refused a thread

@@ -229,7 +229,7 @@ class Call {
         auto* next = static_cast<float*>(work_.turns.data());
         for (std::size_t at = 0; at < n_jobs_; ++at) {
             const Job& job = jobs_[at];
-            const RopeConfig& rope = job.cache->context.config.rope;
+            const RopeConfig& rope = job.layer->rope(job.cache->context);
             for (std::size_t i = 0; i < job.n_runs && rope.n_pairs > 0; ++i) {
                 KvRun& run = job.runs[i];
                 if (run.shift == 0) continue;
@@ -245,7 +245,7 @@ class Call {
         return {};
     }
     static std::uint64_t turn_floats(const Job& job) noexcept {
-        return 2 * std::uint64_t{job.cache->context.config.rope.n_pairs};
+        return 2 * std::uint64_t{job.layer->rope(job.cache->context).n_pairs};
     }
     static std::size_t part_stride(const Job& job) noexcept {
         return part_floats(job.cache->context.config.value_dim);

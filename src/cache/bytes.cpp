@@ -1,10 +1,10 @@
 // What a cache will need, before it exists.
 #include <algorithm>
-#include <cmath>
 
 #include "../arch/float_mode.hpp"
 #include "cache/check.hpp"
 #include "cache/rates.hpp"
+#include "cache/rope_in_use.hpp"
 #include "cache/rules.hpp"
 
 namespace gearkv {
@@ -31,21 +31,6 @@ Status check_rules(const CacheConfig& config) {
         return Status::error(Code::bad_spec,
                              "layers-%u of the SPEC, expected below %u, the layers of the cache", first,
                              config.n_layers);
-    }
-    return {};
-}
-
-Status check_rope(const RopeConfig& rope, std::uint32_t key_dim) {
-    if (rope.n_pairs > key_dim / 2) {
-        return Status::error(Code::wrong_size, "rope.n_pairs is %u, expected at most half of the %u channels",
-                             rope.n_pairs, key_dim);
-    }
-    if (rope.n_pairs > 0 && rope.frequencies == nullptr)
-        return Status::error(Code::invalid_argument, "rope.frequencies is null");
-    for (std::uint32_t i = 0; i < rope.n_pairs; ++i) {
-        if (std::isfinite(rope.frequencies[i])) continue;
-        return Status::error(Code::non_finite, "rope.frequencies[%u] is %g, expected finite", i,
-                             rope.frequencies[i]);
     }
     return {};
 }

@@ -167,7 +167,7 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
                              static_cast<unsigned long long>(gap_end - 1));
     }
     if (Status status = stream.check_blocks(serial_executor()); !status.ok()) return status;
-    stream.tokens().read_range(impl_->context, first, n_tokens, keys, values);
+    stream.tokens().read_range(impl_->context, stream.rope(impl_->context), first, n_tokens, keys, values);
     return {};
 }
 

@@ -168,12 +168,14 @@ bool LayerStream::truncate(CacheContext* context, std::uint64_t n_tokens) noexce
     // A stream that has forgotten all its blocks keeps their profiles.
     if (tokens_.blocks().size() == 0 && !closing_.is_open() && !exact)
         mutable_blocks()->forget_profiles(memory(context));
+    if (n_kept == 0) rope_.forget(memory(context));
     return exact;
 }
 
 void LayerStream::reset(CacheContext* context) noexcept {
     (void)truncate(context, 0);
     mutable_blocks()->forget_profiles(memory(context));
+    rope_.forget(memory(context));
     past_ = {};
 }
 
@@ -199,9 +201,10 @@ void LayerStream::prepare_remove(CacheContext* context, std::uint64_t first, Exe
     past_.note(n_tokens());
 }
 
-void LayerStream::remove(CacheContext* context, std::uint64_t first, std::uint64_t n,
+void LayerStream::remove(CacheContext* context, std::uint64_t first, std::uint64_t n, const RopeConfig& rope,
                          const Rotation& turn) noexcept {
     forget_reopenable(context);
+    if (first + n < n_tokens()) rope_.use(rope, context->config.rope);
     tokens_.remove(memory(context), *context->kernels, first, n, turn);
     // What goes behind an open unit is no rollback: its time runs on, as far as a state file can tell.
     const std::uint64_t n_appended = closing_.n_appended(), n_buffered = tokens_.n_buffered();

@@ -6,6 +6,7 @@
 #include "cache/layer_rates.hpp"
 #include "cache/past.hpp"
 #include "cache/reopenable.hpp"
+#include "cache/rope_in_use.hpp"
 #include "cache/tokens.hpp"
 
 namespace gearkv {
@@ -36,6 +37,8 @@ class LayerStream {
     // far it was. False when memory is short.
     bool restore(CacheContext* context, const LayerShape& shape, const LayerProgress& progress,
                  const void* const* sinks, const void* const* buffer) noexcept;
+    // And this rope, by which keys of it have moved. False when memory is short.
+    bool restore_rope(CacheContext* context, const RopeConfig& rope) noexcept;
 
     // ---- tokens come ----
 
@@ -74,8 +77,14 @@ class LayerStream {
     bool reserve_cut(CacheContext* context) noexcept { return tokens_.reserve_cut(memory(context)); }
     // Before reserve_cut for a removal from `first` on: an open unit is closed that has tokens behind it.
     void prepare_remove(CacheContext* context, std::uint64_t first, Executor& executor) noexcept;
-    // Drops tokens [first, first + n). Those behind move up, and their keys turn by `turn`.
-    void remove(CacheContext* context, std::uint64_t first, std::uint64_t n, const Rotation& turn) noexcept;
+    // Before a removal: room for a rope that the one in use agrees with, by which keys are to move. False
+    // when memory is short.
+    bool reserve_rope(CacheContext* context, const RopeConfig& rope) noexcept {
+        return rope_.reserve(memory(context), rope, context->config.rope);
+    }
+    // Drops tokens [first, first + n). Those behind move up, and their keys turn by `turn`, of `rope`.
+    void remove(CacheContext* context, std::uint64_t first, std::uint64_t n, const RopeConfig& rope,
+                const Rotation& turn) noexcept;
     // Tokens of the blocks that have none from `token` on. What a window leaves may still be opened again,
     // and stays until it no longer is.
     std::uint64_t n_forgettable(std::uint64_t token, bool may_reopen) const noexcept {
@@ -92,6 +101,11 @@ class LayerStream {
     // ---- what there is ----
 
     const LayerTokens& tokens() const noexcept { return tokens_; }
+    // By which keys have moved, if any have.
+    const RopeInUse& rope_in_use() const noexcept { return rope_; }
+    const RopeConfig& rope(const CacheContext& context) const noexcept {
+        return rope_.get(context.config.rope);
+    }
     BlockTable* mutable_blocks() noexcept { return tokens_.mutable_blocks(); }
     std::uint64_t n_tokens() const noexcept { return tokens_.n_tokens(); }
     const LayerRates& rates() const noexcept { return rates_; }
@@ -142,6 +156,7 @@ class LayerStream {
     std::uint32_t index_ = 0;
     LayerRates rates_;
     LayerTokens tokens_;
+    RopeInUse rope_;
     Closing closing_;
     ReopenableUnits reopenable_;
     Past past_;

@@ -48,6 +48,7 @@ bool LayerStream::copy(CacheContext* context, const LayerStream& other) noexcept
     rates_.copy(other.rates_);
     if (!tokens_.copy(memory(context), other.tokens_)) return false;
     if (!reopenable_.copy(memory(context), other.reopenable_)) return false;
+    if (!rope_.copy(memory(context), other.rope_)) return false;
     past_ = other.past_;
     return take_progress(context, other.progress());
 }
@@ -56,6 +57,12 @@ bool LayerStream::restore(CacheContext* context, const LayerShape& shape, const 
                           const void* const* sinks, const void* const* buffer) noexcept {
     past_.restore(progress.exact_from, progress.prompt, shape.n_tokens());
     return tokens_.restore(memory(context), shape, sinks, buffer) && take_progress(context, progress);
+}
+
+bool LayerStream::restore_rope(CacheContext* context, const RopeConfig& rope) noexcept {
+    if (!reserve_rope(context, rope)) return false;
+    rope_.use(rope, context->config.rope);
+    return true;
 }
 
 LayerProgress LayerStream::progress() const noexcept {
@@ -74,6 +81,7 @@ void LayerStream::destroy(CacheContext* context) noexcept {
     closing_.drop(memory(context));
     tokens_.destroy(memory(context));
     reopenable_.destroy(memory(context));
+    rope_.forget(memory(context));
     rates_.destroy(memory(context));
     HeldBytes held = held_;
     this->~LayerStream();

@@ -5,6 +5,81 @@
 #include "executor/call.hpp"
 
 namespace gearkv {
+namespace {
+
+// Whether the keys of all layers may move by these ropes.
+Status check_ropes(const CacheAccess::Impl& cache, const RopeConfig* ropes) {
+    const CacheConfig& config = cache.context.config;
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        const RopeConfig& rope = ropes == nullptr ? config.rope : ropes[i];
+        if (Status status = check_rope(rope, config.key_dim); !status.ok())
+            return Status::error(status.code(), "layer %u: %s", i, status.message());
+        const LayerStream* stream = cache.layers[i];
+        if (stream == nullptr || stream->rope_in_use().agrees(rope, config.rope)) continue;
+        return Status::error(Code::other_rope,
+                             "keys of layer %u have moved by another rope, of %u pairs, than this one of %u",
+                             i, stream->rope(cache.context).n_pairs, rope.n_pairs);
+    }
+    return {};
+}
+
+// Without ropes, by that of the configuration.
+Status remove_tokens(CacheAccess::Impl& cache, std::uint64_t first, std::uint64_t n_tokens,
+                     const RopeConfig* ropes, Executor& caller) {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
+    CacheContext& context = cache.context;
+    const CacheConfig& config = context.config;
+    if (n_tokens == 0) return Status::error(Code::wrong_size, "removal of 0 tokens, expected at least 1");
+    const bool is_empty = cache.n_tokens(cache.longest_layer()) == 0;
+    const auto has_none = [&](std::uint32_t i) { return cache.n_tokens(i) == 0 && !is_empty; };
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        const std::uint64_t n_held = cache.n_tokens(i);
+        if ((first <= n_held && n_tokens <= n_held - first) || has_none(i)) continue;
+        return Status::error(Code::wrong_size, "removal of %llu tokens from %llu, layer %u holds %llu",
+                             static_cast<unsigned long long>(n_tokens),
+                             static_cast<unsigned long long>(first), i,
+                             static_cast<unsigned long long>(n_held));
+    }
+    if (Status status = check_ropes(cache, ropes); !status.ok()) return status;
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        if (has_none(i)) continue;
+        const LayerShape kept = cache.layers[i]->tokens().shape().without(first, n_tokens);
+        if (Status status = cache.check_window(i, kept, "removal"); !status.ok()) return status;
+    }
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        if (has_none(i)) continue;
+        if (Status status = cache.own(i); !status.ok()) return status;
+    }
+    const auto rope_of = [&](std::uint32_t layer) -> const RopeConfig& {
+        return ropes == nullptr ? config.rope : ropes[layer];
+    };
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        if (has_none(i)) continue;
+        LayerStream& stream = *cache.layers[i];
+        if (Status status = stream.check_first_block(); !status.ok()) return status;
+        if (!stream.reserve_rope(&context, rope_of(i)))
+            return memory_error(context, "for the rope of layer %u", i);
+        stream.prepare_remove(&context, first, executor);
+        if (!stream.reserve_cut(&context)) return memory_error(context, "to cut the blocks of layer %u", i);
+    }
+    float angles[max_dim];
+    Rotation turn;
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        const RopeConfig& rope = rope_of(i);
+        if (i == 0 || !is_same(rope, rope_of(i - 1))) {
+            turn = make_rotation(rope.frequencies, rope.n_pairs, rope.interleaved,
+                                 -static_cast<std::int64_t>(n_tokens), angles);
+        }
+        if (cache.n_tokens(i) > 0) cache.layers[i]->remove(&context, first, n_tokens, rope, turn);
+    }
+    cache.look_again();
+    cache.note_dropped();
+    if (cache.rates.waits()) cache.rates.reset(&context);
+    return {};
+}
+
+}  // namespace
 
 Status Cache::truncate(std::uint64_t n_tokens, bool* lossless) noexcept {
     const std::uint32_t n_layers = config().n_layers;
@@ -53,48 +128,13 @@ Status Cache::truncate_to_shortest(std::uint64_t* n_tokens, bool* lossless) noex
 }
 
 Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens, Executor& caller) noexcept {
-    CallExecutor executor(caller);
-    if (Status status = executor.check(); !status.ok()) return status;
-    const std::uint32_t n_layers = config().n_layers;
-    if (n_tokens == 0) return Status::error(Code::wrong_size, "removal of 0 tokens, expected at least 1");
-    const bool is_empty = this->n_tokens(impl_->longest_layer()) == 0;
-    const auto has_none = [&](std::uint32_t i) { return this->n_tokens(i) == 0 && !is_empty; };
-    for (std::uint32_t i = 0; i < n_layers; ++i) {
-        const std::uint64_t n_held = this->n_tokens(i);
-        if ((first <= n_held && n_tokens <= n_held - first) || has_none(i)) continue;
-        return Status::error(Code::wrong_size, "removal of %llu tokens from %llu, layer %u holds %llu",
-                             static_cast<unsigned long long>(n_tokens),
-                             static_cast<unsigned long long>(first), i,
-                             static_cast<unsigned long long>(n_held));
-    }
-    for (std::uint32_t i = 0; i < n_layers; ++i) {
-        if (has_none(i)) continue;
-        const LayerShape kept = impl_->layers[i]->tokens().shape().without(first, n_tokens);
-        if (Status status = impl_->check_window(i, kept, "removal"); !status.ok()) return status;
-    }
-    for (std::uint32_t i = 0; i < n_layers; ++i) {
-        if (has_none(i)) continue;
-        if (Status status = impl_->own(i); !status.ok()) return status;
-    }
-    CacheContext& context = impl_->context;
-    for (std::uint32_t i = 0; i < n_layers; ++i) {
-        if (has_none(i)) continue;
-        if (Status status = impl_->layers[i]->check_first_block(); !status.ok()) return status;
-        impl_->layers[i]->prepare_remove(&context, first, executor);
-        if (!impl_->layers[i]->reserve_cut(&context))
-            return memory_error(context, "to cut the blocks of layer %u", i);
-    }
-    float angles[max_dim];
-    const RopeConfig& rope = config().rope;
-    const Rotation turn = make_rotation(impl_->frequencies, rope.n_pairs, rope.interleaved,
-                                        -static_cast<std::int64_t>(n_tokens), angles);
-    for (std::uint32_t i = 0; i < n_layers; ++i) {
-        if (this->n_tokens(i) > 0) impl_->layers[i]->remove(&context, first, n_tokens, turn);
-    }
-    impl_->look_again();
-    impl_->note_dropped();
-    if (impl_->rates.waits()) impl_->rates.reset(&context);
-    return {};
+    return remove_tokens(*impl_, first, n_tokens, nullptr, caller);
+}
+
+Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens, const RopeConfig* ropes,
+                     Executor& caller) noexcept {
+    if (ropes == nullptr) return Status::error(Code::invalid_argument, "ropes are null");
+    return remove_tokens(*impl_, first, n_tokens, ropes, caller);
 }
 
 Status Cache::shrink(std::uint64_t target_bytes, std::uint64_t* freed) noexcept {

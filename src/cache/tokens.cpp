@@ -10,13 +10,12 @@ namespace gearkv {
 namespace {
 
 // Keys that were read, to where their tokens are now.
-void turn_rows(const CacheConfig& config, std::int64_t shift, std::size_t n_rows, float* rows) {
-    if (shift == 0 || config.rope.n_pairs == 0) return;
+void turn_rows(const RopeConfig& rope, std::int64_t shift, std::size_t n_rows, std::size_t dim, float* rows) {
+    if (shift == 0 || rope.n_pairs == 0) return;
     float angles[max_dim];
-    const Rotation turn =
-        make_rotation(config.rope.frequencies, config.rope.n_pairs, config.rope.interleaved, shift, angles);
+    const Rotation turn = make_rotation(rope.frequencies, rope.n_pairs, rope.interleaved, shift, angles);
     for (std::size_t i = 0; i < n_rows; ++i)
-        rotate(turn, rows + i * config.key_dim);
+        rotate(turn, rows + i * dim);
 }
 
 }  // namespace
@@ -169,8 +168,8 @@ KvRun LayerTokens::run_of(const ClosedBlock& block) const noexcept {
             {}};
 }
 
-void LayerTokens::read_range(const CacheContext& context, std::uint64_t first, std::uint64_t n, float* keys,
-                             float* values) const noexcept {
+void LayerTokens::read_range(const CacheContext& context, const RopeConfig& rope, std::uint64_t first,
+                             std::uint64_t n, float* keys, float* values) const noexcept {
     const std::uint64_t key_row = std::uint64_t{context.config.n_kv_heads} * context.config.key_dim;
     const std::uint64_t value_row = std::uint64_t{context.config.n_kv_heads} * context.config.value_dim;
     const LayerShape held = shape();
@@ -193,8 +192,8 @@ void LayerTokens::read_range(const CacheContext& context, std::uint64_t first, s
             if (keys != nullptr) {
                 float* to = keys + (at - first) * key_row;
                 decompress_rows(blocks_.view(i, TensorKind::key), from, count, to);
-                turn_rows(context.config, blocks_[i].shift, count * std::size_t{context.config.n_kv_heads},
-                          to);
+                turn_rows(rope, blocks_[i].shift, count * std::size_t{context.config.n_kv_heads},
+                          context.config.key_dim, to);
             }
             if (values != nullptr) {
                 decompress_rows(blocks_.view(i, TensorKind::value), from, count,

@@ -23,6 +23,8 @@
 //                        the place of the next section on.
 //     key_buffer         rows, value_buffer likewise: the last tokens
 //     queries            StateQueries and rows: what auto:BITS will choose its rates by
+//     rope               StateRope and frequencies by which keys of this layer have moved, where these are not
+//                        those of the header
 //   extra                bytes of the program that saved, at most one section
 //
 // Rows are [token][head][dim padded to 16 with zeros] of fp16, or of float in a tensor of f32 (their size
@@ -31,7 +33,7 @@
 // Tokens of a layer: n_sinks (fewer than the SPEC says where some were removed), then n_forgotten which are counted but were given back, then those of the
 // blocks, then n_buffered. An entry of a block shows tokens [first, first + n_tokens) of it and hides the
 // others; shift, 0 or negative, is how far they have moved since their keys were rotated: what was rotated
-// for place p is at p + shift now.
+// for place p is at p + shift now, and keys turn by shift times the frequencies of the layer.
 //
 // Checksums are XXH64 with seed 0. A reader must refuse what it does not know: other versions, kinds, flags
 // and anything but zeros in reserved fields and between sections.
@@ -92,6 +94,7 @@ enum class StateKind : std::uint32_t {
     value_buffer = 11,
     queries = 12,
     extra = 13,
+    rope = 14,
 };
 
 // Of keys and values, which follow each other: the one of `kind`.
@@ -123,12 +126,22 @@ struct StateLayer {
     std::uint32_t flags;             // bit 0: the last append brought a block's worth of tokens or more;
                                      // bit 1: so did the one that brought the pending ones;
                                      // bit 2: a sliding window had left some of what was given back, which is
-                                     // no mask, and whoever needs them cannot go on
+                                     // no mask, and whoever needs them cannot go on;
+                                     // bit 3: keys have moved, all by the same frequencies (in earlier files
+                                     // a shift alone tells)
     float key_rate;                  // of a trellis, as in use
     float value_rate;
     std::uint32_t reserved;
 };
 static_assert(sizeof(StateLayer) == 64);
+
+// Behind it: double [n_pairs], radians a token.
+struct StateRope {
+    std::uint32_t n_pairs;      // at most key_dim / 2; 0: keys do not turn
+    std::uint32_t interleaved;  // 1: pair i is channels 2i and 2i + 1; 0: i and i + n_pairs
+    std::uint8_t reserved[56];
+};
+static_assert(sizeof(StateRope) == 64);
 
 // Behind it: float [n_queries][n_heads][key_dim].
 struct StateQueries {

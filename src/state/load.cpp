@@ -125,6 +125,7 @@ class Loader {
                                         (found.flags & 2) != 0, (found.flags & 1) != 0};
         if (!stream.restore(&impl_.context, shape, progress, sections.sinks, sections.buffer))
             return no_memory(layer);
+        if (!restore_rope(&stream, sections)) return no_memory(layer);
         if (sections.queries == nullptr) return {};
         QuerySample sample;
         sample.n_queries = sections.queries->n_queries;
@@ -135,6 +136,18 @@ class Loader {
         std::copy_n(sections.queries->visible, QuerySample::most_queries, sample.visible);
         const bool restored = impl_.rates.restore(&impl_.context, layer, sample, sections.queries + 1);
         return restored ? Status() : no_memory(layer);
+    }
+
+    // By which keys have moved, if any have; earlier files tell it only of blocks.
+    bool restore_rope(LayerStream* stream, const StateLayerSections& sections) noexcept {
+        bool has_moved = (sections.layer.flags & 8) != 0;
+        for (std::uint64_t i = 0; i < sections.n_blocks; ++i)
+            has_moved |= sections.block(i).key->shift != 0;
+        if (!has_moved) return true;
+        RopeConfig rope = impl_.context.config.rope;
+        if (const StateRope* own = sections.rope; own != nullptr)
+            rope = {reinterpret_cast<const double*>(own + 1), own->n_pairs, own->interleaved != 0};
+        return stream->restore_rope(&impl_.context, rope);
     }
 
     void push_block(LayerStream* stream, const StateBlock& found) noexcept {

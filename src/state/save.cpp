@@ -22,7 +22,7 @@ class Sections {
     std::uint64_t n_composed() const noexcept {
         std::uint64_t n = 0;
         for (std::uint32_t i = 0; i < impl_.context.config.n_layers; ++i)
-            n += sizeof(StateLayer) + query_bytes(i);
+            n += sizeof(StateLayer) + query_bytes(i) + rope_bytes(i);
         return n;
     }
 
@@ -52,6 +52,15 @@ class Sections {
         if (sample == nullptr || sample->n_queries == 0) return 0;
         return sizeof(StateQueries) + std::uint64_t{sample->n_queries} * sample->n_heads *
                                           impl_.context.config.key_dim * sizeof(float);
+    }
+
+    std::uint64_t rope_bytes(std::uint32_t layer) const noexcept {
+        const RopeConfig* rope = own_rope(layer);
+        return rope == nullptr ? 0 : sizeof(StateRope) + rope->n_pairs * sizeof(double);
+    }
+    const RopeConfig* own_rope(std::uint32_t layer) const noexcept {
+        const LayerStream* stream = impl_.layers[layer];
+        return stream == nullptr ? nullptr : stream->rope_in_use().own();
     }
 
     template <class Visit>
@@ -85,6 +94,11 @@ class Sections {
         if (const std::uint64_t n_bytes = query_bytes(layer); n_bytes > 0) {
             compose_queries(*impl_.rates.sample(layer), n_bytes, *composed);
             visit(section(StateKind::queries, layer, n_bytes), *composed);
+            if (*composed != nullptr) *composed += n_bytes;
+        }
+        if (const std::uint64_t n_bytes = rope_bytes(layer); n_bytes > 0) {
+            compose_rope(*own_rope(layer), *composed);
+            visit(section(StateKind::rope, layer, n_bytes), *composed);
             if (*composed != nullptr) *composed += n_bytes;
         }
     }
@@ -123,10 +137,21 @@ class Sections {
         layer.pending_appended = progress.pending_appended;
         layer.flags = static_cast<std::uint32_t>(progress.prompt) |
                       static_cast<std::uint32_t>(progress.pending_prompt) << 1 |
-                      static_cast<std::uint32_t>(shape.n_left > 0) << 2;
+                      static_cast<std::uint32_t>(shape.n_left > 0) << 2 |
+                      static_cast<std::uint32_t>(stream.rope_in_use().is_in_use()) << 3;
         layer.key_rate = stream.rates().spec(TensorKind::key).rate;
         layer.value_rate = stream.rates().spec(TensorKind::value).rate;
         std::memcpy(to, &layer, sizeof(layer));
+    }
+
+    static void compose_rope(const RopeConfig& rope, unsigned char* to) noexcept {
+        if (to == nullptr) return;
+        StateRope found = {};
+        found.n_pairs = rope.n_pairs;
+        found.interleaved = rope.interleaved;
+        std::memcpy(to, &found, sizeof(found));
+        if (rope.n_pairs > 0)
+            std::memcpy(to + sizeof(found), rope.frequencies, rope.n_pairs * sizeof(double));
     }
 
     static void compose_queries(const QuerySample& sample, std::uint64_t n_bytes,

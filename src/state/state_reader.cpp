@@ -1,8 +1,10 @@
 #include "state/state_reader.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#include "cache/rope_in_use.hpp"
 #include "format/trellis.hpp"
 
 namespace gearkv {
@@ -27,10 +29,10 @@ bool finite_rows(const void* rows, std::uint64_t n_bytes, bool is_float) noexcep
 }
 
 const char* name_of(std::uint32_t kind) noexcept {
-    static constexpr const char* names[] = {"no section", "layer",        "key planes",   "value planes",
-                                            "key sinks",  "value sinks",  "key profiles", "value profiles",
-                                            "key block",  "value block",  "key buffer",   "value buffer",
-                                            "queries",    "extra section"};
+    static constexpr const char* names[] = {"no section", "layer",         "key planes",   "value planes",
+                                            "key sinks",  "value sinks",   "key profiles", "value profiles",
+                                            "key block",  "value block",   "key buffer",   "value buffer",
+                                            "queries",    "extra section", "rope"};
     return kind < std::size(names) ? names[kind] : "unknown section";
 }
 
@@ -146,8 +148,8 @@ Status StateReader::check_layer(std::uint32_t layer, const StateLayer& found) co
     const std::uint32_t most_unit = std::max(max_unit_tokens / spec.buffer_tokens, 1u) * spec.buffer_tokens;
     if (found.pending_tokens > std::min<std::uint64_t>(found.n_buffered, most_unit) ||
         found.pending_tokens % spec.buffer_tokens != 0 || found.pending_appended > found.n_buffered ||
-        found.flags > 7 || ((found.flags & 4) != 0 && found.n_forgotten == 0) || found.reserved != 0 ||
-        found.exact_from > 2 * most) {
+        found.flags > 15 || ((found.flags & 4) != 0 && found.n_forgotten == 0) ||
+        ((found.flags & 8) != 0 && n_tokens == 0) || found.reserved != 0 || found.exact_from > 2 * most) {
         return Status::error(Code::corrupt_state,
                              "layer %u compresses %u tokens for %u appended of %llu, with flags %u", layer,
                              found.pending_tokens, found.pending_appended, static_cast<Ull>(found.n_buffered),
@@ -219,6 +221,7 @@ Status StateReader::read_layer(std::uint32_t layer, StateLayerSections* out) noe
         if (!status.ok()) return status;
     }
     if (status = read_queries(layer, &found); !status.ok()) return status;
+    if (status = read_rope(layer, &found); !status.ok()) return status;
     *out = found;
     return {};
 }
@@ -429,6 +432,29 @@ Status StateReader::read_queries(std::uint32_t layer, StateLayerSections* out) n
         return Status::error(Code::corrupt_state, "queries of layer %u that cannot be", layer);
     }
     out->queries = static_cast<const StateQueries*>(bytes);
+    return {};
+}
+
+Status StateReader::read_rope(std::uint32_t layer, StateLayerSections* out) noexcept {
+    const StateSection* section = peek(StateKind::rope, layer);
+    if (section == nullptr) return {};
+    const auto wrong = [&] {
+        return Status::error(Code::corrupt_state, "a rope of layer %u that cannot be", layer);
+    };
+    StateRope rope;
+    const std::uint64_t n_bytes = section->n_bytes;
+    if (n_bytes < sizeof(rope) || n_bytes > sizeof(rope) + config_.key_dim / 2 * sizeof(double))
+        return wrong();
+    const void* bytes = nullptr;
+    if (Status status = read(StateKind::rope, layer, n_bytes, &bytes); !status.ok()) return status;
+    std::memcpy(&rope, bytes, sizeof(rope));
+    const auto* frequencies = reinterpret_cast<const double*>(static_cast<const StateRope*>(bytes) + 1);
+    if ((out->layer.flags & 8) == 0 || rope.interleaved > 1 ||
+        !all_zero(rope.reserved, sizeof(rope.reserved)) ||
+        n_bytes - sizeof(rope) != rope.n_pairs * sizeof(double) ||
+        !std::all_of(frequencies, frequencies + rope.n_pairs, is_frequency))
+        return wrong();
+    out->rope = static_cast<const StateRope*>(bytes);
     return {};
 }
 

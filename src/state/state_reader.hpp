@@ -31,6 +31,7 @@ struct StateLayerSections {
     const void* buffer[2] = {nullptr, nullptr};
     std::uint64_t profile_bytes[2] = {0, 0};
     const StateQueries* queries = nullptr;
+    const StateRope* rope = nullptr;
     const StateSection* blocks = nullptr;  // pairs, the first of n_blocks
     BlockPlace* places = nullptr;          // [n_blocks]
     std::uint64_t n_blocks = 0;
@@ -77,6 +78,7 @@ class StateReader {
     Status read_pair(std::uint32_t layer, const StateLayerSections& sections, BlockPlace* out) noexcept;
     Status copy_pair(std::uint32_t layer, const StateLayerSections& sections, BlockPlace* out) noexcept;
     Status read_queries(std::uint32_t layer, StateLayerSections* out) noexcept;
+    Status read_rope(std::uint32_t layer, StateLayerSections* out) noexcept;
     Status check_layer(std::uint32_t layer, const StateLayer& found) const noexcept;
     Status check_block_header(std::uint32_t layer, const StateLayerSections& sections, TensorKind kind,
                               const StateSection& section, const BlockHeader& header) const noexcept;

@@ -60,10 +60,17 @@ class Life {
         config_.rollback_tokens = choices_.one_in(3) ? choices_.below(2 * config_.spec.buffer_tokens + 1) : 0;
         config_.error_every = choices_.one_in(4) ? 1 : 0;
         config_.seed = choices_.below(1000);
+        ropes_.resize(config_.n_layers);
         if (choices_.one_in(2)) {
             for (double& f : frequencies_)
                 f = 3.0 * std::exp(-0.3 * static_cast<double>(&f - frequencies_));
             config_.rope = {frequencies_, 1 + choices_.below(config_.key_dim / 2), choices_.one_in(2)};
+            ropes_.assign(config_.n_layers, config_.rope);
+            is_told_ = choices_.one_in(2);
+            if (is_told_) {  // the layers differ, and the configuration need not know
+                ropes_.back().n_pairs = choices_.below(config_.rope.n_pairs + 1);
+                if (choices_.one_in(2)) config_.rope = {};
+            }
         }
         if (choices_.one_in(4)) {
             for (std::uint32_t& window : windows_)
@@ -257,16 +264,19 @@ class Life {
             if (layer.tokens.size() != n) return;
         }
         const Code expected = expected_of_cut(n - cut, first, first + cut);
-        const Code code =
-            on_both("remove", [&](Cache* cache, Executor&) { return cache->remove(first, cut); });
+        const Code code = on_both("remove", [&](Cache* cache, Executor&) {
+            return is_told_ ? cache->remove(first, cut, ropes_.data()) : cache->remove(first, cut);
+        });
         EXPECT(code == expected, "remove gave %s", code_name(code));
         if (code != Code::ok) return;
-        for (PlainLayer& layer : layers_) {
+        for (std::size_t i = 0; i < layers_.size(); ++i) {
+            PlainLayer& layer = layers_[i];
+            const RopeConfig& rope = ropes_[i];
             const auto at = layer.tokens.begin() + static_cast<std::ptrdiff_t>(first);
             layer.tokens.erase(at, at + static_cast<std::ptrdiff_t>(cut));
             for (std::size_t t = first; t < layer.tokens.size(); ++t)
-                turn_key(config_, -static_cast<double>(cut), &layer.tokens[t].key);
-            layer.turned |= config_.rope.n_pairs > 0;
+                turn_key(config_, rope, -static_cast<double>(cut), &layer.tokens[t].key);
+            layer.turned |= rope.n_pairs > 0;
         }
     }
 
@@ -505,6 +515,8 @@ class Life {
     StrangeExecutor executor_;
     std::string spec_;
     double frequencies_[64] = {};
+    std::vector<RopeConfig> ropes_;  // of the layers
+    bool is_told_ = false;           // removals are told them
     std::uint32_t windows_[2] = {};
     CacheConfig config_;
     std::unique_ptr<Workspace> workspace_;  // outlives the caches

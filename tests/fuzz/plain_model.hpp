@@ -22,8 +22,8 @@ struct PlainLayer {
 };
 
 // Keys that move by `shift` tokens.
-inline void turn_key(const CacheConfig& config, double shift, std::vector<double>* key) {
-    const RopeConfig& rope = config.rope;
+inline void turn_key(const CacheConfig& config, const RopeConfig& rope, double shift,
+                     std::vector<double>* key) {
     for (std::uint32_t head = 0; head < config.n_kv_heads; ++head) {
         double* x = key->data() + std::size_t{head} * config.key_dim;
         for (std::uint32_t i = 0; i < rope.n_pairs; ++i) {

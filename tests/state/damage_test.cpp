@@ -210,7 +210,7 @@ TEST_CASE("every cause has its code", "[damage][once]") {
     CHECK(layer_with([](StateLayer* l) { l->pending_tokens = 1; }) == Code::corrupt_state);
     CHECK(layer_with([](StateLayer* l) { l->pending_appended = UINT32_MAX; }) == Code::corrupt_state);
     CHECK(layer_with([](StateLayer* l) { l->exact_from = UINT64_MAX; }) == Code::corrupt_state);
-    CHECK(layer_with([](StateLayer* l) { l->flags = 8; }) == Code::corrupt_state);
+    CHECK(layer_with([](StateLayer* l) { l->flags = 16; }) == Code::corrupt_state);
     CHECK(layer_with([](StateLayer* l) { l->key_rate = NAN; }) == Code::corrupt_state);
     CHECK(layer_with([](StateLayer* l) { l->value_rate = 1.0f; }) == Code::corrupt_state);
     // Rows.
@@ -234,6 +234,60 @@ TEST_CASE("every cause has its code", "[damage][once]") {
                   const std::uint16_t nan = 0x7e00;
                   std::memcpy(reinterpret_cast<unsigned char*>(h) + h->profile, &nan, 2);
               }) == Code::bad_block);
+    }
+}
+
+TEST_CASE("a rope that cannot be is refused", "[damage][once]") {
+    const CacheConfig config = small_config("gear-2");
+    static const Tensor keys = gaussian(400, 1, 8, 1), values = gaussian(400, 1, 8, 2);
+    auto cache = make_cache(config);
+    REQUIRE(append(cache.get(), keys, values, 0, 200).ok());
+    REQUIRE(cache->compress(0, serial_executor()).ok());
+    const double frequencies[] = {1.0, 0.5, 0.25};
+    const RopeConfig rope = {frequencies, 3, true};
+    REQUIRE(cache->remove(10, 5, &rope).ok());
+    const TemporaryFile file;
+    REQUIRE(save_state(*cache, file.path(), {}, serial_executor()).ok());
+    const FileBytes sound = file.read();
+    const auto with = [&](auto change) {
+        FileBytes bytes = sound;
+        change(contents<StateRope>(&bytes, StateKind::rope), &bytes);
+        seal(&bytes);
+        return load_bytes(file, bytes, config);
+    };
+    CHECK(with([](StateRope*, FileBytes*) {}) == Code::ok);
+    CHECK(with([](StateRope* r, FileBytes*) { r->interleaved = 0; }) == Code::ok);
+    CHECK(with([](StateRope* r, FileBytes*) { r->n_pairs = 2; }) == Code::corrupt_state);
+    CHECK(with([](StateRope* r, FileBytes*) { r->n_pairs = UINT32_MAX; }) == Code::corrupt_state);
+    CHECK(with([](StateRope* r, FileBytes*) { r->interleaved = 2; }) == Code::corrupt_state);
+    CHECK(with([](StateRope* r, FileBytes*) { r->reserved[55] = 1; }) == Code::corrupt_state);
+    for (const double frequency : {double{INFINITY}, double{NAN}, 1e303}) {
+        CHECK(with([&](StateRope* r, FileBytes*) { std::memcpy(r + 1, &frequency, sizeof(frequency)); }) ==
+              Code::corrupt_state);
+    }
+    CHECK(with([](StateRope*, FileBytes* b) { find(b, StateKind::rope)->n_bytes = 60; }) ==
+          Code::corrupt_state);
+    CHECK(with([](StateRope*, FileBytes* b) { contents<StateLayer>(b, StateKind::layer)->flags &= ~8u; }) ==
+          Code::corrupt_state);
+    CHECK(with([](StateRope*, FileBytes* b) { find(b, StateKind::rope)->kind = 12; }) == Code::corrupt_state);
+    // By that of the configuration, which only the flag tells, or in earlier files a shift.
+    CacheConfig rotated = config;
+    rotated.rope = rope;
+    for (const bool has_flag : {true, false}) {
+        auto moved = make_cache(rotated);
+        REQUIRE(append(moved.get(), keys, values, 0, 200).ok());
+        if (!has_flag) REQUIRE(moved->compress(0, serial_executor()).ok());
+        REQUIRE(moved->remove(10, 5).ok());
+        REQUIRE(save_state(*moved, file.path(), {}, serial_executor()).ok());
+        FileBytes bytes = file.read();
+        if (!has_flag) contents<StateLayer>(&bytes, StateKind::layer)->flags &= ~8u;
+        seal(&bytes);
+        file.write(bytes);
+        std::unique_ptr<Cache> loaded;
+        REQUIRE(load(file.path(), rotated, &loaded).ok());
+        const RopeConfig other = {frequencies, 2, true};
+        CHECK(loaded->remove(10, 5, &other).code() == Code::other_rope);
+        CHECK(loaded->remove(10, 5).ok());
     }
 }
 

@@ -96,6 +96,7 @@ enum Kind : uint32_t {
     value_buffer,
     queries_kind,
     extra_kind,
+    rope_kind,
 };
 
 struct Section {
@@ -482,7 +483,7 @@ class Reader {
         uint64_t next = 512 + table.n;
         for (uint32_t i = 0; i < header_.n_sections; ++i) {
             const Section s = table.item<Section>(i);
-            demand(s.kind >= layer_kind && s.kind <= extra_kind, "a kind that is not known");
+            demand(s.kind >= layer_kind && s.kind <= rope_kind, "a kind that is not known");
             demand(s.kind == extra_kind ? s.layer == 0 : s.layer < header_.n_layers, "layer of a section");
             demand(s.reserved[0] == 0 && s.reserved[1] == 0, "reserved fields of a section");
             if (is_block(s)) {
@@ -542,7 +543,7 @@ class Reader {
         if (const Bytes bytes = one(i, layer_kind); bytes.n > 0) {
             demand(bytes.n == sizeof(counts), "size of a layer");
             counts = bytes.get<LayerCounts>(0);
-            demand((counts.flags & ~7u) == 0 && counts.reserved == 0, "reserved fields of a layer");
+            demand((counts.flags & ~15u) == 0 && counts.reserved == 0, "reserved fields of a layer");
         }
         layer.n_sinks = counts.n_sinks;
         layer.n_forgotten = counts.n_forgotten;
@@ -565,6 +566,19 @@ class Reader {
             demand(queries.part(16 + 8 * layer.n_queries, 8 * (64 - layer.n_queries)).zero(),
                    "unused queries");
             saw("queries");
+        }
+        layer.n_pairs = header_.rope_pairs;
+        layer.interleaved = header_.rope_interleaved == 1;
+        if (const Bytes rope = one(i, rope_kind); rope.n > 0) {
+            demand((counts.flags & 8) != 0, "a rope of keys that have not moved");
+            layer.n_pairs = rope.get<uint32_t>(0);
+            layer.interleaved = rope.get<uint32_t>(4) == 1;
+            demand(rope.n == 64 + 8 * layer.n_pairs && rope.get<uint32_t>(4) <= 1, "size of a rope");
+            demand(layer.n_pairs <= header_.key_dim / 2, "pairs of a rope");
+            demand(rope.part(8, 56).zero(), "reserved fields of a rope");
+            for (size_t pair = 0; pair < layer.n_pairs; ++pair)
+                layer.frequencies.push_back(rope.get<double>(64 + 8 * pair));
+            saw("rope of a layer");
         }
         state_.layers.push_back(std::move(layer));
     }

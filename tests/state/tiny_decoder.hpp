@@ -18,6 +18,9 @@ struct Layer {
     std::vector<float> keys;    // [token][head][dim], as in the file: not turned by the shifts
     std::vector<float> values;  // likewise; NaN for forgotten tokens, in both
     std::vector<std::int64_t> shifts;
+    std::uint64_t n_pairs = 0;  // by which they turn
+    bool interleaved = false;
+    std::vector<double> frequencies;  // empty: those that are summed up in the header
 };
 
 struct State {

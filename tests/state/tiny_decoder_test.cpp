@@ -71,8 +71,10 @@ struct Subject {
     std::size_t n_forgotten = 0;
     std::size_t n_closed = 0;  // tokens that are not in the buffer, as the last check found
     std::set<std::string> seen;
+    std::vector<RopeConfig> ropes;  // that removals are told; empty: that of the configuration
 
-    explicit Subject(const CacheConfig& config) : cache(make_cache(config)) {}
+    explicit Subject(const CacheConfig& config, const std::vector<RopeConfig>& told = {})
+        : cache(make_cache(config)), ropes(told) {}
     std::uint32_t n_layers() const { return cache->config().n_layers; }
 
     void append(std::size_t n) {
@@ -103,7 +105,7 @@ struct Subject {
     // Of tokens in blocks.
     void remove(std::size_t first, std::size_t n) {
         REQUIRE(first + n <= n_closed);
-        REQUIRE(cache->remove(first, n).ok());
+        REQUIRE((ropes.empty() ? cache->remove(first, n) : cache->remove(first, n, ropes.data())).ok());
         for (std::size_t t = first + n; t < n_closed; ++t)
             moves[t] -= static_cast<std::int64_t>(n);
         const auto from = moves.begin() + static_cast<std::ptrdiff_t>(first);
@@ -145,16 +147,18 @@ struct Subject {
         CAPTURE(first, last);
         std::vector<float> found = slice(layer.keys, first * key_row, last * key_row);
         for (std::size_t t = first; t < last; ++t)
-            turn(&found[(t - first) * key_row], layer.shifts[t]);
+            turn(layer, &found[(t - first) * key_row], layer.shifts[t]);
         CHECK(row_error(keys, found, config.key_dim) < 1e-5);
         CHECK(row_error(values, slice(layer.values, first * value_row, last * value_row), config.value_dim) <
               1e-5);
     }
 
     // The keys of a token, from where they were rotated for to where they are now.
-    void turn(float* keys, std::int64_t shift) const {
+    void turn(const tiny::Layer& layer, float* keys, std::int64_t shift) const {
         const CacheConfig& config = cache->config();
-        const RopeConfig& rope = config.rope;
+        RopeConfig rope = config.rope;
+        if (!layer.frequencies.empty() || layer.n_pairs == 0)
+            rope = {layer.frequencies.data(), static_cast<std::uint32_t>(layer.n_pairs), layer.interleaved};
         for (std::uint32_t i = 0; i < n_heads * rope.n_pairs; ++i) {
             float* head = keys + i / rope.n_pairs * config.key_dim;
             const std::uint32_t pair = i % rope.n_pairs;
@@ -170,10 +174,11 @@ struct Subject {
 };
 
 // Appends, compresses and cuts; adds what the decoder had to know on the way.
-void run(const CacheConfig& config, const char* spec, std::set<std::string>* seen) {
+void run(const CacheConfig& config, const char* spec, std::set<std::string>* seen,
+         const std::vector<RopeConfig>& ropes = {}) {
     CAPTURE(spec, config.key_dim, config.value_dim);
     const std::size_t n_sinks = config.spec.sink_tokens;
-    Subject subject(config);
+    Subject subject(config, ropes);
     subject.append(300);
     subject.attend();
     subject.append(1);
@@ -240,7 +245,15 @@ TEST_CASE("its shifts turn keys to where they are attended", "[state][once]") {
         CacheConfig config = make_config("gear-4", n_heads, 72, 40);
         config.rope = {frequencies.data(), 24, interleaved};
         run(config, "gear-4, rotated", &seen);
+        // Of a rope for each layer: that of all, a slower one, none.
+        std::vector<double> slower = frequencies;
+        for (double& frequency : slower)
+            frequency /= 8.0;
+        config.n_layers = 3;
+        run(config, "gear-4, rotated by layer", &seen,
+            {config.rope, {slower.data(), 20, !interleaved}, {nullptr, 0, interleaved}});
     }
+    CHECK(seen.contains("rope of a layer"));
 }
 
 TEST_CASE("it finds few tokens, and those that were given back", "[state][once]") {

@@ -293,7 +293,7 @@ TEST_CASE("tokens lie in sinks, gap, blocks and buffer, and keep their order as 
         const std::size_t first = tokens.shape().gap_end();
         CHECK(tokens.shape().n_forgotten == n_missing);
         std::vector<float> keys((there.size() - first) * n_heads * dim);
-        tokens.read_range(context, first, there.size() - first, keys.data(), nullptr);
+        tokens.read_range(context, context.config.rope, first, there.size() - first, keys.data(), nullptr);
         for (std::size_t i = first; i < there.size(); ++i)
             REQUIRE(keys[(i - first) * n_heads * dim] == floats()[there[i] * n_heads * dim]);
     };

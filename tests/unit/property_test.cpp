@@ -44,7 +44,9 @@ struct Life {
     CacheConfig config;
     std::uint32_t windows[most_layers + 1] = {};
     std::string spec;
-    double frequencies[key_dim / 2];
+    double frequencies[2][key_dim / 2];
+    RopeConfig ropes[most_layers + 1];  // of the layers, that removals are told
+    bool is_told = false;
 };
 
 void choose_config(std::mt19937* random, Life* life) {
@@ -70,9 +72,16 @@ void choose_config(std::mt19937* random, Life* life) {
         config.windows = life->windows;
     }
     if ((*random)() % 2 == 0) {
-        for (std::uint32_t i = 0; i < key_dim / 2; ++i)
-            life->frequencies[i] = std::pow(100.0, -2.0 * i / key_dim);
-        config.rope = {life->frequencies, key_dim / 2, (*random)() % 2 == 0};
+        for (std::uint32_t i = 0; i < key_dim / 2; ++i) {
+            life->frequencies[0][i] = std::pow(100.0, -2.0 * i / key_dim);
+            life->frequencies[1][i] = life->frequencies[0][i] / 4.0;
+        }
+        config.rope = {life->frequencies[0], key_dim / 2, (*random)() % 2 == 0};
+        life->ropes[0] = any_of(random, {config.rope, RopeConfig{}});
+        life->ropes[1] = {life->frequencies[1], key_dim / 2 - static_cast<std::uint32_t>((*random)() % 3),
+                          !config.rope.interleaved};
+        life->is_told = (*random)() % 2 == 0;
+        if (life->is_told && (*random)() % 2 == 0) config.rope = {};
     }
     if ((*random)() % 12 == 0) config.soft_bytes = 60000;
 }
@@ -83,6 +92,7 @@ struct Step {
     std::size_t first = 0;  // of the source; token; queries
     std::size_t n = 0;
     std::size_t n_after = 0;  // tokens then
+    const RopeConfig* ropes = nullptr;
 };
 
 using Outputs = std::vector<float>;
@@ -135,6 +145,7 @@ Status take(std::unique_ptr<Cache>* taker, const Step& step, Outputs* out) {
                 status = cache->compress(layer, serial_executor());
             return status;
         case Step::remove:
+            if (step.ropes != nullptr) return cache->remove(step.first, step.n, step.ropes);
             return cache->remove(step.first, step.n);
         case Step::forget:
             return cache->forget_before(0, step.first);
@@ -205,8 +216,9 @@ class TruncationLife {
         return life_.spec + " layers " + std::to_string(c.n_layers) + " spread " +
                std::to_string(c.spread_tokens) + " rollback " + std::to_string(c.rollback_tokens) +
                " block " + std::to_string(c.block_tokens) + " windows " + std::to_string(life_.windows[0]) +
-               "," + std::to_string(life_.windows[1]) + " rope " + std::to_string(c.rope.n_pairs) + " soft " +
-               std::to_string(c.soft_bytes) + (c.close_prompts ? " closes prompts" : "");
+               "," + std::to_string(life_.windows[1]) + " rope " + std::to_string(c.rope.n_pairs) +
+               (life_.is_told ? " told" : "") + " soft " + std::to_string(c.soft_bytes) +
+               (c.close_prompts ? " closes prompts" : "");
     }
 
   private:
@@ -249,10 +261,12 @@ class TruncationLife {
         } else if (any == 30) {
             restore();
         } else {
-            // To a number of bytes, of which both do not hold the same.
-            std::uint64_t freed = 0;
-            REQUIRE(s.cache->shrink(s.cache->stats().bytes.bytes - random_() % 500, &freed).ok());
-            if (freed > 0) s.begin();
+            // To a number of bytes, of which both do not hold the same. A layer that is owned for it may take
+            // less than the shared one did.
+            const CacheBytes before = s.cache->stats().bytes;
+            REQUIRE(s.cache->shrink(before.bytes - random_() % 500).ok());
+            const CacheBytes bytes = s.cache->stats().bytes;
+            if (bytes.keys.bytes + bytes.values.bytes < before.keys.bytes + before.values.bytes) s.begin();
         }
     }
 
@@ -333,7 +347,7 @@ class TruncationLife {
             REQUIRE(n_left + n_rollback < s.highest);
             bool lacks = false;
             for (std::uint32_t i = 0; i < config.n_layers; ++i)
-                lacks |= life_.windows[i] > 0 && n_left < life_.windows[i] + s.cache->first_token(i);
+                lacks |= s.cache->first_token(i) > 0 && n_left < life_.windows[i] + s.cache->first_token(i);
             REQUIRE(lacks);
             ++counts_->n_refused;
             return;
@@ -405,7 +419,7 @@ class TruncationLife {
         if (s.n() == 0) return;
         const std::size_t first = random_() % (random_() % 4 > 0 ? s.n() : std::min<std::size_t>(s.n(), 5));
         const std::size_t n = 1 + random_() % std::min<std::size_t>(s.n() - first, 100);
-        both({Step::remove, first, n, 0});
+        both({Step::remove, first, n, 0, life_.is_told ? life_.ropes : nullptr});
         s.n_fixed = s.most = s.n();
         s.highest = SIZE_MAX;
     }
@@ -495,6 +509,9 @@ void live_removals(unsigned seed, std::size_t n_chunk, std::size_t* n_removed) {
         n_unit + config.spec.recent_tokens + n_open + (n_chunk == 1 ? 0 : n_unit + n_chunk);
     INFO("GEARKV_SEED=" << seed << " " << life.spec << " spread " << config.spread_tokens << " rollback "
                         << config.rollback_tokens << " rope " << config.rope.n_pairs);
+    const auto remove = [&](Cache* cache, std::size_t at, std::size_t n) {
+        return life.is_told ? cache->remove(at, n, life.ropes) : cache->remove(at, n);
+    };
     CacheConfig alone = config;
     alone.n_layers = 1;
     alone.max_tokens = 1 << 20;
@@ -508,7 +525,8 @@ void live_removals(unsigned seed, std::size_t n_chunk, std::size_t* n_removed) {
         if (i % rhythm == 0 && n() > n_sinks + 40) {
             const std::size_t n_kept = random() % 4 > 0 ? n_sinks : random() % (n_sinks + 1);
             const std::size_t first = n_kept + (random() % 3 > 0 ? 0 : random() % (n() - n_kept));
-            REQUIRE(cache->remove(first, 1 + random() % std::min<std::size_t>(n() - first, rhythm)).ok());
+            REQUIRE(
+                remove(cache.get(), first, 1 + random() % std::min<std::size_t>(n() - first, rhythm)).ok());
             ++*n_removed;
         }
         const std::uint32_t any = random() % 320;
@@ -528,7 +546,7 @@ void live_removals(unsigned seed, std::size_t n_chunk, std::size_t* n_removed) {
             Outputs out;
             REQUIRE(attend_all(cache.get(), random() % 60, 1, &out).ok());
         }
-        if (n() + n_new > most_tokens) REQUIRE(cache->remove(n_sinks, 60).ok());
+        if (n() + n_new > most_tokens) REQUIRE(remove(cache.get(), n_sinks, 60).ok());
         if (next + n_new > n_source) next = 0;
         REQUIRE(append_to(cache.get(), next, n_new).ok());
         next += n_new;
