@@ -123,10 +123,9 @@ class Session {
     // are computed anew those of prefill, and fewer may be left.
     virtual Status truncate(std::uint64_t n_tokens, bool* lossless = nullptr) noexcept = 0;
     // A context shift: forgets n_tokens tokens from `first` on, and those behind them move up, as
-    // Cache::remove. logits() stay, but where tokens have to be computed anew, as in truncate: also in models
-    // whose layers have not all the same RoPE (gemma3, smollm3, olmo2 with windows). *anew, when given, tells
-    // whether they had to be. Errors: wrong_size, invalid_argument, out_of_memory; nothing is forgotten then.
-    // When tokens are computed anew those of prefill, and fewer may be left.
+    // Cache::remove, every layer by its own RoPE. logits() stay, but where tokens have to be computed anew,
+    // as in truncate. *anew, when given, tells whether they had to be. Errors: wrong_size, out_of_memory;
+    // nothing is forgotten then. When tokens are computed anew those of prefill, and fewer may be left.
     virtual Status remove(std::uint64_t first, std::uint64_t n_tokens, bool* anew = nullptr) noexcept = 0;
     // A second session with the same tokens, as Cache::fork, on an executor of its own or the same. Errors:
     // invalid_argument, out_of_memory.

@@ -30,6 +30,8 @@ class LlamaSession final : public Session {
           forward_(*model_, kernels, integer_kernels(config), n_ctx_, chunk_, executor_),
           logits_(model_->params().n_vocab) {
         tokens_.reserve(reserved_tokens(n_ctx_));
+        for (std::uint32_t layer = 0; layer < cache_->config().n_layers; ++layer)
+            ropes_.push_back(forward_.layer_rope(layer));
     }
 
     Status prefill(const Token* tokens, std::size_t n_tokens) noexcept override {
@@ -113,11 +115,11 @@ class LlamaSession final : public Session {
     Status remove(std::uint64_t first, std::uint64_t n_tokens, bool* computed_anew) noexcept override {
         if (!failure_.ok()) return failure_;
         const bool sound = n_tokens > 0 && first <= n_tokens_ && n_tokens <= n_tokens_ - first;
-        // The cache knows one set of frequencies, by which the keys of all layers move up.
-        const bool anew = sound && (removal_leaves_hole(first, n_tokens) || !has_one_rope(model_->network()));
+        const bool anew = sound && removal_leaves_hole(first, n_tokens);
         if (computed_anew != nullptr) *computed_anew = anew;
-        // It also says what is not sound.
-        const Status status = anew ? Status() : cache_->remove(first, n_tokens, forward_.executor());
+        // The cache also says what is not sound.
+        const Status status =
+            anew ? Status() : cache_->remove(first, n_tokens, ropes_.data(), forward_.executor());
         if (!status.ok()) return status;
         const auto from = tokens_.begin() + static_cast<std::ptrdiff_t>(first);
         tokens_.erase(from, from + static_cast<std::ptrdiff_t>(n_tokens));
@@ -437,8 +439,9 @@ class LlamaSession final : public Session {
     std::uint32_t chunk_;
     UsualModeExecutor executor_;
     Forward forward_;
-    Floats logits_;              // [n_vocab]
-    std::vector<Token> tokens_;  // those in the cache, and during a call those that are still to be fed
+    std::vector<RopeConfig> ropes_;  // [n_layers], of forward_
+    Floats logits_;                  // [n_vocab]
+    std::vector<Token> tokens_;      // those in the cache, and during a call those that are still to be fed
     std::uint64_t n_tokens_ = 0;
     bool has_logits_ = false;
     std::vector<StepRow> rows_;  // of a batch whose first session this is

@@ -276,6 +276,14 @@ void Forward::attend_step(std::uint32_t index, StepRow* rows, std::size_t n) noe
 }
 
 // Biases, norms of heads, and RoPE.
+RopeConfig Forward::layer_rope(std::uint32_t layer) const noexcept {
+    const LayerRope kind = params_.layer_ropes[layer];
+    if (kind == LayerRope::none) return {};
+    const std::vector<double>& frequencies = ropes_[static_cast<std::size_t>(kind)].frequencies;
+    return {frequencies.data(), static_cast<std::uint32_t>(frequencies.size()),
+            params_.family->pairing == Pairing::adjacent};
+}
+
 void Forward::prepare_heads(const LayerWeights& layer, LayerRope rope, std::size_t n) noexcept {
     const std::size_t dim = sizes_.head_dim;
     const std::size_t n_query = sizes_.n_heads * dim;

@@ -49,6 +49,8 @@ class Forward {
 
     const Rope* ropes() const noexcept { return ropes_; }
     Executor& executor() const noexcept { return executor_; }
+    // How the keys of a layer are rotated; the frequencies are this object's.
+    RopeConfig layer_rope(std::uint32_t layer) const noexcept;
     // Of working memory.
     std::uint64_t n_bytes() const noexcept;
 

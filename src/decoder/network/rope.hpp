@@ -17,9 +17,6 @@ struct Rope {
 // context, and keys of the two must not meet. LayerRope::none gives no frequencies.
 Rope make_rope(const LlamaModel& model, LayerRope kind, std::uint32_t n_ctx);
 
-// Whether all layers turn their keys alike, so that one set of frequencies tells how keys move.
-bool has_one_rope(const NetworkParams& params) noexcept;
-
 // Cosines, then sines of one position, times the magnitude, [2][rope_dim / 2]. In double before they are
 // rounded: a float angle of some thousand radians would be off in the fourth digit.
 void write_turns(float* out, const Rope& rope, std::uint64_t position) noexcept;
