@@ -89,7 +89,7 @@ skip_levels_but() {
 }
 
 stage_release() {
-  configure release --buildtype=release -Dengine=true
+  configure release --buildtype=release -Ddefault_library=both -Dengine=true
   build release
   echo "levels this machine runs: $(levels_of release | paste -s -d ' ')"
   GEARKV_MODELS=$models run_tests release release

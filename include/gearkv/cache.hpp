@@ -21,6 +21,7 @@
 #include "gearkv/rope.hpp"
 #include "gearkv/status.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 class Cache;
@@ -327,3 +328,4 @@ class Cache {
 };
 
 }  // namespace gearkv
+#pragma GCC visibility pop

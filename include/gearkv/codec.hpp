@@ -13,6 +13,7 @@
 #include "gearkv/memory.hpp"
 #include "gearkv/status.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 enum class TensorKind : std::uint8_t { key = 0, value = 1 };
@@ -88,3 +89,4 @@ Status inspect_block(const void* block, std::size_t n_bytes, BlockShape* shape, 
                      BlockBytes* bytes) noexcept;
 
 }  // namespace gearkv
+#pragma GCC visibility pop

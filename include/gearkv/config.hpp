@@ -33,6 +33,7 @@
 
 #include "gearkv/status.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // Which entries share one scale and minimum (paper section 3.1; KIVI, KCVT and FlexGen-style per-token).
@@ -117,3 +118,4 @@ Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept
 Status validate_spec(const KvSpec& spec) noexcept;
 
 }  // namespace gearkv
+#pragma GCC visibility pop

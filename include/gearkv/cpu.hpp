@@ -5,6 +5,7 @@
 
 #include "gearkv/status.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // One level is one set of kernels. Numbers are stable.
@@ -36,3 +37,4 @@ std::size_t available_levels(Level levels[n_levels]) noexcept;
 Status resolve_level(Level wanted, Level* out) noexcept;
 
 }  // namespace gearkv
+#pragma GCC visibility pop

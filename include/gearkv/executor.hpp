@@ -9,6 +9,7 @@
 
 #include "gearkv/status.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // Runs independent tasks. Results of the library do not depend on the executor nor on its thread count.
@@ -105,3 +106,4 @@ void parallel_for(Executor& executor, std::size_t n_tasks, Function&& fn) noexce
 }
 
 }  // namespace gearkv
+#pragma GCC visibility pop

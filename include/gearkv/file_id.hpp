@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // st_dev and st_ino of stat. Stands for one file as long as somebody has it open or mapped.
@@ -13,3 +14,4 @@ struct FileId {
 };
 
 }  // namespace gearkv
+#pragma GCC visibility pop

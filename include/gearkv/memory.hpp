@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // Where the library takes its memory from. Both functions may be called from any thread the library runs on.
@@ -27,3 +28,4 @@ struct PageOptions {
 Allocator page_allocator(const PageOptions& options = {}) noexcept;
 
 }  // namespace gearkv
+#pragma GCC visibility pop

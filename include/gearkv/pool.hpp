@@ -7,6 +7,7 @@
 #include "gearkv/memory.hpp"
 #include "gearkv/status.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 struct PoolOptions {
@@ -60,3 +61,4 @@ class BlockPool {
 };
 
 }  // namespace gearkv
+#pragma GCC visibility pop

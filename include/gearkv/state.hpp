@@ -13,6 +13,7 @@
 #include "gearkv/cache.hpp"
 #include "gearkv/file_id.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // The caller's name for what the keys and values came from: model, tokenizer, whatever must be the same. A
@@ -150,3 +151,4 @@ Status inspect_state(const char* path, StateInfo* out) noexcept;
 Status verify_state(const char* path, Executor& executor, StateInfo* out) noexcept;
 
 }  // namespace gearkv
+#pragma GCC visibility pop

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // One code per cause. The message of a Status says what was found and what was expected.
@@ -74,3 +75,4 @@ class [[nodiscard]] Status {
 };
 
 }  // namespace gearkv
+#pragma GCC visibility pop

@@ -11,4 +11,9 @@ for compiler in "$@"; do
       "$compiler" -std=c++20 -Wall -Wextra -Wpedantic -Werror -fno-exceptions -fno-rtti -fsyntax-only \
         -I "$source/include" -x c++ -
   done
+  for language in "c -std=c99" "c++ -std=c++11"; do
+    # shellcheck disable=SC2086
+    echo '#include "gearkv/gearkv.h"' |
+      "$compiler" -x $language -Wall -Wextra -Wpedantic -Wconversion -Werror -fsyntax-only -I "$source/include" -
+  done
 done

@@ -6,7 +6,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 meson install -C "$build" --no-rebuild --destdir "$work/root" >/dev/null
 pc=$(find "$work/root" -name gearkv.pc)
-export PKG_CONFIG_PATH=${pc%/*} PKG_CONFIG_SYSROOT_DIR=$work/root
+export PKG_CONFIG_PATH=${pc%/*} PKG_CONFIG_SYSROOT_DIR=$work/root LD_LIBRARY_PATH=${pc%/pkgconfig*}
 
 # compile PROGRAM SOURCE_FILE PACKAGE
 compile() {

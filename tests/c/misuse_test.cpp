@@ -1,0 +1,435 @@
+// What the C ABI makes of null, of wrong sizes and of wrong order: a code and a text, and nothing changed.
+#include <catch2/catch.hpp>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "gearkv/gearkv.h"
+#include "gearkv/status.hpp"
+
+namespace {
+
+struct Text {
+    gearkv_error error = {GEARKV_OK, ""};
+    operator gearkv_error*() { return &error; }
+    bool says(const char* words) const { return std::strstr(error.message, words) != nullptr; }
+};
+
+gearkv_config usual() {
+    gearkv_config config;
+    gearkv_config_init(&config, sizeof(config));
+    config.spec = "gear-4";
+    config.n_layers = config.n_kv_heads = 1;
+    config.key_dim = config.value_dim = 16;
+    config.max_tokens = 100;
+    return config;
+}
+
+struct Life {
+    gearkv_cache* cache = nullptr;
+    std::vector<float> rows = std::vector<float>(1600, 0.5f);
+    gearkv_rows view = {rows.data(), 16, 16};
+    gearkv_queries queries;
+    Life() {
+        const gearkv_config config = usual();
+        REQUIRE(gearkv_cache_create(&config, &cache, nullptr) == GEARKV_OK);
+        REQUIRE(gearkv_cache_append(cache, 0, &view, &view, 50, nullptr, nullptr) == GEARKV_OK);
+        gearkv_queries_init(&queries, sizeof(queries));
+        queries.data = rows.data();
+        queries.query_stride = queries.head_stride = 16;
+        queries.n_queries = queries.n_heads = 1;
+        queries.scale = 0.25f;
+    }
+    ~Life() { gearkv_cache_destroy(cache); }
+};
+
+constexpr auto invalid = GEARKV_INVALID_ARGUMENT;
+
+}  // namespace
+
+TEST_CASE("codes of the C ABI have the names of the library's", "[c]") {
+    const auto name_of = [](int code) {
+        return std::string(gearkv_code_name(static_cast<gearkv_code>(code)));
+    };
+    for (int code = 0; code < static_cast<int>(gearkv::Code::not_a_model); ++code) {
+        const std::string name = gearkv::code_name(static_cast<gearkv::Code>(code));
+        int found = 0;
+        while (found <= 100 && name_of(found) != name)
+            ++found;
+        INFO(name);
+        CHECK(found <= 100);
+    }
+    CHECK((name_of(0) == "ok" && name_of(9) == "forgotten" && name_of(24) == "truncated" &&
+           name_of(26) == "read_failed"));
+    CHECK(gearkv_code_name(GEARKV_DECODER_ERROR) == std::string("decoder_error"));
+    CHECK(gearkv_code_name(static_cast<gearkv_code>(-5)) == std::string("?"));
+    CHECK(gearkv_level_name(GEARKV_LEVEL_AVXVNNI) == std::string("avxvnni"));
+    for (const int level : {-1, 7, 255, 100000}) {
+        CHECK(gearkv_level_name(static_cast<gearkv_level>(level)) == std::string("?"));
+        CHECK(gearkv_level_available(static_cast<gearkv_level>(level)) == 0);
+    }
+}
+
+TEST_CASE("null handles and outputs are refused by name", "[c]") {
+    Text text;
+    Life life;
+    gearkv_config config = usual();
+    gearkv_cache* cache = nullptr;
+    float out[16];
+    std::uint64_t n = 7;
+    gearkv_stats stats = {};
+    stats.struct_size = sizeof(stats);
+    CHECK(gearkv_cache_create(nullptr, &cache, text) == invalid);
+    CHECK(text.says("config is null"));
+    CHECK(gearkv_cache_create(&config, nullptr, text) == invalid);
+    CHECK(gearkv_bytes_required(nullptr, 1, 1, &stats, text) == invalid);
+    CHECK(gearkv_bytes_required(&config, 1, 1, nullptr, text) == invalid);
+    CHECK(gearkv_cache_append(nullptr, 0, &life.view, &life.view, 1, nullptr, text) == invalid);
+    CHECK(text.says("cache is null"));
+    CHECK(gearkv_cache_append(life.cache, 0, nullptr, &life.view, 1, nullptr, text) == invalid);
+    CHECK(text.says("keys is null"));
+    CHECK(gearkv_cache_append(life.cache, 0, &life.view, nullptr, 1, nullptr, text) == invalid);
+    gearkv_rows nowhere = {nullptr, 16, 16};
+    CHECK(gearkv_cache_append(life.cache, 0, &nowhere, &life.view, 1, nullptr, text) == invalid);
+    CHECK(gearkv_cache_attend(nullptr, 0, &life.queries, out, 16, nullptr, text) == invalid);
+    CHECK(gearkv_cache_attend(life.cache, 0, nullptr, out, 16, nullptr, text) == invalid);
+    CHECK(gearkv_cache_attend(life.cache, 0, &life.queries, nullptr, 16, nullptr, text) == invalid);
+    CHECK(gearkv_attend_batch(0, nullptr, 1, nullptr, text) == invalid);
+    gearkv_attend_request requests[2] = {{life.cache, &life.queries, out, 16},
+                                         {life.cache, nullptr, out, 16}};
+    CHECK(gearkv_attend_batch(0, requests, 2, nullptr, text) == invalid);
+    CHECK(text.says("request 1 of 2"));
+    requests[0].cache = nullptr;
+    CHECK(gearkv_attend_batch(0, requests, 1, nullptr, text) == invalid);
+    CHECK(gearkv_attend_batch(0, nullptr, 0, nullptr, text) == GEARKV_OK);
+    CHECK(gearkv_cache_compress(nullptr, 0, nullptr, text) == invalid);
+    CHECK(gearkv_cache_read(nullptr, 0, 0, 1, out, 16, nullptr, 0, text) == invalid);
+    CHECK(gearkv_cache_truncate(nullptr, 0, nullptr, text) == invalid);
+    CHECK(gearkv_cache_remove(nullptr, 5, 1, nullptr, text) == invalid);
+    CHECK(gearkv_cache_forget_before(nullptr, 0, 1, text) == invalid);
+    CHECK(gearkv_cache_shrink(nullptr, 0, &n, text) == invalid);
+    CHECK(gearkv_cache_fork(nullptr, &cache, text) == invalid);
+    CHECK(gearkv_cache_fork(life.cache, nullptr, text) == invalid);
+    CHECK(gearkv_cache_get_stats(nullptr, &stats, text) == invalid);
+    CHECK(gearkv_cache_get_stats(life.cache, nullptr, text) == invalid);
+    CHECK(gearkv_cache_get_layer_stats(life.cache, 0, nullptr, text) == invalid);
+    char spec[GEARKV_SPEC_SIZE];
+    CHECK(gearkv_cache_layer_spec(nullptr, 0, spec, sizeof(spec), text) == invalid);
+    CHECK(gearkv_cache_layer_spec(life.cache, 0, nullptr, 0, text) == invalid);
+    CHECK(gearkv_cache_save(nullptr, "x", nullptr, nullptr, nullptr, text) == invalid);
+    CHECK(gearkv_cache_save(life.cache, nullptr, nullptr, nullptr, nullptr, text) == invalid);
+    CHECK(gearkv_state_bytes(nullptr, nullptr, &n, text) == invalid);
+    CHECK(gearkv_state_bytes(life.cache, nullptr, nullptr, text) == invalid);
+    CHECK(gearkv_cache_save_to_memory(life.cache, nullptr, 100, nullptr, nullptr, nullptr, text) == invalid);
+    CHECK(gearkv_cache_save_through(life.cache, nullptr, nullptr, nullptr, nullptr, text) == invalid);
+    CHECK(gearkv_cache_load(nullptr, &config, nullptr, nullptr, &cache, nullptr, text) == invalid);
+    CHECK(gearkv_cache_load("x", nullptr, nullptr, nullptr, &cache, nullptr, text) == invalid);
+    CHECK(gearkv_cache_load("x", &config, nullptr, nullptr, nullptr, nullptr, text) == invalid);
+    CHECK(gearkv_cache_load_from_memory(nullptr, 0, &config, nullptr, nullptr, &cache, nullptr, text) ==
+          invalid);
+    CHECK(gearkv_cache_load_through(nullptr, nullptr, &config, nullptr, nullptr, &cache, nullptr, text) ==
+          invalid);
+    CHECK(gearkv_cache_truncate_to_shortest(nullptr, &n, nullptr, text) == invalid);
+    CHECK(gearkv_inspect_state("x", nullptr, text) == invalid);
+    gearkv_state_info info = {};
+    info.struct_size = sizeof(info);
+    CHECK(gearkv_inspect_state(nullptr, &info, text) == invalid);
+    CHECK(gearkv_inspect_state("/nowhere/at/all", &info, text) == GEARKV_IO_ERROR);
+    CHECK(gearkv_verify_state("/nowhere/at/all", nullptr, &info, text) == GEARKV_IO_ERROR);
+    CHECK(gearkv_pool_create(1 << 20, 0, nullptr, nullptr, text) == invalid);
+    CHECK(gearkv_pool_get_stats(nullptr, nullptr, text) == invalid);
+    CHECK(gearkv_workspace_create(nullptr, nullptr, text) == invalid);
+    CHECK(gearkv_executor_create(1, nullptr, text) == invalid);
+    gearkv_executor* executor = nullptr;
+    CHECK(gearkv_executor_create(100000, &executor, text) == invalid);
+    CHECK(gearkv_executor_create_custom(nullptr, &executor, text) == invalid);
+    gearkv_executor_callbacks callbacks = {sizeof(callbacks), nullptr, nullptr, nullptr};
+    CHECK(gearkv_executor_create_custom(&callbacks, &executor, text) == invalid);
+    CHECK(text.says("parallel_for is null"));
+    CHECK(gearkv_crew_create(0, nullptr, text) == invalid);
+    gearkv_crew* crew = nullptr;
+    CHECK(gearkv_crew_create(0, &crew, text) == invalid);
+    CHECK(gearkv_format_spec(nullptr, nullptr, 0, text) == invalid);
+    CHECK(gearkv_block_bytes(nullptr, &n, text) == invalid);
+    CHECK(gearkv_compress_block(nullptr, 0, nullptr, nullptr, nullptr, text) == invalid);
+    CHECK(gearkv_decompress_block(nullptr, 0, nullptr, 0, text) == invalid);
+    CHECK((cache == nullptr && executor == nullptr && crew == nullptr && n == 7));
+
+    // Where null stands for nothing.
+    gearkv_cache_destroy(nullptr);
+    gearkv_cache_reset(nullptr);
+    gearkv_executor_destroy(nullptr);
+    gearkv_crew_destroy(nullptr);
+    gearkv_crew_release(nullptr, 1);
+    gearkv_pool_destroy(nullptr);
+    gearkv_workspace_destroy(nullptr);
+    gearkv_config_init(nullptr, sizeof(config));
+    gearkv_queries_init(nullptr, 8);
+    CHECK(gearkv_crew_executor(nullptr) == nullptr);
+    CHECK(gearkv_crew_help(nullptr, 1) == 0);
+    CHECK(gearkv_pool_allocator(nullptr).allocate == nullptr);
+    CHECK(gearkv_workspace_bytes(nullptr) == 0);
+    CHECK(gearkv_cache_n_tokens(nullptr, 0) == 0);
+    CHECK(gearkv_cache_first_token(nullptr, 0) == 0);
+    CHECK(gearkv_cache_level(nullptr) == GEARKV_LEVEL_AUTOMATIC);
+    CHECK(gearkv_cache_n_tokens(life.cache, 99) == 0);
+}
+
+TEST_CASE("wrong values have codes of their own", "[c]") {
+    Text text;
+    Life life;
+    gearkv_cache* cache = nullptr;
+    gearkv_config config = usual();
+    config.spec = nullptr;
+    CHECK(gearkv_cache_create(&config, &cache, text) == GEARKV_BAD_SPEC);
+    config.spec = "gear-five";
+    CHECK(gearkv_cache_create(&config, &cache, text) == GEARKV_BAD_SPEC);
+    CHECK(text.says("five"));
+    config = usual();
+    config.key_dim = 9;
+    CHECK(gearkv_cache_create(&config, &cache, text) == GEARKV_WRONG_SIZE);
+    config = usual();
+    config.level = static_cast<gearkv_level>(77);
+    CHECK(gearkv_cache_create(&config, &cache, text) == GEARKV_UNKNOWN_LEVEL);
+    config = usual();
+    config.allocator.allocate = gearkv_default_allocator().allocate;  // and nothing to give back to
+    CHECK(gearkv_cache_create(&config, &cache, text) == invalid);
+    CHECK(cache == nullptr);
+
+    float out[16] = {3.0f};
+    CHECK(gearkv_cache_attend(life.cache, 0, &life.queries, out, 15, nullptr, text) == GEARKV_WRONG_SIZE);
+    CHECK(gearkv_cache_attend(life.cache, 1, &life.queries, out, 16, nullptr, text) == invalid);
+    CHECK(out[0] == 3.0f);
+    CHECK(gearkv_cache_append(life.cache, 0, &life.view, &life.view, 51, nullptr, text) ==
+          GEARKV_CAPACITY_EXCEEDED);
+    life.rows[0] = 1e30f;
+    CHECK(gearkv_cache_append(life.cache, 0, &life.view, &life.view, 1, nullptr, text) ==
+          GEARKV_NOT_REPRESENTABLE);
+    CHECK(gearkv_cache_n_tokens(life.cache, 0) == 50);
+    CHECK(gearkv_cache_truncate(life.cache, 51, nullptr, text) == GEARKV_WRONG_SIZE);
+    gearkv_load_options load = {};
+    CHECK(gearkv_cache_load("x", &config, &load, nullptr, &cache, nullptr, text) == invalid);
+    CHECK(text.says("struct_size of options is 0"));
+    load.struct_size = sizeof(load);
+    load.loading = static_cast<gearkv_loading>(9);
+    CHECK(gearkv_cache_load("x", &config, &load, nullptr, &cache, nullptr, text) == invalid);
+    CHECK(text.says("loading 9"));
+    char small[4];
+    CHECK(gearkv_format_spec("gear-4", small, sizeof(small), text) == GEARKV_WRONG_SIZE);
+
+    std::uint64_t n = 7;
+    gearkv_block_options block = {sizeof(block),         "kivi-4", GEARKV_KEYS, 64, 1, 64, 0, 0,
+                                  GEARKV_LEVEL_AUTOMATIC};
+    REQUIRE(gearkv_block_bytes(&block, &n, text) == GEARKV_OK);
+    CHECK(n > 7);
+    block.kind = static_cast<gearkv_kind>(3);
+    CHECK(gearkv_block_bytes(&block, &n, text) == invalid);
+    block.kind = GEARKV_VALUES;
+    block.spec = "auto:3";
+    CHECK(gearkv_block_bytes(&block, &n, text) == GEARKV_BAD_SPEC);
+    // An error nobody wants to hear is one still.
+    CHECK(gearkv_block_bytes(&block, &n, nullptr) == GEARKV_BAD_SPEC);
+}
+
+TEST_CASE("a program of an older header leaves new fields as they are by default", "[c]") {
+    Text text;
+    gearkv_cache* cache = nullptr;
+    // That header ended before spread_tokens; what lies behind is not the structure's.
+    gearkv_config config;
+    std::memset(static_cast<void*>(&config), 0xa5, sizeof(config));
+    const std::size_t old_size = offsetof(gearkv_config, spread_tokens);
+    gearkv_config_init(&config, old_size);
+    CHECK(config.spread_tokens == 0xa5a5a5a5u);
+    config.spec = "gear-4";
+    config.n_layers = config.n_kv_heads = 1;
+    config.key_dim = config.value_dim = 16;
+    config.max_tokens = 100;
+    REQUIRE(gearkv_cache_create(&config, &cache, text) == GEARKV_OK);
+
+    gearkv_stats stats;
+    std::memset(static_cast<void*>(&stats), 0x5a, sizeof(stats));
+    stats.struct_size = offsetof(gearkv_stats, n_tokens);
+    REQUIRE(gearkv_cache_get_stats(cache, &stats, text) == GEARKV_OK);
+    CHECK(stats.struct_size == offsetof(gearkv_stats, n_tokens));
+    CHECK((stats.bytes > 0 && stats.n_tokens == 0x5a5a5a5a5a5a5a5aull));
+    gearkv_cache_destroy(cache);
+}
+
+TEST_CASE("a program of a newer header may not ask for what this library does not know", "[c]") {
+    struct Newer {
+        gearkv_config config;
+        std::uint64_t flag = 0;
+    } newer;
+    Text text;
+    gearkv_config_init(&newer.config, sizeof(newer));
+    CHECK((newer.flag == 0 && newer.config.struct_size == sizeof(newer) && newer.config.spread_tokens == 16));
+    newer.config.spec = "gear-4";
+    newer.config.n_layers = newer.config.n_kv_heads = 1;
+    newer.config.key_dim = newer.config.value_dim = 16;
+    newer.config.max_tokens = 100;
+    gearkv_cache* cache = nullptr;
+    REQUIRE(gearkv_cache_create(&newer.config, &cache, text) == GEARKV_OK);
+    gearkv_cache_destroy(cache);
+    cache = nullptr;
+    newer.flag = 1;
+    CHECK(gearkv_cache_create(&newer.config, &cache, text) == invalid);
+    CHECK(text.says("this library knows"));
+    newer.config.struct_size = 0;
+    CHECK(gearkv_cache_create(&newer.config, &cache, text) == invalid);
+    CHECK(text.says("struct_size of config is 0"));
+    CHECK(cache == nullptr);
+
+    struct NewerStats {
+        gearkv_stats stats = {};
+        std::uint64_t more = 9;
+    } stats;
+    stats.stats.struct_size = sizeof(stats);
+    const gearkv_config config = usual();
+    REQUIRE(gearkv_bytes_required(&config, 50, 50, &stats.stats, text) == GEARKV_OK);
+    CHECK((stats.stats.bytes > 0 && stats.more == 0));
+}
+
+TEST_CASE("workspaces, pools and crews serve caches of C", "[c]") {
+    Text text;
+    gearkv_pool* pool = nullptr;
+    gearkv_workspace* workspace = nullptr;
+    gearkv_crew* crew = nullptr;
+    REQUIRE(gearkv_pool_create(1 << 22, 1 << 16, nullptr, &pool, text) == GEARKV_OK);
+    const gearkv_allocator from_pool = gearkv_pool_allocator(pool);
+    REQUIRE(gearkv_workspace_create(&from_pool, &workspace, text) == GEARKV_OK);
+    REQUIRE(gearkv_crew_create(2, &crew, text) == GEARKV_OK);
+    CHECK(gearkv_executor_n_threads(gearkv_crew_executor(crew)) == 2);
+
+    const Life life;
+    gearkv_config config = usual();
+    config.workspace = workspace;
+    config.allocator = from_pool;
+    constexpr std::size_t n = 20;
+    gearkv_cache* caches[n] = {};
+    std::vector<float> outs(n * 16), alone(16);
+    gearkv_attend_request requests[n];
+    for (std::size_t i = 0; i < n; ++i) {
+        REQUIRE(gearkv_cache_create(&config, &caches[i], text) == GEARKV_OK);
+        REQUIRE(gearkv_cache_append(caches[i], 0, &life.view, &life.view, 20, gearkv_crew_executor(crew),
+                                    text) == GEARKV_OK);
+        requests[i] = {caches[i], &life.queries, &outs[i * 16], 16};
+    }
+    REQUIRE(gearkv_attend_batch(0, requests, n, gearkv_crew_executor(crew), text) == GEARKV_OK);
+    gearkv_crew_release(crew, 1);
+    CHECK(gearkv_crew_help(crew, 1) == 1);  // the door is closed
+    REQUIRE(gearkv_cache_attend(caches[3], 0, &life.queries, alone.data(), 16, nullptr, text) == GEARKV_OK);
+    CHECK(std::memcmp(alone.data(), &outs[3 * 16], 64) == 0);
+
+    gearkv_pool_stats stats = {};
+    stats.struct_size = sizeof(stats);
+    REQUIRE(gearkv_pool_get_stats(pool, &stats, text) == GEARKV_OK);
+    CHECK((stats.n_bytes == 1 << 22 && stats.n_blocks > 0 && stats.n_refused == 0));
+    for (gearkv_cache* cache : caches)
+        gearkv_cache_destroy(cache);
+    CHECK(gearkv_workspace_bytes(workspace) > 0);
+    gearkv_workspace_destroy(workspace);
+    gearkv_crew_destroy(crew);
+    REQUIRE(gearkv_pool_get_stats(pool, &stats, text) == GEARKV_OK);
+    CHECK(stats.held_bytes == 0);
+    gearkv_pool_destroy(pool);
+}
+
+TEST_CASE("a state goes through memory and functions of C", "[c]") {
+    Text text;
+    const Life life;
+    const gearkv_config config = usual();
+    gearkv_save_options save = {};
+    save.struct_size = sizeof(save);
+    save.extra = "note";
+    save.n_extra = 4;
+    std::uint64_t n_bytes = 0;
+    REQUIRE(gearkv_state_bytes(life.cache, &save, &n_bytes, text) == GEARKV_OK);
+    std::vector<unsigned char> bytes(n_bytes), streamed;
+    std::size_t n_written = 0;
+    CHECK(gearkv_cache_save_to_memory(life.cache, bytes.data(), n_bytes - 1, &save, nullptr, &n_written,
+                                      text) == GEARKV_WRONG_SIZE);
+    REQUIRE(gearkv_cache_save_to_memory(life.cache, bytes.data(), n_bytes, &save, nullptr, &n_written,
+                                        text) == GEARKV_OK);
+    CHECK(n_written == n_bytes);
+    const auto write = [](void* context, const void* piece, std::size_t n) {
+        auto* to = static_cast<std::vector<unsigned char>*>(context);
+        const auto* from = static_cast<const unsigned char*>(piece);
+        to->insert(to->end(), from, from + n);
+        return 1;
+    };
+    REQUIRE(gearkv_cache_save_through(life.cache, write, &streamed, &save, nullptr, text) == GEARKV_OK);
+    CHECK(streamed == bytes);
+    const auto refuse = [](void*, const void*, std::size_t) { return 0; };
+    CHECK(gearkv_cache_save_through(life.cache, refuse, nullptr, &save, nullptr, text) ==
+          GEARKV_WRITE_FAILED);
+
+    char note[8];
+    gearkv_load_options load = {};
+    load.struct_size = sizeof(load);
+    load.extra = note;
+    load.n_room = sizeof(note);
+    struct Place {
+        const std::vector<unsigned char>* bytes;
+        std::size_t at;
+    } place = {&bytes, 0};
+    const auto read = [](void* context, void* to, std::size_t n, std::size_t* n_read) {
+        auto* from = static_cast<Place*>(context);
+        *n_read = std::min<std::size_t>(std::min<std::size_t>(n, 7), from->bytes->size() - from->at);
+        std::memcpy(to, from->bytes->data() + from->at, *n_read);
+        from->at += *n_read;
+        return 1;
+    };
+    std::vector<float> expected(16), found(16);
+    REQUIRE(gearkv_cache_attend(life.cache, 0, &life.queries, expected.data(), 16, nullptr, text) ==
+            GEARKV_OK);
+    for (const bool through : {false, true}) {
+        gearkv_cache* cache = nullptr;
+        std::size_t n_extra = 0;
+        const gearkv_code code =
+            through ? gearkv_cache_load_through(read, &place, &config, &load, nullptr, &cache, &n_extra, text)
+                    : gearkv_cache_load_from_memory(bytes.data(), bytes.size(), &config, &load, nullptr,
+                                                    &cache, &n_extra, text);
+        INFO(text.error.message);
+        REQUIRE(code == GEARKV_OK);
+        CHECK((n_extra == 4 && std::memcmp(note, "note", 4) == 0));
+        REQUIRE(gearkv_cache_attend(cache, 0, &life.queries, found.data(), 16, nullptr, text) == GEARKV_OK);
+        CHECK(found == expected);
+        gearkv_cache_destroy(cache);
+    }
+    gearkv_cache* cache = nullptr;
+    const std::vector<unsigned char> half(bytes.begin(),
+                                          bytes.begin() + static_cast<std::ptrdiff_t>(n_bytes / 2));
+    place = {&half, 0};
+    CHECK(gearkv_cache_load_through(read, &place, &config, &load, nullptr, &cache, nullptr, text) ==
+          GEARKV_TRUNCATED);
+    const auto fail = [](void*, void*, std::size_t, std::size_t*) { return 0; };
+    CHECK(gearkv_cache_load_through(fail, nullptr, &config, &load, nullptr, &cache, nullptr, text) ==
+          GEARKV_READ_FAILED);
+    save.n_tokens = 20;
+    REQUIRE(gearkv_cache_save_to_memory(life.cache, bytes.data(), n_bytes, &save, nullptr, &n_written,
+                                        text) == GEARKV_OK);
+    REQUIRE(gearkv_cache_load_from_memory(bytes.data(), n_written, &config, &load, nullptr, &cache, nullptr,
+                                          text) == GEARKV_OK);
+    CHECK(gearkv_cache_n_tokens(cache, 0) == 20);
+    gearkv_cache_destroy(cache);
+}
+
+TEST_CASE("a block is the same bytes from C and comes back", "[c]") {
+    Text text;
+    const Life life;
+    gearkv_block_options block = {sizeof(block),         "paper:gear-4", GEARKV_VALUES, 64, 1, 16, 0, 0,
+                                  GEARKV_LEVEL_AUTOMATIC};
+    std::uint64_t n = 0;
+    REQUIRE(gearkv_block_bytes(&block, &n, text) == GEARKV_OK);
+    const gearkv_allocator memory = gearkv_default_allocator();
+    void* bytes = memory.allocate(memory.context, n, 64);
+    std::vector<float> out(64 * 16);
+    CHECK(gearkv_compress_block(bytes, n - 1, &life.view, &block, nullptr, text) == GEARKV_WRONG_SIZE);
+    REQUIRE(gearkv_compress_block(bytes, n, &life.view, &block, nullptr, text) == GEARKV_OK);
+    REQUIRE(gearkv_decompress_block(out.data(), out.size(), bytes, n, text) == GEARKV_OK);
+    CHECK(out[100] == Approx(0.5f).margin(1e-3));
+    CHECK(gearkv_decompress_block(out.data(), out.size() - 1, bytes, n, text) == GEARKV_WRONG_SIZE);
+    static_cast<unsigned char*>(bytes)[0] ^= 1;
+    CHECK(gearkv_decompress_block(out.data(), out.size(), bytes, n, text) == GEARKV_BAD_BLOCK);
+    memory.release(memory.context, bytes, n);
+}

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# symbols.sh LIBRARY LIST: the functions of the C ABI are those of the list, all of them and no others. Whoever adds one
+# adds it there; none is ever taken away or renamed.
+set -euo pipefail
+diff -u <(sort "$2") <(nm --defined-only --extern-only "$1" | awk '$2 == "T" && $3 ~ /^gearkv_/ {print $3}' | sort)
