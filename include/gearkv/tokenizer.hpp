@@ -49,14 +49,15 @@ struct DecodeOptions {
 
 struct TokenizerOptions {
     // The rule by which texts are split, instead of what `tokenizer.ggml.pre` says; null: what the file says.
-    // Vocabularies of kind "llama" split nothing and take no notice of it.
+    // Vocabularies of kind "llama" and "gemma4" split nothing by it and take no notice of it.
     const char* pre = nullptr;
 };
 
 // The names that `tokenizer.ggml.pre` and TokenizerOptions::pre may have, in order, with commas between them.
 const char* split_rule_names() noexcept;
 
-// SentencePiece ("llama") and byte-level BPE ("gpt2") vocabularies. Immutable, shared freely between threads.
+// SentencePiece ("llama"), byte-level BPE ("gpt2") and BPE on characters ("gemma4") vocabularies. Immutable,
+// shared freely between threads.
 class Tokenizer {
   public:
     virtual ~Tokenizer() = default;
@@ -122,7 +123,7 @@ class Tokenizer {
     // The text of `tokenizer.chat_template`, as ChatTemplate::recognise wants it; empty where there is none.
     virtual std::string_view chat_template() const noexcept = 0;
 
-    // "llama" or "gpt2".
+    // "llama", "gpt2" or "gemma4".
     virtual const char* kind() const noexcept = 0;
     // The split rule in use; empty where texts are not split.
     virtual const char* pre() const noexcept = 0;

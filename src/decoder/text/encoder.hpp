@@ -20,11 +20,12 @@ class Encoder {
     virtual void decode(Token token, std::string* out) const = 0;
 };
 
-// Both refer to a vocabulary that outlives them, and may append symbols to its texts.
+// All refer to a vocabulary that outlives them, and may append symbols to its texts.
 std::unique_ptr<Encoder> create_sentencepiece_encoder(const Vocabulary& vocabulary);
 struct SplitRule;
 // Reads the merges of the file. May throw std::bad_alloc. Errors: missing_key, bad_tokenizer, out_of_memory.
 Status create_byte_bpe_encoder(const GgufFile& file, const SplitRule& rule, Vocabulary& vocabulary,
                                std::unique_ptr<Encoder>* out);
+Status create_marked_bpe_encoder(const GgufFile& file, Vocabulary& vocabulary, std::unique_ptr<Encoder>* out);
 
 }  // namespace gearkv

@@ -3,26 +3,11 @@
 // lacks becomes byte tokens.
 #include "decoder/gguf/utf8.hpp"
 #include "decoder/text/encoder.hpp"
+#include "decoder/text/marked_text.hpp"
 #include "decoder/text/merger.hpp"
 
 namespace gearkv {
 namespace {
-
-constexpr std::string_view space_mark = "\xe2\x96\x81";  // U+2581, which stands for a space
-
-std::string mark_spaces(std::string_view text, bool prefix) {
-    std::string marked;
-    marked.reserve(text.size() + space_mark.size());
-    if (prefix) marked += space_mark;
-    for (const char c : text) {
-        if (c == ' ') {
-            marked += space_mark;
-        } else {
-            marked += c;
-        }
-    }
-    return marked;
-}
 
 class SentencepieceEncoder final : public Encoder {
   public:
@@ -56,39 +41,16 @@ class SentencepieceEncoder final : public Encoder {
                 out->push_back(static_cast<Token>(piece.symbol));
                 continue;
             }
-            const Status status = append_bytes(all.substr(piece.begin, piece.n_bytes), out);
+            const Status status =
+                append_byte_tokens(vocabulary_, all.substr(piece.begin, piece.n_bytes), out);
             if (!status.ok()) return status;
         }
         return {};
     }
 
-    void decode(Token token, std::string* out) const override {
-        std::string_view text = vocabulary_.text(token);
-        if (vocabulary_.type(token) == TokenType::byte) {
-            *out += static_cast<char>(parse_byte_token(text));
-            return;
-        }
-        for (std::size_t at; (at = text.find(space_mark)) != std::string_view::npos;) {
-            out->append(text.substr(0, at));
-            *out += ' ';
-            text.remove_prefix(at + space_mark.size());
-        }
-        out->append(text);
-    }
+    void decode(Token token, std::string* out) const override { decode_marked(vocabulary_, token, out); }
 
   private:
-    // A character that is in no token: its bytes, or one unknown token for all of them.
-    Status append_bytes(std::string_view character, std::vector<Token>* out) const {
-        for (const char c : character) {
-            if (vocabulary_.byte_tokens[static_cast<unsigned char>(c)] < 0)
-                return append_unknown(vocabulary_, character, out);
-        }
-        for (const char c : character) {
-            out->push_back(vocabulary_.byte_tokens[static_cast<unsigned char>(c)]);
-        }
-        return {};
-    }
-
     const Vocabulary& vocabulary_;
     std::size_t longest_ = 0;  // bytes of a token's text
 };

@@ -47,6 +47,8 @@ Status read_ends(const GgufFile& file, Vocabulary& vocabulary) {
         if (token >= 0) ends.push_back(token);
     }
     for (const std::string_view text : end_texts) {
+        // Of a vocabulary of Gemma 4 that is a tag of HTML.
+        if (text == "</s>" && vocabulary.kind == VocabularyKind::marked_bpe) continue;
         const Token token = vocabulary.find(text);
         if (token >= 0) ends.push_back(token);
     }
@@ -103,6 +105,7 @@ Status read_special_ids(const GgufFile& file, bool adds_bos, Vocabulary& vocabul
         if (status.ok()) status = read_token_id(file, vocabulary, id.key, id.token);
     }
     if (status.ok()) status = read_bool(file, "tokenizer.ggml.add_bos_token", false, &vocabulary.add_bos);
+    if (vocabulary.kind == VocabularyKind::marked_bpe) vocabulary.add_bos = true;  // whatever the file says
     if (status.ok()) status = read_bool(file, "tokenizer.ggml.add_eos_token", false, &vocabulary.add_eos);
     if (status.ok()) {
         status = read_bool(file, "tokenizer.ggml.add_space_prefix", false, &vocabulary.add_space_prefix);

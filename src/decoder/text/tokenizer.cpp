@@ -37,6 +37,8 @@ class FileTokenizer final : public Tokenizer {
         if (status.ok()) status = special_.build(vocabulary_);
         if (!status.ok()) return status;
         if (rule != nullptr) return create_byte_bpe_encoder(file, *rule, vocabulary_, &encoder_);
+        if (vocabulary_.kind == VocabularyKind::marked_bpe)
+            return create_marked_bpe_encoder(file, vocabulary_, &encoder_);
         encoder_ = create_sentencepiece_encoder(vocabulary_);
         return {};
     }
@@ -121,7 +123,9 @@ class FileTokenizer final : public Tokenizer {
     }
     std::string_view chat_template() const noexcept override { return chat_template_; }
     const char* kind() const noexcept override {
-        return vocabulary_.kind == VocabularyKind::sentencepiece ? "llama" : "gpt2";
+        return vocabulary_.kind == VocabularyKind::sentencepiece ? "llama"
+               : vocabulary_.kind == VocabularyKind::byte_bpe    ? "gpt2"
+                                                                 : "gemma4";
     }
     const char* pre() const noexcept override { return pre_.c_str(); }
     const char* note() const noexcept override { return note_; }
@@ -146,9 +150,9 @@ class FileTokenizer final : public Tokenizer {
         }
         *out = find_split_rule(pre_);
         if (*out != nullptr) return {};
-        return Status::error(Code::unsupported_model, "split rule '%s' is not known; known are %s and names of the same rules",
-                             escape_text(std::string_view(pre_).substr(0, 32)).c_str(),
-                             main_split_rule_names());
+        return Status::error(
+            Code::unsupported_model, "split rule '%s' is not known; known are %s and names of the same rules",
+            escape_text(std::string_view(pre_).substr(0, 32)).c_str(), main_split_rule_names());
     }
 
     Status encode_fragments(std::string_view text, const std::vector<Fragment>& fragments, bool add_special,

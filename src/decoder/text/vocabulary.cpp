@@ -140,7 +140,7 @@ Status index_texts(Vocabulary& vocabulary) {
     // alike.
     const auto is_mergeable = [&](std::size_t i) {
         const TokenType type = vocabulary.types[i];
-        const bool own = type == TokenType::user_defined && vocabulary.kind == VocabularyKind::sentencepiece;
+        const bool own = type == TokenType::user_defined && vocabulary.kind != VocabularyKind::byte_bpe;
         return (type == TokenType::normal || own) && !vocabulary.texts[i].empty();
     };
     for (std::size_t i = 0; i < vocabulary.n_tokens(); i++) {
@@ -160,11 +160,13 @@ Status read_kind(const GgufFile& file, VocabularyKind* out) {
     std::string_view kind;
     const Status status = read_string(file, "tokenizer.ggml.model", true, &kind);
     if (!status.ok()) return status;
-    if (kind != "llama" && kind != "gpt2") {
-        return Status::error(Code::unsupported_model, "tokenizer '%s', expected 'llama' or 'gpt2'",
+    if (kind != "llama" && kind != "gpt2" && kind != "gemma4") {
+        return Status::error(Code::unsupported_model, "tokenizer '%s', expected 'llama', 'gpt2' or 'gemma4'",
                              escape_text(kind.substr(0, 64)).c_str());
     }
-    *out = kind == "llama" ? VocabularyKind::sentencepiece : VocabularyKind::byte_bpe;
+    *out = kind == "llama"  ? VocabularyKind::sentencepiece
+           : kind == "gpt2" ? VocabularyKind::byte_bpe
+                            : VocabularyKind::marked_bpe;
     return {};
 }
 
@@ -214,10 +216,9 @@ Status read_vocabulary(const GgufFile& file, Vocabulary* out) {
     }
     if (status.ok()) status = copy_texts(*texts, &vocabulary.texts);
     if (status.ok()) status = read_types(file, vocabulary);
-    if (status.ok() && vocabulary.kind == VocabularyKind::sentencepiece) {
+    if (status.ok() && vocabulary.kind == VocabularyKind::sentencepiece)
         status = read_scores(file, vocabulary);
-        if (status.ok()) status = find_byte_tokens(vocabulary);
-    }
+    if (status.ok() && vocabulary.kind != VocabularyKind::byte_bpe) status = find_byte_tokens(vocabulary);
     if (status.ok()) status = index_texts(vocabulary);
     std::string_view pre;
     if (status.ok()) status = read_string(file, "tokenizer.ggml.pre", false, &pre);

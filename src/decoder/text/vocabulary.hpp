@@ -16,7 +16,7 @@ inline constexpr std::uint64_t max_vocab = 1u << 20;            // tokens
 inline constexpr std::size_t max_token_bytes = 4096;            // of one text
 inline constexpr std::size_t max_vocabulary_bytes = 16u << 20;  // of all texts
 
-enum class VocabularyKind { sentencepiece, byte_bpe };
+enum class VocabularyKind { sentencepiece, byte_bpe, marked_bpe };  // llama, gpt2, gemma4
 
 // Checked: as many types (and scores) as tokens, finite scores, byte tokens of the form <0x41>, ids within
 // the vocabulary.
@@ -28,7 +28,7 @@ struct Vocabulary {
     TextIndex mergeable;                    // what text can merge into: no control tokens above all
     TextIndex others;                       // the rest
     std::string pre;                        // how the file says texts are split; empty when it does not say
-    Token byte_tokens[256];                 // sentencepiece: -1 where there is none
+    Token byte_tokens[256];                 // not byte_bpe: -1 where there is none
     Token bos = -1;
     Token eos = -1;
     Token unknown = -1;
