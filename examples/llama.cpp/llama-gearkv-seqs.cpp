@@ -42,11 +42,10 @@ Status Sequences::create(const Setup& setup) {
         setup_.cache.windows = windows_.data();
         setup_.cache.rollback_tokens = rollback_tokens;
     }
-    const auto& frequencies = setup_.frequencies;
-    if (std::equal(frequencies.begin() + 1, frequencies.end(), frequencies.begin())) {
-        setup_.cache.rope = {frequencies[0].data(), static_cast<std::uint32_t>(frequencies[0].size()),
-                             setup_.interleaved};
-    }
+    ropes_.clear();
+    for (const auto& frequencies : setup_.frequencies)
+        ropes_.push_back(
+            {frequencies.data(), static_cast<std::uint32_t>(frequencies.size()), setup_.interleaved});
     Shared any;
     return make(&any);
 }
@@ -232,7 +231,7 @@ Status Sequences::settle(Sequence& s) const {
         std::size_t first, n;
     };
     std::vector<Gap> gaps;
-    bool in_place = setup_.cache.rope.n_pairs > 0 || setup_.frequencies[0].empty();
+    bool in_place = true;
     std::size_t n_gone = 0;
     std::int32_t shift = 0;
     for (std::size_t i = 0; i < n; ++i) {
@@ -256,7 +255,7 @@ Status Sequences::settle(Sequence& s) const {
     }
     for (std::size_t i = gaps.size(); in_place && i-- > 0;) {
         const auto [first, length] = gaps[i];
-        const Status status = s.cache->remove(first, length);
+        const Status status = s.cache->remove(first, length, ropes_.data());
         if (status.code() == Code::out_of_memory || status.code() == Code::over_budget) return status;
         in_place = status.ok();
         if (!in_place) break;

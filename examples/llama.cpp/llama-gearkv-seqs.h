@@ -50,7 +50,7 @@ struct Run {
 };
 
 struct Setup {
-    gearkv::CacheConfig cache;                     // rope, windows and workspace are filled in by create
+    gearkv::CacheConfig cache;                     // windows and workspace are filled in by create
     std::vector<std::vector<double>> frequencies;  // by layer; none where keys are not rotated
     bool interleaved = false;
     std::uint32_t window = 0;       // of the queries of all layers; 0: none
@@ -109,6 +109,7 @@ class Sequences {
 
     Setup setup_;
     std::vector<std::uint32_t> windows_;
+    std::vector<gearkv::RopeConfig> ropes_;  // by layer
     std::unique_ptr<gearkv::Workspace> workspace_;
     std::map<std::int32_t, Shared> seqs_;
     std::vector<Run> runs_;
