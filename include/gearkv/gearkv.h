@@ -95,6 +95,7 @@ typedef GEARKV_ENUM(gearkv_code){
     GEARKV_TRUNCATED = 24,         /* the file ends before what its header promises */
     GEARKV_WRITE_FAILED = 25,      /* the caller's function did not take the bytes of a state */
     GEARKV_READ_FAILED = 26,       /* the caller's function did not give them */
+    GEARKV_OTHER_ROPE = 27,        /* keys of a layer have moved by another rotary embedding */
     GEARKV_DECODER_ERROR = 1000    /* of gearkv-decoder, without a number here */
 } gearkv_code;
 
@@ -367,11 +368,18 @@ gearkv_code gearkv_cache_read(gearkv_cache* cache, uint32_t layer, uint64_t firs
  * over_budget. */
 gearkv_code gearkv_cache_truncate(gearkv_cache* cache, uint64_t n_tokens, int* lossless, gearkv_error* error);
 
+/* The rotary embedding of the keys of one layer. */
+typedef struct gearkv_rope {
+    const double* frequencies; /* [n_pairs] radians a token */
+    uint32_t n_pairs;          /* 0: the keys are not rotated */
+    int32_t interleaved;       /* as gearkv_config.rope_interleaved */
+} gearkv_rope;
 /* A context shift: drops n_tokens tokens from `first` on in every layer; those behind move up, and their keys
- * turn to their new positions. Errors: invalid_argument, wrong_size, forgotten, out_of_memory, over_budget.
- */
+ * turn to their new positions, by `ropes` [n_layers], or by that of the configuration where it is null. The
+ * first by which keys of a layer move holds for it until it is empty. Errors: invalid_argument, wrong_size,
+ * forgotten, other_rope, out_of_memory, over_budget. */
 gearkv_code gearkv_cache_remove(gearkv_cache* cache, uint64_t first, uint64_t n_tokens,
-                                gearkv_executor* executor, gearkv_error* error);
+                                const gearkv_rope* ropes, gearkv_executor* executor, gearkv_error* error);
 
 /* After an error in the middle of a step: drops what the layers have more than the shortest, whose tokens
  * *n_tokens gets. Both outputs may be null. Errors: as gearkv_cache_truncate. */

@@ -8,6 +8,7 @@
 
 #include "gearkv/status.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // How the keys of a layer turn from one token to the next.
@@ -39,3 +40,4 @@ struct RopeSpec {
 Status rope_frequencies(const RopeSpec& params, double* frequencies, std::size_t n_frequencies) noexcept;
 
 }  // namespace gearkv
+#pragma GCC visibility pop

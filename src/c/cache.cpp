@@ -1,5 +1,7 @@
 // Caches and blocks for C.
 #include <limits>
+#include <memory>
+#include <new>
 
 #include "c/convert.hpp"
 #include "gearkv/codec.hpp"
@@ -241,9 +243,17 @@ gearkv_code gearkv_cache_truncate_to_shortest(gearkv_cache* cache, uint64_t* n_t
 }
 
 gearkv_code gearkv_cache_remove(gearkv_cache* cache, uint64_t first, uint64_t n_tokens,
-                                gearkv_executor* executor, gearkv_error* error) {
+                                const gearkv_rope* ropes, gearkv_executor* executor, gearkv_error* error) {
     if (Status status = check_cache(cache); !status.ok()) return report(status, error);
-    return report(cpp(cache)->remove(first, n_tokens, cpp(executor)), error);
+    if (ropes == nullptr) return report(cpp(cache)->remove(first, n_tokens, cpp(executor)), error);
+    const std::uint32_t n_layers = cpp(cache)->config().n_layers;
+    const std::unique_ptr<RopeConfig[]> taken(new (std::nothrow) RopeConfig[n_layers]);
+    if (taken == nullptr)
+        return report(Status::error(Code::out_of_memory, "no memory for the ropes of %u layers", n_layers),
+                      error);
+    for (std::uint32_t i = 0; i < n_layers; ++i)
+        taken[i] = {ropes[i].frequencies, ropes[i].n_pairs, ropes[i].interleaved != 0};
+    return report(cpp(cache)->remove(first, n_tokens, taken.get(), cpp(executor)), error);
 }
 
 gearkv_code gearkv_cache_forget_before(gearkv_cache* cache, uint32_t layer, uint64_t token,

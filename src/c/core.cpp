@@ -59,6 +59,8 @@ gearkv_code plain(Code code) noexcept {
             return GEARKV_WRITE_FAILED;
         case Code::read_failed:
             return GEARKV_READ_FAILED;
+        case Code::other_rope:
+            return GEARKV_OTHER_ROPE;
         case Code::bad_version:
             return GEARKV_BAD_VERSION;
         case Code::truncated:

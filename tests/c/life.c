@@ -58,6 +58,7 @@ int main(int argc, char** argv) {
     gearkv_executor_callbacks callbacks;
     gearkv_config config;
     gearkv_queries queries;
+    gearkv_rope ropes[n_layers];
     gearkv_stats stats, required;
     gearkv_layer_stats layer_stats;
     gearkv_state_info info;
@@ -153,7 +154,15 @@ int main(int argc, char** argv) {
     remove(argv[1]);
 
     CHECK(gearkv_cache_fork(cache, &fork, &error));
-    CHECK(gearkv_cache_remove(fork, 10, 50, pool, &error));
+    for (i = 0; i < n_layers; ++i) {
+        ropes[i].frequencies = frequencies;
+        ropes[i].n_pairs = dim / 2;
+        ropes[i].interleaved = 0;
+    }
+    CHECK(gearkv_cache_remove(fork, 10, 40, NULL, pool, &error));
+    CHECK(gearkv_cache_remove(fork, 10, 10, ropes, pool, &error)); /* the same */
+    ropes[1].n_pairs = 4;
+    REQUIRE(gearkv_cache_remove(fork, 10, 1, ropes, pool, &error) == GEARKV_OTHER_ROPE);
     CHECK(gearkv_cache_truncate(fork, 200, &lossless, &error));
     REQUIRE(gearkv_cache_n_tokens(fork, 0) == 200 && gearkv_cache_n_tokens(cache, 0) == n_tokens &&
             lossless == 0);

@@ -105,7 +105,7 @@ TEST_CASE("null handles and outputs are refused by name", "[c]") {
     CHECK(gearkv_cache_compress(nullptr, 0, nullptr, text) == invalid);
     CHECK(gearkv_cache_read(nullptr, 0, 0, 1, out, 16, nullptr, 0, text) == invalid);
     CHECK(gearkv_cache_truncate(nullptr, 0, nullptr, text) == invalid);
-    CHECK(gearkv_cache_remove(nullptr, 5, 1, nullptr, text) == invalid);
+    CHECK(gearkv_cache_remove(nullptr, 5, 1, nullptr, nullptr, text) == invalid);
     CHECK(gearkv_cache_forget_before(nullptr, 0, 1, text) == invalid);
     CHECK(gearkv_cache_shrink(nullptr, 0, &n, text) == invalid);
     CHECK(gearkv_cache_fork(nullptr, &cache, text) == invalid);
