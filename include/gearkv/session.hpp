@@ -68,6 +68,12 @@ struct DecodeRequest {
     Status status;
 };
 
+// A draft of n_draft tokens by prompt lookup, written to `draft`: what followed the last occurrence, further
+// back, of the last n_match tokens, or of the longest shorter run of at least 2 that has one, and goes on
+// with itself where the tokens end. Returns n_draft, or 0 when nothing like that came before.
+std::size_t look_up_draft(const Token* tokens, std::size_t n_tokens, std::size_t n_match, std::size_t n_draft,
+                          Token* draft) noexcept;
+
 // Results depend on model, config and tokens alone, not on the executor, nor on rounding mode, denormals and
 // traps of any thread; these are afterwards as they were. A prompt cut into other chunks gives
 // the same logits but for rounding (and the cache's compression, which follows the chunks): matrix products
@@ -102,11 +108,19 @@ class Session {
                         std::uint64_t* n_reused = nullptr) noexcept = 0;
     // Feeds one token. Errors: context_full, bad_token, out_of_memory, non_finite, not_representable.
     virtual Status decode(Token token) noexcept = 0;
-    // The same for many sessions of one model at once, whose weights are read once for all of them; on the
-    // executor of the first session and in its working memory. Every session ends with the logits and the
-    // cache, to the bit, that decode(token) alone would leave it with (float weights in a build with a BLAS
-    // included), and an error strikes that session alone: its status, and its state, are those of decode, and
-    // the others go on. Returns ok, or the first of these errors with the number of its request.
+    // Feeds tokens, to verify a draft, and writes the logits after each of them, [n_tokens, n_vocab], to
+    // all_logits. The same, to the bit, as so many calls of decode, with weights read once for all tokens;
+    // but where auto:BITS is yet to choose its rates. truncate takes back those behind the first wrong one,
+    // without a trace within SessionConfig::rollback_tokens; logits() is null then, and what the next token
+    // is chosen by stands in all_logits. Errors: those of decode, invalid_argument (null), wrong_size (no
+    // tokens, or more than a chunk has).
+    virtual Status decode(const Token* tokens, std::size_t n_tokens, float* all_logits) noexcept = 0;
+    // The same as decode(token) for many sessions of one model at once, whose weights are read once for all
+    // of them; on the executor of the first session and in its working memory. Every session ends with the
+    // logits and the cache, to the bit, that decode(token) alone would leave it with (float weights in a
+    // build with a BLAS included), and an error strikes that session alone: its status, and its state, are
+    // those of decode, and the others go on. Returns ok, or the first of these errors with the number of its
+    // request.
     //
     // Nothing is fed, and no status written, when a request is refused: invalid_argument (null, a session
     // twice, of another level, or with float_products where the first is without), other_model, wrong_size

@@ -68,6 +68,25 @@ class LlamaSession final : public Session {
         return status;
     }
 
+    Status decode(const Token* tokens, std::size_t n, float* all_logits) noexcept override {
+        if (!failure_.ok()) return failure_;
+        if (tokens == nullptr || all_logits == nullptr)
+            return Status::error(Code::invalid_argument, "null tokens or logits");
+        if (n == 0 || n > chunk_) {
+            return Status::error(Code::wrong_size, "a draft of %zu tokens, expected 1 to the %u of a chunk",
+                                 n, chunk_);
+        }
+        if (n > n_ctx_ - n_tokens_) {
+            return Status::error(Code::context_full, "%llu tokens and a draft of %zu, in a context of %u",
+                                 static_cast<unsigned long long>(n_tokens_), n, n_ctx_);
+        }
+        Status status = check_tokens(tokens, n);
+        if (status.ok()) status = note_tokens(tokens, n);
+        if (status.ok()) status = feed_singly(n, all_logits);
+        tokens_.resize(n_tokens_);
+        return status;
+    }
+
     static Status decode_batch(DecodeRequest* requests, std::size_t n) noexcept {
         auto* first = dynamic_cast<LlamaSession*>(requests[0].session);
         std::size_t n_marked = 0;
@@ -422,6 +441,20 @@ class LlamaSession final : public Session {
         return {};
     }
 
+    Status feed_singly(std::size_t n, float* all_logits) noexcept {
+        const FloatMode mode;
+        bool touched = false;
+        Status status = forward_.feed_singly(tokens_.data() + n_tokens_, n, n_tokens_, *cache_, &touched);
+        if (!status.ok() && !touched) return status;
+        has_logits_ = false;
+        if (status.ok()) status = forward_.compute_single_logits(n, all_logits);
+        if (!status.ok()) return fail(status);
+        std::copy_n(all_logits + (n - 1) * n_vocab(), n_vocab(), logits_.data());
+        n_tokens_ += n;
+        has_logits_ = true;
+        return {};
+    }
+
     Status write_logits(std::size_t n, float* all_logits, bool last) noexcept {
         if (all_logits != nullptr) {
             const Status status = forward_.compute_logits(0, n, all_logits);
@@ -494,6 +527,22 @@ Status Session::create(std::shared_ptr<const Model> model, const SessionConfig& 
     };
     return make_session(std::move(model), config, executor, out, make_cache,
                         [](LlamaSession*) { return Status(); });
+}
+
+std::size_t look_up_draft(const Token* tokens, std::size_t n_tokens, std::size_t n_match, std::size_t n_draft,
+                          Token* draft) noexcept {
+    for (std::size_t n = std::min(n_match, n_tokens); n >= 2; n--) {
+        const Token* last = tokens + n_tokens - n;
+        for (std::size_t at = n_tokens - n; at-- > 0;) {
+            if (!std::equal(last, last + n, tokens + at)) continue;
+            for (std::size_t i = 0; i < n_draft; i++) {
+                const std::size_t from = at + n + i;
+                draft[i] = from < n_tokens ? tokens[from] : draft[from - n_tokens];
+            }
+            return n_draft;
+        }
+    }
+    return 0;
 }
 
 Status Session::decode_batch(DecodeRequest* requests, std::size_t n_requests) noexcept {

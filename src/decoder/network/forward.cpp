@@ -118,6 +118,32 @@ Status Forward::feed(const Token* tokens, std::size_t n, std::uint64_t position,
     return {};
 }
 
+Status Forward::feed_singly(const Token* tokens, std::size_t n, std::uint64_t position, Cache& cache,
+                            bool* touched) noexcept {
+    *touched = false;
+    engine_.avoid_blas(true);
+    for_tokens(n, [&](std::size_t t) { embed(t, tokens[t], ropes_, position + t); });
+    Status status;
+    for (std::uint32_t i = 0; i < sizes_.n_layers && status.ok(); i++) {
+        const LayerWeights& layer = weights_.layers[i];
+        project(layer, i, n);
+        status = attend_singly(i, n, cache, touched);
+        if (!status.ok()) break;
+        end_branch({layer.attention_output, layer.attention_output_bias, layer.attention_post_norm},
+                   mixed_.data(), n);
+        feed_forward(layer, n);
+    }
+    engine_.avoid_blas(false);
+    return status;
+}
+
+Status Forward::compute_single_logits(std::size_t n, float* logits) noexcept {
+    engine_.avoid_blas(true);
+    const Status status = compute_logits(0, n, logits);
+    engine_.avoid_blas(false);
+    return status;
+}
+
 void Forward::step(StepRow* rows, std::size_t n) noexcept {
     // A BLAS sums a row in another order when there are more of them.
     engine_.avoid_blas(true);
@@ -247,6 +273,21 @@ Status Forward::attend(std::uint32_t index, std::size_t n, Cache& cache, bool* t
     const bool is_draft = n <= config.rollback_tokens && n < config.spec.buffer_tokens;
     if (status.ok() && n > 1 && !is_draft) status = cache.compress(index, executor_);
     return status;
+}
+
+// A token and its query after the other: what a query sees, and what the cache does meanwhile, are as if its
+// token had come alone.
+Status Forward::attend_singly(std::uint32_t index, std::size_t n, Cache& cache, bool* touched) noexcept {
+    const std::size_t row_floats = std::size_t{sizes_.n_heads} * sizes_.head_dim;
+    for (std::size_t t = 0; t < n; t++) {
+        Status status = cache.append(index, keys_of(t), values_of(t), 1, executor_);
+        if (!status.ok()) return status;
+        *touched = true;
+        status = cache.attend(index, queries_of(index, t, 1), mixed_.data() + t * row_floats, row_floats,
+                              executor_);
+        if (!status.ok()) return status;
+    }
+    return {};
 }
 
 // Together where the caches have one workspace, else each by itself; the bits are the same.

@@ -36,6 +36,13 @@ class Forward {
     Status feed(const Token* tokens, std::size_t n, std::uint64_t position, Cache& cache,
                 bool* touched) noexcept;
 
+    // The same, to the bit, as feeding the tokens one by one, where the rates of the cache are chosen
+    // already.
+    Status feed_singly(const Token* tokens, std::size_t n, std::uint64_t position, Cache& cache,
+                       bool* touched) noexcept;
+    // Logits of all of them, [n, n_vocab], those of compute_logits after each. Errors: non_finite.
+    Status compute_single_logits(std::size_t n, float* logits) noexcept;
+
     // Logits of the tokens [first, first + n) of those fed last, [n, n_vocab]. To be called once per feed.
     // Errors: non_finite.
     Status compute_logits(std::size_t first, std::size_t n, float* logits) noexcept;
@@ -68,6 +75,7 @@ class Forward {
     Rows values_of(std::size_t t) const noexcept;
     Queries queries_of(std::uint32_t index, std::size_t t, std::size_t n) const noexcept;
     Status attend(std::uint32_t index, std::size_t n, Cache& cache, bool* touched) noexcept;
+    Status attend_singly(std::uint32_t index, std::size_t n, Cache& cache, bool* touched) noexcept;
     void attend_step(std::uint32_t index, StepRow* rows, std::size_t n) noexcept;
     void compute_step_logits(StepRow* rows, std::size_t n) noexcept;
     bool finish_logits(float* logits, std::size_t n) const noexcept;
