@@ -102,9 +102,10 @@ std::vector<std::pair<std::string, std::string>> suggested_sampling(const Model&
 
 std::string take_suggestions(const CLI::App& app, const Model& model, SamplingOptions& options) {
     std::string taken;
-    for (const auto& [name, value] : suggested_sampling(model)) {
+    for (const auto& suggested : suggested_sampling(model)) {
+        const auto& [name, value] = suggested;
         const auto known = std::find_if(std::begin(suggestions), std::end(suggestions),
-                                        [&](const Suggestion& s) { return s.name == name; });
+                                        [&](const Suggestion& s) { return s.name == suggested.first; });
         const bool is_known = known != std::end(suggestions);
         if (is_known && app.count(known->option) > 0) continue;
         if (is_known && set_suggestion(*known, value, options.config)) {
