@@ -302,7 +302,8 @@ TEST_CASE("a prompt for several sequences is held once until they part", "[engin
 TEST_CASE("a context shift does not compress anything twice", "[engine]") {
     Engine engine(setup_of("gear-4"));
     REQUIRE(engine.step({{0}}, 600).ok());
-    Random calls{engine, *std::make_unique<std::mt19937>(1), {}, {}};
+    std::mt19937 one(1);
+    Random calls{engine, one, {}, {}};
     const double before = engine.worst;
     REQUIRE(engine.sequences.remove(0, 100, 300));
     engine.sequences.move(0, 300, -1, [](std::int32_t pos) { return pos - 200; });
