@@ -1,10 +1,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "../arch/float_mode.hpp"
 #include "decoder/generation/saved_session.hpp"
+#include "decoder/generation/session_executor.hpp"
 #include "decoder/generation/session_parts.hpp"
 #include "decoder/gguf/guarded.hpp"
-#include "executor/call.hpp"
 #include "gearkv/session.hpp"
 
 namespace gearkv {
@@ -470,7 +471,7 @@ class LlamaSession final : public Session {
     const LinearKernels& kernels_;
     SessionConfig config_;
     std::uint32_t chunk_;
-    UsualModeExecutor executor_;
+    SessionExecutor executor_;
     Forward forward_;
     std::vector<RopeConfig> ropes_;  // [n_layers], of forward_
     Floats logits_;                  // [n_vocab]
