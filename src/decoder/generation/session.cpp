@@ -316,18 +316,19 @@ class LlamaSession final : public Session {
         forward_.step(rows_.data(), n);
         Status first_error;
         for (std::size_t i = 0; i < n; i++) {
-            requests[i].status = session_of(requests[i])->end_step(rows_[i].status, rows_[i].touched);
+            requests[i].status =
+                session_of(requests[i])->end_feed(rows_[i].status, rows_[i].touched, 1, true);
             if (first_error.ok() && !requests[i].status.ok()) first_error = of_request(i, requests[i].status);
         }
         return first_error;
     }
 
-    // After a token was fed, or was not.
-    Status end_step(const Status& status, bool touched) noexcept {
+    // After n tokens were fed, or were not. What failed when some layers had taken them ends the session.
+    Status end_feed(const Status& status, bool touched, std::size_t n, bool has_logits) noexcept {
         if (!status.ok() && !touched) return status;
-        has_logits_ = status.ok();
+        has_logits_ = status.ok() && has_logits;
         if (!status.ok()) return fail(status);
-        n_tokens_ += 1;
+        n_tokens_ += n;
         return {};
     }
 
@@ -433,27 +434,17 @@ class LlamaSession final : public Session {
         const FloatMode mode;
         bool touched = false;
         Status status = forward_.feed(tokens_.data() + n_tokens_, n, n_tokens_, *cache_, &touched);
-        if (!status.ok() && !touched) return status;
-        has_logits_ = false;
         if (status.ok()) status = write_logits(n, all_logits, last);
-        if (!status.ok()) return fail(status);
-        n_tokens_ += n;
-        has_logits_ = last;
-        return {};
+        return end_feed(status, touched, n, last);
     }
 
     Status feed_singly(std::size_t n, float* all_logits) noexcept {
         const FloatMode mode;
         bool touched = false;
         Status status = forward_.feed_singly(tokens_.data() + n_tokens_, n, n_tokens_, *cache_, &touched);
-        if (!status.ok() && !touched) return status;
-        has_logits_ = false;
         if (status.ok()) status = forward_.compute_single_logits(n, all_logits);
-        if (!status.ok()) return fail(status);
-        std::copy_n(all_logits + (n - 1) * n_vocab(), n_vocab(), logits_.data());
-        n_tokens_ += n;
-        has_logits_ = true;
-        return {};
+        if (status.ok()) std::copy_n(all_logits + (n - 1) * n_vocab(), n_vocab(), logits_.data());
+        return end_feed(status, touched, n, true);
     }
 
     Status write_logits(std::size_t n, float* all_logits, bool last) noexcept {
@@ -519,41 +510,6 @@ Status restore_sampler(const SavedSession& saved, Sampler* sampler) {
     return status;
 }
 
-}  // namespace
-
-Status Session::create(std::shared_ptr<const Model> model, const SessionConfig& config, Executor& executor,
-                       std::unique_ptr<Session>* out) noexcept {
-    const auto make_cache = [](const LlamaModel&, const CacheConfig& cache, std::unique_ptr<Cache>* made) {
-        return Cache::create(cache, made);
-    };
-    return make_session(std::move(model), config, executor, out, make_cache,
-                        [](LlamaSession*) { return Status(); });
-}
-
-std::size_t look_up_draft(const Token* tokens, std::size_t n_tokens, std::size_t n_match, std::size_t n_draft,
-                          Token* draft) noexcept {
-    for (std::size_t n = std::min(n_match, n_tokens); n >= 2; n--) {
-        const Token* last = tokens + n_tokens - n;
-        for (std::size_t at = n_tokens - n; at-- > 0;) {
-            if (!std::equal(last, last + n, tokens + at)) continue;
-            for (std::size_t i = 0; i < n_draft; i++) {
-                const std::size_t from = at + n + i;
-                draft[i] = from < n_tokens ? tokens[from] : draft[from - n_tokens];
-            }
-            return n_draft;
-        }
-    }
-    return 0;
-}
-
-Status Session::decode_batch(DecodeRequest* requests, std::size_t n_requests) noexcept {
-    if (n_requests == 0) return {};
-    if (requests == nullptr) return Status::error(Code::invalid_argument, "requests are null");
-    return LlamaSession::decode_batch(requests, n_requests);
-}
-
-namespace {
-
 // Room in a vector, for load_state to ask for; null when there is none.
 void* resize_bytes(void* context, std::size_t n_bytes) noexcept {
     auto* bytes = static_cast<std::vector<unsigned char>*>(context);
@@ -601,6 +557,21 @@ Status load_session(std::shared_ptr<const Model> model, const SessionConfig& con
 }
 
 }  // namespace
+
+Status Session::create(std::shared_ptr<const Model> model, const SessionConfig& config, Executor& executor,
+                       std::unique_ptr<Session>* out) noexcept {
+    const auto make_cache = [](const LlamaModel&, const CacheConfig& cache, std::unique_ptr<Cache>* made) {
+        return Cache::create(cache, made);
+    };
+    return make_session(std::move(model), config, executor, out, make_cache,
+                        [](LlamaSession*) { return Status(); });
+}
+
+Status Session::decode_batch(DecodeRequest* requests, std::size_t n_requests) noexcept {
+    if (n_requests == 0) return {};
+    if (requests == nullptr) return Status::error(Code::invalid_argument, "requests are null");
+    return LlamaSession::decode_batch(requests, n_requests);
+}
 
 Status Session::load(const char* path, std::shared_ptr<const Model> model, const SessionConfig& config,
                      StateLoading loading, Executor& executor, std::unique_ptr<Session>* out,

@@ -106,16 +106,7 @@ Status Forward::feed(const Token* tokens, std::size_t n, std::uint64_t position,
                      bool* touched) noexcept {
     *touched = false;
     for_tokens(n, [&](std::size_t t) { embed(t, tokens[t], ropes_, position + t); });
-    for (std::uint32_t i = 0; i < sizes_.n_layers; i++) {
-        const LayerWeights& layer = weights_.layers[i];
-        project(layer, i, n);
-        const Status status = attend(i, n, cache, touched);
-        if (!status.ok()) return status;
-        end_branch({layer.attention_output, layer.attention_output_bias, layer.attention_post_norm},
-                   mixed_.data(), n);
-        feed_forward(layer, n);
-    }
-    return {};
+    return run_layers(n, [&](std::uint32_t layer) { return attend(layer, n, cache, touched); });
 }
 
 Status Forward::feed_singly(const Token* tokens, std::size_t n, std::uint64_t position, Cache& cache,
@@ -123,16 +114,8 @@ Status Forward::feed_singly(const Token* tokens, std::size_t n, std::uint64_t po
     *touched = false;
     engine_.avoid_blas(true);
     for_tokens(n, [&](std::size_t t) { embed(t, tokens[t], ropes_, position + t); });
-    Status status;
-    for (std::uint32_t i = 0; i < sizes_.n_layers && status.ok(); i++) {
-        const LayerWeights& layer = weights_.layers[i];
-        project(layer, i, n);
-        status = attend_singly(i, n, cache, touched);
-        if (!status.ok()) break;
-        end_branch({layer.attention_output, layer.attention_output_bias, layer.attention_post_norm},
-                   mixed_.data(), n);
-        feed_forward(layer, n);
-    }
+    const Status status =
+        run_layers(n, [&](std::uint32_t layer) { return attend_singly(layer, n, cache, touched); });
     engine_.avoid_blas(false);
     return status;
 }
@@ -148,14 +131,10 @@ void Forward::step(StepRow* rows, std::size_t n) noexcept {
     // A BLAS sums a row in another order when there are more of them.
     engine_.avoid_blas(true);
     for_tokens(n, [&](std::size_t t) { embed(t, rows[t].token, rows[t].ropes, rows[t].position); });
-    for (std::uint32_t i = 0; i < sizes_.n_layers; i++) {
-        const LayerWeights& layer = weights_.layers[i];
-        project(layer, i, n);
-        attend_step(i, rows, n);
-        end_branch({layer.attention_output, layer.attention_output_bias, layer.attention_post_norm},
-                   mixed_.data(), n);
-        feed_forward(layer, n);
-    }
+    (void)run_layers(n, [&](std::uint32_t layer) {
+        attend_step(layer, rows, n);
+        return Status();
+    });
     compute_step_logits(rows, n);
     engine_.avoid_blas(false);
 }
@@ -227,6 +206,21 @@ void Forward::embed(std::size_t t, Token token, const Rope* ropes, std::uint64_t
         if (turns_[kind].size() == 0) continue;
         write_turns(turns_[kind].data() + t * sizes_.rope_dim, ropes[kind], position);
     }
+}
+
+// The residual stream of n tokens through all layers. attend(layer) makes mixed_ out of queries, keys and
+// values.
+template <class Attend>
+Status Forward::run_layers(std::size_t n, const Attend& attend) noexcept {
+    for (std::uint32_t i = 0; i < sizes_.n_layers; i++) {
+        const LayerWeights& layer = weights_.layers[i];
+        project(layer, i, n);
+        if (Status status = attend(i); !status.ok()) return status;
+        end_branch({layer.attention_output, layer.attention_output_bias, layer.attention_post_norm},
+                   mixed_.data(), n);
+        feed_forward(layer, n);
+    }
+    return {};
 }
 
 // Queries, keys and values of n tokens.
@@ -316,7 +310,6 @@ void Forward::attend_step(std::uint32_t index, StepRow* rows, std::size_t n) noe
     }
 }
 
-// Biases, norms of heads, and RoPE.
 RopeConfig Forward::layer_rope(std::uint32_t layer) const noexcept {
     const LayerRope kind = params_.layer_ropes[layer];
     if (kind == LayerRope::none) return {};
@@ -325,6 +318,7 @@ RopeConfig Forward::layer_rope(std::uint32_t layer) const noexcept {
             params_.family->pairing == Pairing::adjacent};
 }
 
+// Biases, norms of heads, and RoPE.
 void Forward::prepare_heads(const LayerWeights& layer, LayerRope rope, std::size_t n) noexcept {
     const std::size_t dim = sizes_.head_dim;
     const std::size_t n_query = sizes_.n_heads * dim;

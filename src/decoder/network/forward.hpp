@@ -70,6 +70,8 @@ class Forward {
     };
 
     void embed(std::size_t t, Token token, const Rope* ropes, std::uint64_t position) noexcept;
+    template <class Attend>
+    Status run_layers(std::size_t n, const Attend& attend) noexcept;
     void project(const LayerWeights& layer, std::uint32_t index, std::size_t n) noexcept;
     Rows keys_of(std::size_t t) const noexcept;
     Rows values_of(std::size_t t) const noexcept;
