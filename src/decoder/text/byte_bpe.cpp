@@ -116,21 +116,8 @@ class ByteBpeEncoder final : public Encoder {
         for (std::size_t i = 0; i < piece.size(); i++) {
             merger.add(static_cast<std::uint32_t>(i), 1, byte_symbols_[static_cast<unsigned char>(piece[i])]);
         }
-        const auto find = [&](const Merger::Piece& left, const Merger::Piece& right) -> Merged {
-            if (left.symbol == no_symbol || right.symbol == no_symbol) return {};
-            return table_.find(left.symbol, right.symbol);
-        };
-        for (const Merger::Piece& merged : merger.merge(find)) {
-            if (merged.n_bytes == 0) continue;
-            if (merged.symbol < vocabulary_.n_tokens()) {
-                out->push_back(static_cast<Token>(merged.symbol));
-                continue;
-            }
-            // The merges lead to what is no token: its bytes.
-            const Status status = append_bytes(piece.substr(merged.begin, merged.n_bytes), out);
-            if (!status.ok()) return status;
-        }
-        return {};
+        return table_.append_merged(merger, piece, vocabulary_.n_tokens(), out,
+                                    [&](std::string_view bytes) { return append_bytes(bytes, out); });
     }
 
     Status append_bytes(std::string_view bytes, std::vector<Token>* out) const {

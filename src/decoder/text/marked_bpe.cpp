@@ -1,11 +1,9 @@
 // BPE on characters, as Gemma 4 has it: spaces are marked, line ends are parted from what is between them,
 // and in every piece the pair that comes first in the list of merges is merged, leftmost first, until none is
 // in it. What is no token then becomes byte tokens.
-#include "decoder/gguf/utf8.hpp"
 #include "decoder/text/encoder.hpp"
 #include "decoder/text/marked_text.hpp"
 #include "decoder/text/merge_table.hpp"
-#include "decoder/text/merger.hpp"
 
 namespace gearkv {
 namespace {
@@ -44,27 +42,10 @@ class MarkedBpeEncoder final : public Encoder {
 
     Status append_merged(std::string_view piece, Merger& merger, std::vector<Token>* out) const {
         merger.clear();
-        for (std::size_t at = 0; at < piece.size();) {
-            const std::size_t n = character_bytes(piece.substr(at));
-            merger.add(static_cast<std::uint32_t>(at), static_cast<std::uint32_t>(n),
-                       vocabulary_.mergeable.find(vocabulary_.texts, piece.substr(at, n)));
-            at += n;
-        }
-        const auto find = [&](const Merger::Piece& left, const Merger::Piece& right) -> Merged {
-            if (left.symbol == no_symbol || right.symbol == no_symbol) return {};
-            return table_.find(left.symbol, right.symbol);
-        };
-        for (const Merger::Piece& merged : merger.merge(find)) {
-            if (merged.n_bytes == 0) continue;
-            if (merged.symbol < vocabulary_.n_tokens()) {
-                out->push_back(static_cast<Token>(merged.symbol));
-                continue;
-            }
-            const Status status =
-                append_byte_tokens(vocabulary_, piece.substr(merged.begin, merged.n_bytes), out);
-            if (!status.ok()) return status;
-        }
-        return {};
+        add_characters(vocabulary_, piece, merger);
+        return table_.append_merged(merger, piece, vocabulary_.n_tokens(), out, [&](std::string_view bytes) {
+            return append_byte_tokens(vocabulary_, bytes, out);
+        });
     }
 
     const Vocabulary& vocabulary_;

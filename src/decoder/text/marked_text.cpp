@@ -1,5 +1,7 @@
 #include "decoder/text/marked_text.hpp"
 
+#include "decoder/gguf/utf8.hpp"
+
 namespace gearkv {
 namespace {
 
@@ -19,6 +21,15 @@ std::string mark_spaces(std::string_view text, bool prefix) {
         }
     }
     return marked;
+}
+
+void add_characters(const Vocabulary& vocabulary, std::string_view text, Merger& merger) {
+    for (std::size_t at = 0; at < text.size();) {
+        const std::size_t n = character_bytes(text.substr(at));
+        merger.add(static_cast<std::uint32_t>(at), static_cast<std::uint32_t>(n),
+                   vocabulary.mergeable.find(vocabulary.texts, text.substr(at, n)));
+        at += n;
+    }
 }
 
 void decode_marked(const Vocabulary& vocabulary, Token token, std::string* out) {

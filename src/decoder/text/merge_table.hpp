@@ -51,6 +51,35 @@ class MergeTable {
         return {};
     }
 
+    Merged find(Symbol left, Symbol right) const noexcept {
+        auto at = merges_.begin() + first_[left];
+        const auto end = merges_.begin() + first_[left + 1];
+        at = std::lower_bound(at, end, right, [](const Entry& e, Symbol s) { return e.right < s; });
+        if (at == end || at->right != right) return {};
+        return {at->merged, ~at->rank};
+    }
+
+    // Merges the pieces of a text as far as the table goes and appends their tokens, of which there are
+    // n_tokens. What ends as none goes to append_rest(bytes). Errors: its own.
+    template <class AppendRest>
+    Status append_merged(Merger& merger, std::string_view text, std::size_t n_tokens, std::vector<Token>* out,
+                         const AppendRest& append_rest) const {
+        const auto find_pair = [&](const Merger::Piece& left, const Merger::Piece& right) -> Merged {
+            if (left.symbol == no_symbol || right.symbol == no_symbol) return {};
+            return find(left.symbol, right.symbol);
+        };
+        for (const Merger::Piece& piece : merger.merge(find_pair)) {
+            if (piece.n_bytes == 0) continue;
+            if (piece.symbol < n_tokens) {
+                out->push_back(static_cast<Token>(piece.symbol));
+            } else if (Status status = append_rest(text.substr(piece.begin, piece.n_bytes)); !status.ok()) {
+                return status;
+            }
+        }
+        return {};
+    }
+
+  private:
     static Status intern(std::string_view text, Vocabulary& vocabulary, Symbol* out) {
         *out = vocabulary.mergeable.find(vocabulary.texts, text);
         if (*out != no_symbol) return {};
@@ -64,15 +93,6 @@ class MergeTable {
         return Status::error(Code::bad_tokenizer, "a merge collides with too many texts");
     }
 
-    Merged find(Symbol left, Symbol right) const noexcept {
-        auto at = merges_.begin() + first_[left];
-        const auto end = merges_.begin() + first_[left + 1];
-        at = std::lower_bound(at, end, right, [](const Entry& e, Symbol s) { return e.right < s; });
-        if (at == end || at->right != right) return {};
-        return {at->merged, ~at->rank};
-    }
-
-  private:
     struct Merge {
         Symbol left;
         Symbol right;

@@ -1,10 +1,8 @@
 // SentencePiece-style BPE: a text is cut into characters; then the adjacent pair whose union is the
 // best-scored token is merged, leftmost first among equals, until no union is a token. What the vocabulary
 // lacks becomes byte tokens.
-#include "decoder/gguf/utf8.hpp"
 #include "decoder/text/encoder.hpp"
 #include "decoder/text/marked_text.hpp"
-#include "decoder/text/merger.hpp"
 
 namespace gearkv {
 namespace {
@@ -21,12 +19,7 @@ class SentencepieceEncoder final : public Encoder {
         const std::string marked = mark_spaces(text, first && vocabulary_.add_space_prefix);
         const std::string_view all = marked;
         Merger merger;
-        for (std::size_t at = 0; at < all.size();) {
-            const std::size_t n = character_bytes(all.substr(at));
-            merger.add(static_cast<std::uint32_t>(at), static_cast<std::uint32_t>(n),
-                       vocabulary_.mergeable.find(vocabulary_.texts, all.substr(at, n)));
-            at += n;
-        }
+        add_characters(vocabulary_, all, merger);
         // A union is looked up by its text, so that pieces which are no tokens can be parts of one.
         const auto find = [&](const Merger::Piece& left, const Merger::Piece& right) -> Merged {
             const std::size_t n = std::size_t{left.n_bytes} + right.n_bytes;
