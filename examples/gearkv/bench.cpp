@@ -253,15 +253,9 @@ class Bench final : public Command {
             Holding holding = {&specs_[i], depth, 0, 0};
             const CacheBytes bytes = bases[i]->cache().stats().bytes;
             holding.cache_bytes = bytes.bytes - bytes.scratch;
-            // Working memory does not depend on the rates of auto.
-            SessionConfig config = session_config(options_, specs_[i].spec, machines_.back());
             SessionBytes planned;
-            Status status = session_bytes(model, config, *machines_.back().executor, &planned);
-            if (!status.ok()) {
-                config.spec = read_spec("gear-4").spec;
-                status = session_bytes(model, config, *machines_.back().executor, &planned);
-            }
-            check(status);
+            check(session_bytes(model, session_config(options_, specs_[i].spec, machines_.back()),
+                                *machines_.back().executor, &planned));
             holding.scratch_bytes = planned.scratch;
             holdings_.push_back(holding);
         }

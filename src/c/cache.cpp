@@ -32,7 +32,7 @@ Status take_queries(const gearkv_queries* in, Queries* out) noexcept {
 }
 
 Status take_level(gearkv_level level, Level* out) noexcept {
-    if (static_cast<unsigned>(level) > n_levels) {
+    if (!is_level(level)) {
         return Status::error(Code::unknown_level, "level %u, expected one of gearkv_level",
                              static_cast<unsigned>(level));
     }

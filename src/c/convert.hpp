@@ -32,6 +32,10 @@ inline gearkv_allocator plain(const Allocator& allocator) noexcept {
     return {allocator.allocate, allocator.release, allocator.context};
 }
 
+inline bool is_level(gearkv_level level) noexcept {
+    return static_cast<unsigned>(level) <= n_levels;
+}
+
 inline Status null_argument(const char* name) noexcept {
     return Status::error(Code::invalid_argument, "%s is null", name);
 }

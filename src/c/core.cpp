@@ -92,9 +92,6 @@ BlockPool* cpp(gearkv_pool* pool) noexcept {
 Level cpp(gearkv_level level) noexcept {
     return static_cast<Level>(level);
 }
-bool is_level(gearkv_level level) noexcept {
-    return static_cast<unsigned>(level) <= n_levels;
-}
 
 }  // namespace
 

@@ -248,11 +248,13 @@ class MemoryOutput final : public StateOutput {
     unsigned char* at_;
 };
 
-// Whether the section before names the same bytes.
+// Whether the section shows the same block as the one of its kind before it, whose bytes are at `before`.
+bool repeats(const StateSection& section, const void* bytes, const void* before) noexcept {
+    const auto kind = static_cast<StateKind>(section.kind);
+    return bytes == before && (kind == StateKind::key_block || kind == StateKind::value_block);
+}
 bool repeats(const StateSection* sections, const void* const* bytes, std::uint64_t i) noexcept {
-    if (i < 2 || bytes[i] != bytes[i - 2]) return false;
-    const auto kind = static_cast<StateKind>(sections[i].kind);
-    return kind == StateKind::key_block || kind == StateKind::value_block;
+    return i >= 2 && repeats(sections[i], bytes[i], bytes[i - 2]);
 }
 
 // How many sections there are, and the bytes of the whole.
@@ -263,11 +265,9 @@ struct StateSize {
     explicit StateSize(const Sections& list) noexcept {
         const void* before[2] = {nullptr, nullptr};  // the last two
         list.list(nullptr, [&](const StateSection& section, const void* bytes) {
-            const auto kind = static_cast<StateKind>(section.kind);
-            const bool is_block = kind == StateKind::key_block || kind == StateKind::value_block;
             ++n_sections;
             n_bytes += sizeof(StateSection);
-            if (!is_block || bytes != before[0]) n_bytes += round_up(section.n_bytes, state_alignment);
+            if (!repeats(section, bytes, before[0])) n_bytes += round_up(section.n_bytes, state_alignment);
             before[0] = before[1];
             before[1] = bytes;
         });
