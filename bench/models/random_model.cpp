@@ -10,8 +10,6 @@ namespace gearkv::bench {
 namespace {
 
 using test::Bytes;
-using test::put;
-using test::put_text;
 
 constexpr RandomShape shapes[] = {
     {"tiny", 256, 2, 4, 2, 64, 512, 512},
@@ -19,8 +17,6 @@ constexpr RandomShape shapes[] = {
     {"1B", 2048, 16, 32, 8, 64, 8192, 128256},
     {"3B", 3072, 28, 24, 8, 128, 8192, 128256},
 };
-
-constexpr std::uint64_t alignment = 32;
 
 struct Tensor {
     std::string name;
@@ -33,10 +29,6 @@ struct Tensor {
         return n_elements() / info.block * info.block_bytes;
     }
 };
-
-std::uint64_t pad(std::uint64_t n) {
-    return (n + alignment - 1) / alignment * alignment;
-}
 
 std::vector<Tensor> list_tensors(const RandomShape& shape, WeightType type) {
     const std::uint64_t d = shape.n_embd, f = shape.n_ff;
@@ -86,7 +78,8 @@ void set_vocabulary(test::GgufWriter& file, std::uint32_t n_vocab) {
     file.set("tokenizer.ggml.eos_token_id", std::uint32_t{2});
 }
 
-Bytes make_header(const RandomShape& shape, const std::vector<Tensor>& tensors) {
+// Metadata, and tensors without their data.
+test::GgufWriter describe(const RandomShape& shape, const std::vector<Tensor>& tensors) {
     test::GgufWriter file;
     file.set("general.architecture", "llama");
     file.set("general.name", std::string("random ") + shape.name);
@@ -102,29 +95,9 @@ Bytes make_header(const RandomShape& shape, const std::vector<Tensor>& tensors) 
     file.set("llama.rope.dimension_count", shape.head_dim);
     file.set("llama.rope.freq_base", 500000.0f);
     set_vocabulary(file, shape.n_vocab);
-
-    // As GgufWriter::write, for tensors that are not in memory.
-    Bytes out = {'G', 'G', 'U', 'F'};
-    put(out, std::uint32_t{3});
-    put(out, std::uint64_t{tensors.size()});
-    put(out, std::uint64_t{file.values.size()});
-    for (const auto& value : file.values) {
-        put_text(out, value.key);
-        put(out, value.type);
-        out.insert(out.end(), value.payload.begin(), value.payload.end());
-    }
-    std::uint64_t offset = 0;
-    for (const Tensor& tensor : tensors) {
-        put_text(out, tensor.name);
-        put(out, static_cast<std::uint32_t>(tensor.dims.size()));
-        for (const std::uint64_t dim : tensor.dims)
-            put(out, dim);
-        put(out, tensor_type(tensor.type).id);
-        put(out, offset);
-        offset += pad(tensor.n_bytes());
-    }
-    out.resize(pad(out.size()));
-    return out;
+    for (const Tensor& tensor : tensors)
+        file.tensors.push_back({tensor.name, tensor.dims, tensor_type(tensor.type).id, {}});
+    return file;
 }
 
 // splitmix64: as fast as the file is written.
@@ -208,7 +181,6 @@ void write_tensor(std::ostream& out, const Tensor& tensor, Random& random) {
         }
         write_bytes(out, bytes);
     }
-    write_bytes(out, Bytes(pad(tensor.n_bytes()) - tensor.n_bytes()));
 }
 
 }  // namespace
@@ -219,10 +191,13 @@ std::span<const RandomShape> random_shapes() {
 
 bool write_random_model(std::ostream& out, const RandomShape& shape, WeightType type, std::uint64_t seed) {
     const std::vector<Tensor> tensors = list_tensors(shape, type);
-    write_bytes(out, make_header(shape, tensors));
+    const test::GgufWriter file = describe(shape, tensors);
+    write_bytes(out, file.write_header([&](std::size_t i) { return tensors[i].n_bytes(); }));
     Random random(seed);
-    for (const Tensor& tensor : tensors)
+    for (const Tensor& tensor : tensors) {
         write_tensor(out, tensor, random);
+        write_bytes(out, Bytes(file.pad(tensor.n_bytes()) - tensor.n_bytes()));
+    }
     return static_cast<bool>(out.flush());
 }
 

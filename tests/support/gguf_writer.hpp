@@ -122,8 +122,9 @@ class GgufWriter {
         std::erase_if(tensors, [&](const Tensor& tensor) { return tensor.name == name; });
     }
 
-    // The file; *header_bytes is set to where its tensor data start.
-    Bytes write(std::size_t* header_bytes = nullptr) const {
+    // All that is in front of the tensors' data; n_bytes(i) tells how long those of tensor i are.
+    template <class CountBytes>
+    Bytes write_header(const CountBytes& n_bytes) const {
         Bytes out = {'G', 'G', 'U', 'F'};
         put(out, version);
         put(out, std::uint64_t{tensors.size()});
@@ -134,7 +135,8 @@ class GgufWriter {
             out.insert(out.end(), value.payload.begin(), value.payload.end());
         }
         std::uint64_t offset = 0;
-        for (const Tensor& tensor : tensors) {
+        for (std::size_t i = 0; i < tensors.size(); ++i) {
+            const Tensor& tensor = tensors[i];
             put_text(out, tensor.name);
             put(out, static_cast<std::uint32_t>(tensor.dims.size()));
             for (const std::uint64_t dim : tensor.dims) {
@@ -142,9 +144,15 @@ class GgufWriter {
             }
             put(out, tensor.type);
             put(out, offset);
-            offset = pad(offset + tensor.data.size());
+            offset = pad(offset + n_bytes(i));
         }
         out.resize(pad(out.size()));
+        return out;
+    }
+
+    // The file; *header_bytes is set to where its tensor data start.
+    Bytes write(std::size_t* header_bytes = nullptr) const {
+        Bytes out = write_header([&](std::size_t i) { return tensors[i].data.size(); });
         if (header_bytes != nullptr) *header_bytes = out.size();
         for (const Tensor& tensor : tensors) {
             out.insert(out.end(), tensor.data.begin(), tensor.data.end());
@@ -153,13 +161,12 @@ class GgufWriter {
         return out;
     }
 
+    std::uint64_t pad(std::uint64_t n) const { return (n + alignment - 1) / alignment * alignment; }
+
     std::uint32_t version = 3;
     std::uint64_t alignment = 32;  // used for padding; set "general.alignment" as well when it is not 32
     std::vector<Value> values;
     std::vector<Tensor> tensors;
-
-  private:
-    std::uint64_t pad(std::uint64_t n) const { return (n + alignment - 1) / alignment * alignment; }
 };
 
 }  // namespace gearkv::test

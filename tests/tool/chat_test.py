@@ -12,13 +12,13 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 
 TOOL, SUPPORT = sys.argv[1:3]
 sys.path.insert(0, SUPPORT)
 import markov_model  # noqa: E402
+from tool_case import ToolCase  # noqa: E402
 
 SMOLLM2 = os.path.join(os.environ.get("GEARKV_MODELS", ""), "SmolLM2-135M-Instruct.Q4_1.gguf")
 SAYS = "Oké\x1b[2J".encode()
@@ -75,15 +75,7 @@ class Terminal:
         return os.waitstatus_to_exitcode(status)
 
 
-class ChatTest(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = folder.name
-
-    def path(self, name):
-        return os.path.join(self.folder, name)
-
+class ChatTest(ToolCase):
     def model(self, says=SAYS, **options):
         path = self.path("model.gguf")
         markov_model.write(path, says, **options)

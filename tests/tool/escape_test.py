@@ -6,12 +6,12 @@ import pty
 import struct
 import subprocess
 import sys
-import tempfile
 import unittest
 
 TOOL, MODEL, SUPPORT = sys.argv[1:4]
 sys.path.insert(0, SUPPORT)
 import markov_model  # noqa: E402
+from tool_case import ToolCase  # noqa: E402
 
 # ESC, a C1 control, a right-to-left override, an Arabic letter mark, an isolate, and a byte that continues nothing.
 STEERING = ["\x1b[2J", "\x9b", "\u202e", "\u061c", "\u2066", "\udcbf"]
@@ -25,12 +25,7 @@ def encoded(text):
     return text.encode("utf-8", "surrogateescape")
 
 
-class Escaping(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = folder.name
-
+class Escaping(ToolCase):
     def write(self, name, content):
         path = os.path.join(encoded(self.folder), encoded(name))
         with open(path, "wb") as file:

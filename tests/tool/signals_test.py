@@ -6,9 +6,11 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+from tool_case import ToolCase  # noqa: E402
 
 TOOL, MODEL, DATA = sys.argv[1:4]
 TEXT = "The old captain looked at the sea and said nothing for a long time. Then he turned to the boy, and asked him.\n"
@@ -24,32 +26,12 @@ def write_npy(path, shape):
         file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + row * shape[0])
 
 
-class Signals(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = folder.name
-
-    def path(self, name):
-        return os.path.join(self.folder, name)
-
-    def start(self, *arguments):
-        """A run that catches signals by now."""
-        process = subprocess.Popen([TOOL, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        self.addCleanup(process.kill)
-        for _ in range(1000):
-            with open("/proc/%d/status" % process.pid) as status:
-                caught = [line for line in status if line.startswith("SigCgt:")]
-            if caught and int(caught[0].split()[1], 16) >> (signal.SIGTERM - 1) & 1:
-                return process
-            time.sleep(0.01)
-        self.fail("the process catches no signals")
-
+class Signals(ToolCase):
     def ends(self, *arguments):
         """Work of minutes ends soon after each of the three, wherever they find it, and has printed nothing."""
         for number, code, message in ENDS:
             for wait in (0.05, 0.5):
-                process = self.start(*arguments)
+                process = self.start(TOOL, *arguments)
                 time.sleep(wait)
                 self.assertIsNone(process.poll(), "this was to take longer")
                 if number == signal.SIGPIPE:

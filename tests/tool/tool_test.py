@@ -10,9 +10,11 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+from tool_case import ToolCase  # noqa: E402
 
 TOOL, MODEL, DATA = sys.argv[1:4]
 CONFORMANCE = os.path.join(DATA, "conformance")
@@ -86,15 +88,7 @@ def attend(queries, keys, values, n_heads, n_kv_heads, dim):
     return out
 
 
-class ToolTest(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = folder.name
-
-    def path(self, name):
-        return os.path.join(self.folder, name)
-
+class ToolTest(ToolCase):
     def write(self, name, content):
         with open(self.path(name), "wb") as file:
             file.write(content if isinstance(content, bytes) else content.encode())
@@ -431,19 +425,8 @@ class Generate(ToolTest):
         for bad in ("x", "-1G", "0", "101%", "5Q", "1GG", "1e30G", "%"):
             self.fails(2, "expected a size as in 800M", *arguments, "--memory=" + bad)
 
-    def start(self, *arguments):
-        """A run that catches signals by now."""
-        process = subprocess.Popen([TOOL, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(1000):
-            with open("/proc/%d/status" % process.pid) as status:
-                caught = [line for line in status if line.startswith("SigCgt:")]
-            if caught and int(caught[0].split()[1], 16) >> (signal.SIGTERM - 1) & 1:
-                return process
-            time.sleep(0.01)
-        self.fail("the process catches no signals")
-
     def test_ctrl_c_ends_the_line_and_exits_with_130(self):
-        process = self.start("generate", MODEL, "-p", PROMPT, "-n", "4000", "--ignore-eos", "--stats", "none", "--level", "scalar")
+        process = self.start(TOOL, "generate", MODEL, "-p", PROMPT, "-n", "4000", "--ignore-eos", "--stats", "none", "--level", "scalar")
         first = os.read(process.stdout.fileno(), 1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=600)
@@ -454,7 +437,7 @@ class Generate(ToolTest):
         state = self.path("session")
         whole = self.json("generate", MODEL, "-p", PROMPT, "-n", 4000, "--ignore-eos")["text"]
         for number, code, message in ((signal.SIGTERM, 143, b"gearkv: terminated\n"), (signal.SIGPIPE, 141, b"")):
-            process = self.start("generate", MODEL, "-p", PROMPT, "-n", 4000, "--ignore-eos", "--stats", "none",
+            process = self.start(TOOL, "generate", MODEL, "-p", PROMPT, "-n", 4000, "--ignore-eos", "--stats", "none",
                                  "--save", state)
             first = os.read(process.stdout.fileno(), 1)
             if number == signal.SIGPIPE:
@@ -478,7 +461,7 @@ class Generate(ToolTest):
         state, long = self.path("session"), self.write("long.txt", TEXT * 60)
         arguments = ["--file", long, "-n", 5, "--chunk", 2]
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-            process = self.start("generate", MODEL, *arguments, "--save", state, "--level", "scalar", "--threads", 1)
+            process = self.start(TOOL, "generate", MODEL, *arguments, "--save", state, "--level", "scalar", "--threads", 1)
             time.sleep(0.3)
             process.send_signal(number)
             out, err = process.communicate(timeout=60)
