@@ -198,8 +198,8 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
 // still to come to, until another layer is appended to that holds some: then a step has gone by without it.
 class Cache {
   public:
-    // Errors: invalid_argument, wrong_size, bad_spec, out_of_memory, unknown_level, unavailable_level.
-    // *out is untouched then.
+    // Errors: invalid_argument, wrong_size, bad_spec, non_finite (a rope), out_of_memory, over_budget,
+    // unknown_level, unavailable_level. *out is untouched then.
     static Status create(const CacheConfig& config, std::unique_ptr<Cache>* out) noexcept;
     ~Cache();
     Cache(const Cache&) = delete;
@@ -233,7 +233,7 @@ class Cache {
     // Compresses now all that fills blocks. Calling it after attend frees the room of a long prompt. With
     // auto:BITS it does nothing until every layer was attended. What is behind the window of the last token
     // is given back, which queries of tokens before it may still want: attend first. Errors:
-    // invalid_argument, out_of_memory; the tokens stay in the buffer then.
+    // invalid_argument, out_of_memory, over_budget; the tokens stay in the buffer then.
     Status compress(std::uint32_t layer, Executor& executor) noexcept;
 
     // Writes tokens [first, first + n_tokens) as they are attended, [n_tokens, n_kv_heads, dim] float each,
@@ -245,7 +245,7 @@ class Cache {
     // Drops the tokens from n_tokens on in every layer, for speculative decoding and edits. What stays is not
     // touched: a compressed block keeps its bytes and shows fewer tokens, and later tokens start a new one.
     // *lossless, when given, tells whether the cache is as if the dropped tokens had never come, so that
-    // every later output has the same bits: all of them were in the buffer, and no block was closed on their
+    // every later output has the same bits, up to the next truncation that is not lossless: all of them were in the buffer, and no block was closed on their
     // account, in any layer, or the blocks were opened again. It is so for rollbacks of up to rollback_tokens
     // (no more than buffer_tokens) that came in appends shorter than a buffer, when compress, remove,
     // forget_before and shrink were not called since, nor the cache saved and loaded; but not where auto:BITS
@@ -274,7 +274,8 @@ class Cache {
     // CacheConfig::rope for all of them. The first by which keys of a layer move holds for it until it is
     // empty, and others are refused; forks and state files take it along. Where it is not CacheConfig::rope a
     // copy is kept. Errors: wrong_size, forgotten (CacheConfig::windows), other_rope, out_of_memory,
-    // over_budget; what Cache::create says of a rope, naming the layer; nothing is dropped then.
+    // over_budget; what Cache::create says of a rope, naming the layer; nothing is dropped then, but such a
+    // block may have been finished.
     Status remove(std::uint64_t first, std::uint64_t n_tokens,
                   Executor& executor = serial_executor()) noexcept;
     Status remove(std::uint64_t first, std::uint64_t n_tokens, const RopeConfig* ropes,

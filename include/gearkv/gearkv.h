@@ -249,7 +249,7 @@ typedef struct gearkv_config {
     gearkv_workspace* workspace;    /* borrowed as long as the cache lives; null for one of its own */
     gearkv_level level;
     int32_t close_prompts;      /* not 0: after it was attended nothing whole of a prompt stays in fp16 */
-    gearkv_allocator allocator; /* all null for the default one */
+    gearkv_allocator allocator; /* gearkv_config_init: the default one */
 } gearkv_config;
 
 /* Defaults. Call it as gearkv_config_init(&config, sizeof(config)). */
@@ -320,7 +320,8 @@ typedef struct gearkv_layer_stats {
     uint64_t n_sampled;
 } gearkv_layer_stats;
 
-/* Errors: invalid_argument, wrong_size, bad_spec, out_of_memory, unknown_level, unavailable_level. */
+/* Errors: invalid_argument, wrong_size, bad_spec, non_finite (a rope), out_of_memory, over_budget,
+ * unknown_level, unavailable_level. */
 gearkv_code gearkv_cache_create(const gearkv_config* config, gearkv_cache** out, gearkv_error* error);
 void gearkv_cache_destroy(gearkv_cache* cache);
 
@@ -353,7 +354,7 @@ gearkv_code gearkv_attend_batch(uint32_t layer, const gearkv_attend_request* req
                                 gearkv_executor* executor, gearkv_error* error);
 
 /* Compresses now all that fills blocks; after attend it frees the room of a long prompt. Errors:
- * invalid_argument, out_of_memory. */
+ * invalid_argument, out_of_memory, over_budget. */
 gearkv_code gearkv_cache_compress(gearkv_cache* cache, uint32_t layer, gearkv_executor* executor,
                                   gearkv_error* error);
 
@@ -376,8 +377,9 @@ typedef struct gearkv_rope {
 } gearkv_rope;
 /* A context shift: drops n_tokens tokens from `first` on in every layer; those behind move up, and their keys
  * turn to their new positions, by `ropes` [n_layers], or by that of the configuration where it is null. The
- * first by which keys of a layer move holds for it until it is empty. Errors: invalid_argument, wrong_size,
- * forgotten, other_rope, out_of_memory, over_budget. */
+ * first by which keys of a layer move holds for it until it is empty. After an error earlier tokens may have
+ * been compressed. Errors: invalid_argument, wrong_size, non_finite (a rope), forgotten, other_rope,
+ * out_of_memory, over_budget. */
 gearkv_code gearkv_cache_remove(gearkv_cache* cache, uint64_t first, uint64_t n_tokens,
                                 const gearkv_rope* ropes, gearkv_executor* executor, gearkv_error* error);
 
@@ -462,8 +464,8 @@ typedef struct gearkv_load_options {
     size_t struct_size;
     const uint8_t* fingerprint; /* that is expected; null for zeros */
     void* extra;                /* room for the caller's bytes */
-    size_t n_room;
-    gearkv_loading loading; /* of a file; all else is by copy */
+    size_t n_room;              /* 0: they are not wanted */
+    gearkv_loading loading;     /* of a file; all else is by copy */
 } gearkv_load_options;
 
 /* Makes a cache out of a file, which may come from anybody. config says what is expected. *n_extra, where it

@@ -77,7 +77,7 @@ std::size_t look_up_draft(const Token* tokens, std::size_t n_tokens, std::size_t
 // Results depend on model, config and tokens alone, not on the executor, nor on rounding mode, denormals and
 // traps of any thread; these are afterwards as they were. A prompt cut into other chunks gives
 // the same logits but for rounding (and the cache's compression, which follows the chunks): matrix products
-// give the same bits however tokens are fed (float weights in a build with a BLAS excepted), attention does
+// give the same bits however tokens are fed (float weights, and all with float_products, in a build with a BLAS excepted), attention does
 // not.
 //
 // After an error, and an interrupt, a session is as it was before the chunk that failed (n_tokens() says
@@ -113,7 +113,7 @@ class Session {
     // but where auto:BITS is yet to choose its rates. truncate takes back those behind the first wrong one,
     // without a trace within SessionConfig::rollback_tokens; logits() is null then, and what the next token
     // is chosen by stands in all_logits. Errors: those of decode, invalid_argument (null), wrong_size (no
-    // tokens, or more than a chunk has).
+    // tokens, or more than a chunk has, which is no longer than the context).
     virtual Status decode(const Token* tokens, std::size_t n_tokens, float* all_logits) noexcept = 0;
     // The same as decode(token) for many sessions of one model at once, whose weights are read once for all
     // of them; on the executor of the first session and in its working memory. Every session ends with the

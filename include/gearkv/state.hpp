@@ -3,7 +3,8 @@
 //
 // The bytes are the same wherever they go, on every machine and at every level, and are described one by one
 // in src/format/state.hpp; their version counts apart from the library's. A loaded cache goes on exactly as
-// the saved one would have. They are written and read from front to back, without a second look.
+// the saved one would have, if that stands between two steps of a model: a layer without tokens is taken for
+// one that never gets any (cache.hpp). They are written and read from front to back, without a second look.
 #pragma once
 
 #include <cstddef>
@@ -106,14 +107,14 @@ struct LoadOptions {
 };
 
 // Makes a cache out of a file. `config` says what is expected: layers, heads, dimensions, rotary embedding
-// and SPEC must be the file's; ropes that Cache::remove was given come with the file; seed and spread_tokens are taken from the file; all else of it is the new
-// cache's own. Buffers, sinks and tables are always copied. n_extra, when given,
-// gets the number of the caller's bytes. Errors: those of Cache::create; io_error, not_a_state,
-// other_byte_order, bad_version, truncated, damaged, corrupt_state, bad_block, other_codec, other_model,
-// capacity_exceeded (more tokens than max_tokens), forgotten (a window of `config`, or none, wants what a
-// smaller one of the saved cache left behind), wrong_size (no room for the extra bytes). *out and
-// *n_extra are untouched then. The file may come from anybody: memory is taken for what came, or what
-// `config` allows, never for what a number in it says.
+// and SPEC must be the file's; ropes that Cache::remove was given come with the file; seed and spread_tokens
+// are taken from the file; all else of it is the new cache's own. Buffers, sinks and tables are always
+// copied. n_extra, when given, gets the number of the caller's bytes. Errors: those of Cache::create;
+// io_error, not_a_state, other_byte_order, bad_version, truncated, damaged, corrupt_state, bad_block,
+// other_codec, other_model, capacity_exceeded (more tokens than max_tokens), forgotten (a window of `config`,
+// or none, wants what a smaller one of the saved cache left behind), wrong_size (no room for the extra
+// bytes). *out and *n_extra are untouched then. The file may come from anybody: memory is taken for what
+// came, or what `config` allows, never for what a number in it says.
 Status load_state(const char* path, const CacheConfig& config, const LoadOptions& options, Executor& executor,
                   std::unique_ptr<Cache>* out, std::size_t* n_extra = nullptr) noexcept;
 

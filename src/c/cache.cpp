@@ -110,8 +110,7 @@ Status take_config(const gearkv_config* in, CacheConfig* out) noexcept {
     out->rope.n_pairs = taken.rope_n_pairs;
     out->rope.interleaved = taken.rope_interleaved != 0;
     out->workspace = cpp(taken.workspace);
-    if (taken.allocator.allocate != nullptr || taken.allocator.release != nullptr)
-        out->allocator = cpp(taken.allocator);
+    out->allocator = cpp(taken.allocator);
     return take_level(taken.level, &out->level);
 }
 
@@ -125,6 +124,7 @@ void gearkv_config_init(gearkv_config* config, size_t struct_size) {
     const CacheConfig defaults;
     gearkv_config mine = {};
     mine.spread_tokens = defaults.spread_tokens;
+    mine.allocator = plain(defaults.allocator);
     config->struct_size = struct_size;
     give(mine, config);
 }

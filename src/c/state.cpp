@@ -72,7 +72,7 @@ gearkv_code load_cache(const gearkv_config* config, const gearkv_load_options* i
     options.checking =
         taken.loading == GEARKV_LOAD_MAP_LAZY ? StateChecking::on_first_use : StateChecking::all;
     options.extra = taken.extra;
-    options.extra_capacity = taken.extra == nullptr ? 0 : taken.n_room;
+    options.extra_capacity = taken.n_room;
     std::unique_ptr<Cache> cache;
     const Status status = load(expected, options, &cache, n_extra);
     if (status.ok()) *out = reinterpret_cast<gearkv_cache*>(cache.release());

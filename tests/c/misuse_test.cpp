@@ -192,7 +192,10 @@ TEST_CASE("wrong values have codes of their own", "[c]") {
     config.level = static_cast<gearkv_level>(77);
     CHECK(gearkv_cache_create(&config, &cache, text) == GEARKV_UNKNOWN_LEVEL);
     config = usual();
-    config.allocator.allocate = gearkv_default_allocator().allocate;  // and nothing to give back to
+    config.allocator.release = nullptr;  // nothing to give back to
+    CHECK(gearkv_cache_create(&config, &cache, text) == invalid);
+    config = usual();
+    config.allocator = gearkv_pool_allocator(nullptr);  // of a pool that could not be made
     CHECK(gearkv_cache_create(&config, &cache, text) == invalid);
     CHECK(cache == nullptr);
 
@@ -207,6 +210,7 @@ TEST_CASE("wrong values have codes of their own", "[c]") {
           GEARKV_NOT_REPRESENTABLE);
     CHECK(gearkv_cache_n_tokens(life.cache, 0) == 50);
     CHECK(gearkv_cache_truncate(life.cache, 51, nullptr, text) == GEARKV_WRONG_SIZE);
+    const gearkv_config usual_config = usual();
     gearkv_load_options load = {};
     CHECK(gearkv_cache_load("x", &config, &load, nullptr, &cache, nullptr, text) == invalid);
     CHECK(text.says("struct_size of options is 0"));
@@ -214,6 +218,10 @@ TEST_CASE("wrong values have codes of their own", "[c]") {
     load.loading = static_cast<gearkv_loading>(9);
     CHECK(gearkv_cache_load("x", &config, &load, nullptr, &cache, nullptr, text) == invalid);
     CHECK(text.says("loading 9"));
+    load.loading = GEARKV_LOAD_COPY;
+    load.n_room = 10;
+    CHECK(gearkv_cache_load("x", &usual_config, &load, nullptr, &cache, nullptr, text) == invalid);
+    CHECK(text.says("extra is null"));
     char small[4];
     CHECK(gearkv_format_spec("gear-4", small, sizeof(small), text) == GEARKV_WRONG_SIZE);
 

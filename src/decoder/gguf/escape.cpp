@@ -49,6 +49,8 @@ void append_escaped(std::string_view text, EscapeStyle style, std::string* out) 
 
 Status escape_text(std::string_view text, EscapeStyle style, std::string* out) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
+    if (style != EscapeStyle::lines && style != EscapeStyle::one_line && style != EscapeStyle::json)
+        return Status::error(Code::invalid_argument, "style %d of escapes", static_cast<int>(style));
     return guarded([&] {
         std::string escaped;
         escaped.reserve(text.size());
