@@ -39,9 +39,9 @@ Logits reference_logits(ReferenceDecoder& reference) {
     return logits;
 }
 
-std::shared_ptr<const LlamaModel> load(const Bytes& bytes) {
-    std::shared_ptr<const LlamaModel> model;
-    const Status status = LlamaModel::load_bytes(bytes.data(), bytes.size(), &model);
+std::shared_ptr<const FileModel> load(const Bytes& bytes) {
+    std::shared_ptr<const FileModel> model;
+    const Status status = FileModel::load_bytes(bytes.data(), bytes.size(), &model);
     INFO(status.message());
     REQUIRE(status.ok());
     return model;

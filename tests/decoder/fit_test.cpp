@@ -71,7 +71,7 @@ TEST_CASE("a session takes what was foretold, and little less") {
 
 TEST_CASE("activations are counted to the byte, without taking room for a chunk") {
     Fixture fixture("f16", wide_shape());
-    const auto& model = dynamic_cast<const LlamaModel&>(*fixture.model);
+    const auto& model = dynamic_cast<const FileModel&>(*fixture.model);
     for (const unsigned n_threads : {1u, 3u}) {
         std::unique_ptr<Executor> executor;
         REQUIRE(create_executor(n_threads, &executor).ok());

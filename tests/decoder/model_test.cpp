@@ -14,8 +14,8 @@ using namespace gearkv::test;
 namespace {
 
 std::shared_ptr<const Model> load(const Bytes& bytes) {
-    std::shared_ptr<const LlamaModel> model;
-    const Status status = LlamaModel::load_bytes(bytes.data(), bytes.size(), &model);
+    std::shared_ptr<const FileModel> model;
+    const Status status = FileModel::load_bytes(bytes.data(), bytes.size(), &model);
     INFO(status.message());
     REQUIRE(status.ok());
     return model;

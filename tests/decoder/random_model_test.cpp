@@ -23,9 +23,9 @@ TEST_CASE("a random model of every type opens and has finite logits of some size
     for (const TensorType& type : tensor_types) {
         CAPTURE(type.name);
         const std::string file = write(bench::random_shapes()[0], type.type, 1);
-        std::shared_ptr<const LlamaModel> model;
+        std::shared_ptr<const FileModel> model;
         const Status loaded =
-            LlamaModel::load_bytes(reinterpret_cast<const std::uint8_t*>(file.data()), file.size(), &model);
+            FileModel::load_bytes(reinterpret_cast<const std::uint8_t*>(file.data()), file.size(), &model);
         INFO(loaded.message());
         REQUIRE(loaded.ok());
         std::size_t n_typed = 0;

@@ -58,9 +58,9 @@ void set_value(std::vector<std::uint8_t>& bytes, const std::string& key, T value
     std::memcpy(&*at + key.size() + 4, &value, sizeof(value));  // behind the type
 }
 
-std::shared_ptr<const LlamaModel> load(const std::vector<std::uint8_t>& bytes) {
-    std::shared_ptr<const LlamaModel> model;
-    const Status status = LlamaModel::load_bytes(bytes.data(), bytes.size(), &model);
+std::shared_ptr<const FileModel> load(const std::vector<std::uint8_t>& bytes) {
+    std::shared_ptr<const FileModel> model;
+    const Status status = FileModel::load_bytes(bytes.data(), bytes.size(), &model);
     INFO(status.message());
     REQUIRE(status.ok());
     return model;

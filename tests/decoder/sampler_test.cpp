@@ -426,11 +426,11 @@ TEST_CASE("impossible settings are refused by name") {
 TEST_CASE("a file's suppressed tokens are told, and refused when they are none") {
     test::ModelMaker maker({});
     test::Bytes bytes;
-    const auto load = [&](std::shared_ptr<const LlamaModel>* model) {
+    const auto load = [&](std::shared_ptr<const FileModel>* model) {
         bytes = maker.file.write();
-        return LlamaModel::load_bytes(bytes.data(), bytes.size(), model);
+        return FileModel::load_bytes(bytes.data(), bytes.size(), model);
     };
-    std::shared_ptr<const LlamaModel> model;
+    std::shared_ptr<const FileModel> model;
     REQUIRE(load(&model).ok());
     CHECK(model->tokenizer().suppressed().empty());
     maker.file.set_array("tokenizer.ggml.suppress_tokens", std::vector<std::int32_t>{7, 3});

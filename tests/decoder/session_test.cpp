@@ -247,9 +247,9 @@ TEST_CASE("without memory, creating a session or encoding a text fails cleanly a
 
 TEST_CASE("without memory, loading a model fails cleanly at every allocation") {
     const Bytes bytes = ModelMaker({}).file.write();
-    std::shared_ptr<const LlamaModel> model;
+    std::shared_ptr<const FileModel> model;
     const long before = count_allocations();
-    REQUIRE(LlamaModel::load_bytes(bytes.data(), bytes.size(), &model).ok());
+    REQUIRE(FileModel::load_bytes(bytes.data(), bytes.size(), &model).ok());
     const long n_needed = count_allocations() - before;
     model.reset();
     for (long n = 0; n < n_needed; n++) {
@@ -257,7 +257,7 @@ TEST_CASE("without memory, loading a model fails cleanly at every allocation") {
         {
             const RefuseAfter refuse(n);
             try {
-                const Status status = LlamaModel::load_bytes(bytes.data(), bytes.size(), &model);
+                const Status status = FileModel::load_bytes(bytes.data(), bytes.size(), &model);
                 refused = !status.ok();
             } catch (const std::bad_alloc&) {
                 refused = true;
@@ -423,8 +423,8 @@ TEST_CASE("a loaded session gives the logits of the saved one") {
     // The same shapes, and one weight that differs.
     Fixture other("gear-3");
     other.bytes[other.bytes.size() - 3] ^= 1;
-    std::shared_ptr<const LlamaModel> changed;
-    REQUIRE(LlamaModel::load_bytes(other.bytes.data(), other.bytes.size(), &changed).ok());
+    std::shared_ptr<const FileModel> changed;
+    REQUIRE(FileModel::load_bytes(other.bytes.data(), other.bytes.size(), &changed).ok());
     CHECK(load(changed, fixture.config) == Code::other_model);
     CHECK(load(nullptr, fixture.config) == Code::invalid_argument);
     // A cache of the same shape that is no session.

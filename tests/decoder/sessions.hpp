@@ -20,8 +20,8 @@ struct Fixture {
 
     void load() {
         bytes = maker.file.write();
-        std::shared_ptr<const LlamaModel> loaded;
-        const Status status = LlamaModel::load_bytes(bytes.data(), bytes.size(), &loaded);
+        std::shared_ptr<const FileModel> loaded;
+        const Status status = FileModel::load_bytes(bytes.data(), bytes.size(), &loaded);
         INFO(status.message());
         REQUIRE(status.ok());
         model = loaded;

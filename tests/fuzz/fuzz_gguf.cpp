@@ -21,8 +21,8 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t n
 #endif
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t n_bytes) {
-    std::shared_ptr<const LlamaModel> model;
-    const Status status = LlamaModel::load_bytes(data, n_bytes, &model);
+    std::shared_ptr<const FileModel> model;
+    const Status status = FileModel::load_bytes(data, n_bytes, &model);
     if (status.ok() != (model != nullptr)) std::abort();
     if (!status.ok()) {
         if (status.code() == Code::ok || status.message()[0] == '\0') std::abort();

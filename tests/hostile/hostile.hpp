@@ -30,8 +30,8 @@ inline Status load_status(const Bytes& file, const Bounds& bounds = {}) {
     const long before = count_bytes();
     reset_peak();
     const double start = cpu_seconds();
-    std::shared_ptr<const LlamaModel> model;
-    const Status status = LlamaModel::load_bytes(exact.get(), file.size(), &model);
+    std::shared_ptr<const FileModel> model;
+    const Status status = FileModel::load_bytes(exact.get(), file.size(), &model);
     const double seconds = cpu_seconds() - start;
     INFO(status.message());
     REQUIRE(status.ok() == (model != nullptr));

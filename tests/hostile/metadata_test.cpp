@@ -486,8 +486,8 @@ TEST_CASE("scales of blocks that are no numbers end in an error, denormal ones d
                     }
                 }
                 const Bytes bytes = file.write();
-                std::shared_ptr<const LlamaModel> model;
-                REQUIRE(LlamaModel::load_bytes(bytes.data(), bytes.size(), &model).ok());
+                std::shared_ptr<const FileModel> model;
+                REQUIRE(FileModel::load_bytes(bytes.data(), bytes.size(), &model).ok());
                 std::unique_ptr<Session> session;
                 SessionConfig config;
                 REQUIRE(parse_spec("f16", &config.spec).ok());
@@ -511,8 +511,8 @@ TEST_CASE("exponents of MXFP4 blocks may be any byte: what overflows is an error
             data[at] = static_cast<std::uint8_t>(exponent);
         }
         const Bytes bytes = file.write();
-        std::shared_ptr<const LlamaModel> model;
-        REQUIRE(LlamaModel::load_bytes(bytes.data(), bytes.size(), &model).ok());
+        std::shared_ptr<const FileModel> model;
+        REQUIRE(FileModel::load_bytes(bytes.data(), bytes.size(), &model).ok());
         std::unique_ptr<Session> session;
         SessionConfig config;
         REQUIRE(parse_spec("f16", &config.spec).ok());

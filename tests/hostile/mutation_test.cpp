@@ -23,8 +23,8 @@ constexpr std::size_t bundled_header_bytes = 24384;
 
 // A mapping-like view: the model is loaded from the first n bytes, with nothing readable assumed behind them.
 Status load_prefix(const Bytes& bytes, std::size_t n) {
-    std::shared_ptr<const LlamaModel> model;
-    const Status status = LlamaModel::load_bytes(bytes.data(), n, &model);
+    std::shared_ptr<const FileModel> model;
+    const Status status = FileModel::load_bytes(bytes.data(), n, &model);
     REQUIRE(status.ok() == (model != nullptr));
     return status;
 }
@@ -88,8 +88,8 @@ int run_mutations(const GgufWriter& file, int n_rounds, unsigned seed) {
         std::copy(changed.begin(), changed.end(), exact.get());
         const long before = count_bytes();
         reset_peak();
-        std::shared_ptr<const LlamaModel> model;
-        const Status status = LlamaModel::load_bytes(exact.get(), changed.size(), &model);
+        std::shared_ptr<const FileModel> model;
+        const Status status = FileModel::load_bytes(exact.get(), changed.size(), &model);
         CAPTURE(round, status.message());
         REQUIRE(peak_bytes() - before < 4L << 20);
         REQUIRE((status.ok() || is_file_error(status.code())));
@@ -130,13 +130,13 @@ TEST_CASE("a changed byte of any family gives a named error or a model that runs
 TEST_CASE("without memory, loading a model of any family fails cleanly at every allocation") {
     for (const GgufWriter& file : every_family()) {
         const Bytes bytes = file.write();
-        std::shared_ptr<const LlamaModel> model;
+        std::shared_ptr<const FileModel> model;
         for (long n = 0; model == nullptr; n++) {
             REQUIRE(n < 10000);
             Status status;
             {
                 const RefuseAfter refuse(n);
-                status = guarded([&] { return LlamaModel::load_bytes(bytes.data(), bytes.size(), &model); });
+                status = guarded([&] { return FileModel::load_bytes(bytes.data(), bytes.size(), &model); });
             }
             REQUIRE((status.ok() || status.code() == Code::out_of_memory));
             REQUIRE(status.ok() == (model != nullptr));

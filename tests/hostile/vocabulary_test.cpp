@@ -49,8 +49,8 @@ std::shared_ptr<const Model> load_with(const std::vector<std::string>& texts, By
     file.erase("tokenizer.ggml.bos_token_id");
     file.erase("tokenizer.ggml.eos_token_id");
     bytes = file.write();
-    std::shared_ptr<const LlamaModel> model;
-    const Status status = LlamaModel::load_bytes(bytes.data(), bytes.size(), &model);
+    std::shared_ptr<const FileModel> model;
+    const Status status = FileModel::load_bytes(bytes.data(), bytes.size(), &model);
     INFO(status.message());
     REQUIRE(status.ok());
     return model;

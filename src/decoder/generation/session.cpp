@@ -17,9 +17,9 @@ struct Gap {
     std::uint64_t end;
 };
 
-class LlamaSession final : public Session {
+class ModelSession final : public Session {
   public:
-    LlamaSession(std::shared_ptr<const LlamaModel> model, std::unique_ptr<Cache> cache,
+    ModelSession(std::shared_ptr<const FileModel> model, std::unique_ptr<Cache> cache,
                  const LinearKernels& kernels, const SessionConfig& config, Executor& executor)
         : model_(std::move(model)),
           cache_(std::move(cache)),
@@ -89,7 +89,7 @@ class LlamaSession final : public Session {
     }
 
     static Status decode_batch(DecodeRequest* requests, std::size_t n) noexcept {
-        auto* first = dynamic_cast<LlamaSession*>(requests[0].session);
+        auto* first = dynamic_cast<ModelSession*>(requests[0].session);
         std::size_t n_marked = 0;
         Status status;
         // Marked, so that a session is not taken twice.
@@ -103,7 +103,7 @@ class LlamaSession final : public Session {
         if (status.ok()) status = first->note_requests(requests, n);
         if (status.ok()) status = first->run_requests(requests, n);
         for (std::size_t i = 0; i < n_marked; i++) {
-            LlamaSession& session = *session_of(requests[i]);
+            ModelSession& session = *session_of(requests[i]);
             session.tokens_.resize(session.n_tokens_);
             session.in_batch_ = false;
         }
@@ -156,7 +156,7 @@ class LlamaSession final : public Session {
             std::unique_ptr<Cache> cache;
             if (Status status = cache_->fork(&cache); !status.ok()) return status;
             auto session =
-                std::make_unique<LlamaSession>(model_, std::move(cache), kernels_, config_, executor);
+                std::make_unique<ModelSession>(model_, std::move(cache), kernels_, config_, executor);
             session->go_on(tokens_, has_logits_ ? logits_.data() : nullptr);
             *out = std::move(session);
             return Status();
@@ -254,8 +254,8 @@ class LlamaSession final : public Session {
         return {};
     }
 
-    static LlamaSession* session_of(const DecodeRequest& request) noexcept {
-        return static_cast<LlamaSession*>(request.session);
+    static ModelSession* session_of(const DecodeRequest& request) noexcept {
+        return static_cast<ModelSession*>(request.session);
     }
 
     static Status of_request(std::size_t i, const Status& status) noexcept {
@@ -264,7 +264,7 @@ class LlamaSession final : public Session {
 
     // Whether it can be of a batch of n of which this session is the first.
     Status check_request(const DecodeRequest& request, std::size_t n) const noexcept {
-        const auto* other = dynamic_cast<const LlamaSession*>(request.session);
+        const auto* other = dynamic_cast<const ModelSession*>(request.session);
         if (other == nullptr) return Status::error(Code::invalid_argument, "no session");
         if (n > chunk_) {
             return Status::error(Code::wrong_size, "%zu sessions, expected at most the %u tokens of a chunk",
@@ -304,7 +304,7 @@ class LlamaSession final : public Session {
     Status run_requests(DecodeRequest* requests, std::size_t n) noexcept {
         const FloatMode mode;
         for (std::size_t i = 0; i < n; i++) {
-            LlamaSession& session = *session_of(requests[i]);
+            ModelSession& session = *session_of(requests[i]);
             rows_[i] = {requests[i].token,
                         session.n_tokens_,
                         session.cache_.get(),
@@ -456,7 +456,7 @@ class LlamaSession final : public Session {
         return last ? forward_.compute_logits(n - 1, 1, logits_.data()) : Status();
     }
 
-    std::shared_ptr<const LlamaModel> model_;
+    std::shared_ptr<const FileModel> model_;
     std::unique_ptr<Cache> cache_;
     std::uint32_t n_ctx_;
     const LinearKernels& kernels_;
@@ -492,7 +492,7 @@ Status make_session(std::shared_ptr<const Model> model, const SessionConfig& con
             return Status::error(Code::unavailable_level, "no matrix kernels for level %s",
                                  level_name(cache->level()));
         }
-        auto session = std::make_unique<LlamaSession>(std::static_pointer_cast<const LlamaModel>(model),
+        auto session = std::make_unique<ModelSession>(std::static_pointer_cast<const FileModel>(model),
                                                       std::move(cache), *kernels, config, executor);
         status = take_over(session.get());
         if (status.ok()) *out = std::move(session);
@@ -526,15 +526,15 @@ Status load_session(std::shared_ptr<const Model> model, const SessionConfig& con
                     std::unique_ptr<Session>* out, const LoadedAttachments& attached,
                     const LoadCache& load_cache) noexcept {
     std::vector<unsigned char> bytes;
-    const auto make_cache = [&](const LlamaModel& llama, const CacheConfig& cache,
+    const auto make_cache = [&](const FileModel& file_model, const CacheConfig& cache,
                                 std::unique_ptr<Cache>* made) {
         LoadOptions options;
-        options.model = llama.fingerprint();
+        options.model = file_model.fingerprint();
         options.make_room = resize_bytes;
         options.make_room_context = &bytes;
         return load_cache(cache, options, made);
     };
-    const auto take_over = [&](LlamaSession* session) {
+    const auto take_over = [&](ModelSession* session) {
         SavedSession saved;
         if (Status status = read_saved_session(bytes, session->n_vocab(), &saved); !status.ok())
             return status;
@@ -560,17 +560,17 @@ Status load_session(std::shared_ptr<const Model> model, const SessionConfig& con
 
 Status Session::create(std::shared_ptr<const Model> model, const SessionConfig& config, Executor& executor,
                        std::unique_ptr<Session>* out) noexcept {
-    const auto make_cache = [](const LlamaModel&, const CacheConfig& cache, std::unique_ptr<Cache>* made) {
+    const auto make_cache = [](const FileModel&, const CacheConfig& cache, std::unique_ptr<Cache>* made) {
         return Cache::create(cache, made);
     };
     return make_session(std::move(model), config, executor, out, make_cache,
-                        [](LlamaSession*) { return Status(); });
+                        [](ModelSession*) { return Status(); });
 }
 
 Status Session::decode_batch(DecodeRequest* requests, std::size_t n_requests) noexcept {
     if (n_requests == 0) return {};
     if (requests == nullptr) return Status::error(Code::invalid_argument, "requests are null");
-    return LlamaSession::decode_batch(requests, n_requests);
+    return ModelSession::decode_batch(requests, n_requests);
 }
 
 Status Session::load(const char* path, std::shared_ptr<const Model> model, const SessionConfig& config,

@@ -22,7 +22,7 @@ std::vector<std::uint32_t> windows_within(std::vector<std::uint32_t> windows, st
 Status make_parts(const Model& model, const SessionConfig& config, SessionParts* out) {
     if (config.chunk == 0)
         return Status::error(Code::invalid_argument, "a chunk of 0 tokens, expected at least 1");
-    out->model = dynamic_cast<const LlamaModel*>(&model);
+    out->model = dynamic_cast<const FileModel*>(&model);
     if (out->model == nullptr)
         return Status::error(Code::invalid_argument, "a model that Model::load did not make");
     const ModelParams& params = model.params();

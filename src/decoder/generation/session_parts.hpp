@@ -11,7 +11,7 @@
 namespace gearkv {
 
 struct SessionParts {
-    const LlamaModel* model = nullptr;
+    const FileModel* model = nullptr;
     const IntegerKernels* integer = nullptr;  // null: all products in floats
     std::uint32_t n_ctx = 0;
     std::uint32_t chunk = 0;             // at most n_ctx

@@ -75,7 +75,7 @@ Status no_finite_logits() noexcept {
 
 }  // namespace
 
-Forward::Forward(const LlamaModel& model, const LinearKernels& kernels, const IntegerKernels* integer,
+Forward::Forward(const FileModel& model, const LinearKernels& kernels, const IntegerKernels* integer,
                  std::uint32_t n_ctx, std::size_t chunk, Executor& executor)
     : params_(model.network()),
       sizes_(model.params()),

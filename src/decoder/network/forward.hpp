@@ -28,7 +28,7 @@ class Forward {
   public:
     // Everything is borrowed. Products of quantised weights are in floats when `integer` is null. Feeds up to
     // `chunk` tokens at once, into a context of n_ctx. May throw std::bad_alloc.
-    Forward(const LlamaModel& model, const LinearKernels& kernels, const IntegerKernels* integer,
+    Forward(const FileModel& model, const LinearKernels& kernels, const IntegerKernels* integer,
             std::uint32_t n_ctx, std::size_t chunk, Executor& executor);
 
     // Appends n <= chunk tokens at positions [position, position + n) to every layer of the cache.

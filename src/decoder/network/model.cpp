@@ -59,7 +59,7 @@ ModelFingerprint fingerprint_of(const GgufFile& file) {
 
 }  // namespace
 
-Status LlamaModel::build(const GgufFile& file, const ModelOptions& options, LlamaModel& model) {
+Status FileModel::build(const GgufFile& file, const ModelOptions& options, FileModel& model) {
     Status status = read_params(file, &model.network_);
     if (!status.ok()) return status;
     status = create_tokenizer(file, {options.pre}, &model.tokenizer_);
@@ -79,8 +79,8 @@ Status LlamaModel::build(const GgufFile& file, const ModelOptions& options, Llam
     return {};
 }
 
-Status LlamaModel::load_bytes(const std::uint8_t* bytes, std::uint64_t n_bytes,
-                              std::shared_ptr<const LlamaModel>* out, const ModelOptions& options) {
+Status FileModel::load_bytes(const std::uint8_t* bytes, std::uint64_t n_bytes,
+                             std::shared_ptr<const FileModel>* out, const ModelOptions& options) {
     GgufModel whole;
     std::vector<GgufFile> parts(1);
     Status status = parse_gguf(&parts[0], bytes, n_bytes);
@@ -88,10 +88,10 @@ Status LlamaModel::load_bytes(const std::uint8_t* bytes, std::uint64_t n_bytes,
     return status.ok() ? load_file(std::move(whole), out, options) : status;
 }
 
-Status LlamaModel::load_file(GgufModel file, std::shared_ptr<const LlamaModel>* out,
-                             const ModelOptions& options) {
+Status FileModel::load_file(GgufModel file, std::shared_ptr<const FileModel>* out,
+                            const ModelOptions& options) {
     const FloatMode mode;
-    auto model = std::make_shared<LlamaModel>();
+    auto model = std::make_shared<FileModel>();
     model->files_ = std::move(file.files);
     for (const MappedFile& part : model->files_) {
         model->file_ids_.push_back(part.id());
@@ -108,8 +108,8 @@ Status Model::load(const char* path, std::shared_ptr<const Model>* out,
         GgufModel file;
         Status status = open_gguf(path, &file);
         if (!status.ok()) return status;
-        std::shared_ptr<const LlamaModel> model;
-        status = LlamaModel::load_file(std::move(file), &model, options);
+        std::shared_ptr<const FileModel> model;
+        status = FileModel::load_file(std::move(file), &model, options);
         if (status.ok()) *out = std::move(model);
         return status;
     });

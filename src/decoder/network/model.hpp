@@ -57,7 +57,7 @@ struct Weights {
     std::vector<float> rope_factors_long;   // beyond it
 };
 
-class LlamaModel final : public Model {
+class FileModel final : public Model {
   public:
     const ModelParams& params() const noexcept override { return network_.sizes; }
     const Tokenizer& tokenizer() const noexcept override { return *tokenizer_; }
@@ -74,13 +74,13 @@ class LlamaModel final : public Model {
 
     // A model over bytes that outlive it. May throw std::bad_alloc. Errors: as Model::load, but for io_error.
     static Status load_bytes(const std::uint8_t* bytes, std::uint64_t n_bytes,
-                             std::shared_ptr<const LlamaModel>* out, const ModelOptions& options = {});
+                             std::shared_ptr<const FileModel>* out, const ModelOptions& options = {});
     // The same over mappings the model keeps.
-    static Status load_file(GgufModel file, std::shared_ptr<const LlamaModel>* out,
+    static Status load_file(GgufModel file, std::shared_ptr<const FileModel>* out,
                             const ModelOptions& options = {});
 
   private:
-    static Status build(const GgufFile& file, const ModelOptions& options, LlamaModel& model);
+    static Status build(const GgufFile& file, const ModelOptions& options, FileModel& model);
 
     std::vector<MappedFile> files_;
     std::vector<FileId> file_ids_;

@@ -15,7 +15,7 @@ double longrope_magnitude(double context, double original) {
 
 }  // namespace
 
-Rope make_rope(const LlamaModel& model, LayerRope kind, std::uint32_t n_ctx) {
+Rope make_rope(const FileModel& model, LayerRope kind, std::uint32_t n_ctx) {
     const NetworkParams& params = model.network();
     const Weights& weights = model.weights();
     const RopeParams& rope = params.rope;

@@ -15,7 +15,7 @@ struct Rope {
 
 // Of a session of n_ctx tokens: a model with two sets of factors has the long one beyond its original
 // context, and keys of the two must not meet. LayerRope::none gives no frequencies.
-Rope make_rope(const LlamaModel& model, LayerRope kind, std::uint32_t n_ctx);
+Rope make_rope(const FileModel& model, LayerRope kind, std::uint32_t n_ctx);
 
 // Cosines, then sines of one position, times the magnitude, [2][rope_dim / 2]. In double before they are
 // rounded: a float angle of some thousand radians would be off in the fourth digit.
