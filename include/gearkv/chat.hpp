@@ -11,6 +11,7 @@
 #include "gearkv/status.hpp"
 #include "gearkv/tokenizer.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 enum class ChatRole : std::uint8_t { system, user, assistant };
@@ -80,3 +81,4 @@ class ChatTemplate {
 };
 
 }  // namespace gearkv
+#pragma GCC visibility pop

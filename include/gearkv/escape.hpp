@@ -6,6 +6,7 @@
 
 #include "gearkv/status.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 enum class EscapeStyle {
@@ -21,3 +22,4 @@ enum class EscapeStyle {
 Status escape_text(std::string_view text, EscapeStyle style, std::string* out) noexcept;
 
 }  // namespace gearkv
+#pragma GCC visibility pop

@@ -7,6 +7,7 @@
 
 #include "gearkv/session.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // The most bytes a session takes while n_ctx tokens are fed, in prompts of any length and one by one.
@@ -60,3 +61,4 @@ struct Fit {
 Status fit_session(const Model& model, const FitRequest& request, Executor& executor, Fit* out) noexcept;
 
 }  // namespace gearkv
+#pragma GCC visibility pop

@@ -96,7 +96,22 @@ typedef GEARKV_ENUM(gearkv_code){
     GEARKV_WRITE_FAILED = 25,      /* the caller's function did not take the bytes of a state */
     GEARKV_READ_FAILED = 26,       /* the caller's function did not give them */
     GEARKV_OTHER_ROPE = 27,        /* keys of a layer have moved by another rotary embedding */
-    GEARKV_DECODER_ERROR = 1000    /* of gearkv-decoder, without a number here */
+    /* Of gearkv-decoder. */
+    GEARKV_DECODER_ERROR = 1000,     /* without a number here */
+    GEARKV_NOT_A_MODEL = 1001,       /* the file does not start with the GGUF magic */
+    GEARKV_CORRUPT_MODEL = 1002,     /* a length, count, offset or type in the file that cannot be right */
+    GEARKV_MISSING_KEY = 1003,       /* metadata the architecture needs is absent */
+    GEARKV_BAD_METADATA = 1004,      /* metadata with a wrong type or an impossible value */
+    GEARKV_UNSUPPORTED_MODEL = 1005, /* a sound file, but not an architecture or tensor type that runs */
+    GEARKV_MISSING_TENSOR = 1006,    /* a weight the architecture needs is absent */
+    GEARKV_SHAPE_MISMATCH = 1007,    /* a weight whose shape disagrees with the metadata */
+    GEARKV_BAD_TOKENIZER = 1008,     /* vocabulary, scores or token types that cannot be used */
+    GEARKV_EMPTY_PROMPT = 1009,      /* a prompt of no tokens */
+    GEARKV_PROMPT_TOO_LONG = 1010,   /* a prompt that does not fit the context */
+    GEARKV_CONTEXT_FULL = 1011,      /* the context has no room for another token */
+    GEARKV_BAD_TOKEN = 1012,         /* a token id outside the vocabulary */
+    GEARKV_UNKNOWN_TEMPLATE = 1013,  /* a chat template, or a name of one, that is none of those known */
+    GEARKV_BAD_CONVERSATION = 1014   /* messages in an order the chat template cannot express */
 } gearkv_code;
 
 /* A short fixed name ("non_finite"); never null. */

@@ -12,6 +12,7 @@
 #include "gearkv/status.hpp"
 #include "gearkv/tokenizer.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // Sizes of a model, as its metadata state them.
@@ -75,3 +76,4 @@ class Model {
 };
 
 }  // namespace gearkv
+#pragma GCC visibility pop

@@ -9,6 +9,7 @@
 #include "gearkv/status.hpp"
 #include "gearkv/tokenizer.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // Added to the logit of a token; -Inf bans it.
@@ -90,3 +91,4 @@ class Sampler {
 };
 
 }  // namespace gearkv
+#pragma GCC visibility pop

@@ -13,6 +13,7 @@
 #include "gearkv/sampler.hpp"
 #include "gearkv/state.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // The caller's wish to stop, asked before every chunk of a prompt, on the thread of the call.
@@ -181,3 +182,4 @@ class Session {
 };
 
 }  // namespace gearkv
+#pragma GCC visibility pop

@@ -9,6 +9,7 @@
 
 #include "gearkv/status.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 // Takes a stream of bytes in pieces of any length and gives back those that are surely no part of a stop
@@ -38,3 +39,4 @@ class StopMatcher {
 };
 
 }  // namespace gearkv
+#pragma GCC visibility pop

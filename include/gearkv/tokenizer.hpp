@@ -11,6 +11,7 @@
 
 #include "gearkv/status.hpp"
 
+#pragma GCC visibility push(default)
 namespace gearkv {
 
 using Token = std::int32_t;
@@ -163,3 +164,4 @@ class TextStream {
 };
 
 }  // namespace gearkv
+#pragma GCC visibility pop

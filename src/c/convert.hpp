@@ -10,6 +10,9 @@
 
 namespace gearkv::c {
 
+// The number of a code; GEARKV_DECODER_ERROR for none that has one.
+gearkv_code plain(Code code) noexcept;
+
 // Writes a status to *error, unless that is null, and returns its code.
 gearkv_code report(const Status& status, gearkv_error* error) noexcept;
 
@@ -88,5 +91,23 @@ void give(const T& value, T* out) noexcept {
 
 // What a configuration says, and its SPEC. Errors: invalid_argument, bad_spec.
 Status take_config(const gearkv_config* in, CacheConfig* out) noexcept;
+
+// Functions of C as those of the library.
+struct Writer {
+    gearkv_write write;
+    void* context;
+};
+inline bool write_through(void* context, const void* bytes, std::size_t n_bytes) {
+    const auto* writer = static_cast<const Writer*>(context);
+    return writer->write(writer->context, bytes, n_bytes) != 0;
+}
+struct Reader {
+    gearkv_read read;
+    void* context;
+};
+inline bool read_through(void* context, void* to, std::size_t n_bytes, std::size_t* n_read) {
+    const auto* reader = static_cast<const Reader*>(context);
+    return reader->read(reader->context, to, n_bytes, n_read) != 0;
+}
 
 }  // namespace gearkv::c

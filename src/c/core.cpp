@@ -7,69 +7,6 @@
 namespace gearkv::c {
 namespace {
 
-gearkv_code plain(Code code) noexcept {
-    switch (code) {
-        case Code::ok:
-            return GEARKV_OK;
-        case Code::invalid_argument:
-            return GEARKV_INVALID_ARGUMENT;
-        case Code::bad_spec:
-            return GEARKV_BAD_SPEC;
-        case Code::wrong_size:
-            return GEARKV_WRONG_SIZE;
-        case Code::non_finite:
-            return GEARKV_NON_FINITE;
-        case Code::not_representable:
-            return GEARKV_NOT_REPRESENTABLE;
-        case Code::capacity_exceeded:
-            return GEARKV_CAPACITY_EXCEEDED;
-        case Code::out_of_memory:
-            return GEARKV_OUT_OF_MEMORY;
-        case Code::over_budget:
-            return GEARKV_OVER_BUDGET;
-        case Code::forgotten:
-            return GEARKV_FORGOTTEN;
-        case Code::unknown_level:
-            return GEARKV_UNKNOWN_LEVEL;
-        case Code::unavailable_level:
-            return GEARKV_UNAVAILABLE_LEVEL;
-        case Code::bad_block:
-            return GEARKV_BAD_BLOCK;
-        case Code::not_a_state:
-            return GEARKV_NOT_A_STATE;
-        case Code::other_byte_order:
-            return GEARKV_OTHER_BYTE_ORDER;
-        case Code::other_codec:
-            return GEARKV_OTHER_CODEC;
-        case Code::other_model:
-            return GEARKV_OTHER_MODEL;
-        case Code::damaged:
-            return GEARKV_DAMAGED;
-        case Code::corrupt_state:
-            return GEARKV_CORRUPT_STATE;
-        case Code::thread_failure:
-            return GEARKV_THREAD_FAILURE;
-        case Code::interrupted:
-            return GEARKV_INTERRUPTED;
-        case Code::io_error:
-            return GEARKV_IO_ERROR;
-        case Code::protected_file:
-            return GEARKV_PROTECTED_FILE;
-        case Code::write_failed:
-            return GEARKV_WRITE_FAILED;
-        case Code::read_failed:
-            return GEARKV_READ_FAILED;
-        case Code::other_rope:
-            return GEARKV_OTHER_ROPE;
-        case Code::bad_version:
-            return GEARKV_BAD_VERSION;
-        case Code::truncated:
-            return GEARKV_TRUNCATED;
-        default:
-            return GEARKV_DECODER_ERROR;
-    }
-}
-
 // A pool of the caller's.
 class CustomExecutor final : public Executor {
   public:
@@ -94,15 +31,6 @@ Level cpp(gearkv_level level) noexcept {
 }
 
 }  // namespace
-
-gearkv_code report(const Status& status, gearkv_error* error) noexcept {
-    const gearkv_code code = plain(status.code());
-    if (error == nullptr) return code;
-    error->code = code;
-    std::strncpy(error->message, status.message(), GEARKV_MESSAGE_SIZE - 1);
-    error->message[GEARKV_MESSAGE_SIZE - 1] = '\0';
-    return code;
-}
 
 }  // namespace gearkv::c
 

@@ -79,24 +79,6 @@ gearkv_code load_cache(const gearkv_config* config, const gearkv_load_options* i
     return report(status, error);
 }
 
-// Functions of C as those of the library.
-struct Writer {
-    gearkv_write write;
-    void* context;
-};
-bool write_through(void* context, const void* bytes, std::size_t n_bytes) {
-    const auto* writer = static_cast<const Writer*>(context);
-    return writer->write(writer->context, bytes, n_bytes) != 0;
-}
-struct Reader {
-    gearkv_read read;
-    void* context;
-};
-bool read_through(void* context, void* to, std::size_t n_bytes, std::size_t* n_read) {
-    const auto* reader = static_cast<const Reader*>(context);
-    return reader->read(reader->context, to, n_bytes, n_read) != 0;
-}
-
 }  // namespace
 
 gearkv_code gearkv_cache_save(const gearkv_cache* cache, const char* path, const gearkv_save_options* options,

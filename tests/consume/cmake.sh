@@ -23,11 +23,17 @@ config=$(find "$work/root" -name gearkv-config.cmake)
 prefix=${config%/lib*}
 mv "$prefix" "$work/moved"
 run installed "-Dgearkv_DIR=$work/moved/lib${config#*/lib}/.." "-DCMAKE_PREFIX_PATH=$work/moved" \
-  "-DGENERATE_SOURCE=$source/examples/03_generate.cpp"
+  "-DGENERATE_SOURCE=$source/examples/03_generate.cpp" "-DC_SOURCE=$source/tests/c/decoder_life.c"
 if [ -e "$work/installed/generate" ]; then
   "$work/installed/generate" "$source/examples/models/tiny-q8_0.gguf"
 elif find "$work/moved" -name 'libgearkv-decoder.a' | grep -q .; then
   echo "the decoder is installed, and its component was not found" >&2
+  exit 1
+fi
+if [ -e "$work/installed/c_life" ]; then
+  "$work/installed/c_life" "$source/examples/models/tiny-q8_0.gguf" "$work/life.gkvs"
+elif find "$work/moved" -name 'libgearkv-decoder.so' | grep -q .; then
+  echo "the shared decoder is installed, and it was not found" >&2
   exit 1
 fi
 if cmake -S "$work/app" -B "$work/other" -G Ninja "-DCMAKE_PREFIX_PATH=$work/nowhere" >/dev/null 2>&1; then

@@ -13,7 +13,7 @@ for compiler in "$@"; do
   done
   for language in "c -std=c99" "c++ -std=c++11"; do
     # shellcheck disable=SC2086
-    echo '#include "gearkv/gearkv.h"' |
+    printf '#include "gearkv/%s"\n' gearkv.h gearkv_decoder.h |
       "$compiler" -x $language -Wall -Wextra -Wpedantic -Wconversion -Werror -fsyntax-only -I "$source/include" -
   done
 done
