@@ -151,15 +151,15 @@ stage_arm() {
   build arm
   local unit=0 a72=0 max=0 scalar=0
   export GEARKV_TESTS='~[slow]~[damage]~[shapes]'
-  # The longest test, and then one more, beside all others.
-  QEMU_CPU=cortex-a72 run_tests arm arm-unit --timeout-multiplier 10 unit-neon unit-dotprod hostile &
+  # The longest test, and then one more, beside all others. Rates are chosen by code that knows no level, in minutes.
+  QEMU_CPU=cortex-a72 GEARKV_TESTS="$GEARKV_TESTS~[rates]" run_tests arm arm-unit --timeout-multiplier 10 unit-neon unit-dotprod hostile &
   local unit_run=$!
   [ "$jobs" -gt 1 ] && jobs=$((jobs - 1))
   QEMU_CPU=cortex-a72 run_tests arm arm-cortex-a72 --timeout-multiplier 10 --suite neon --suite dotprod \
     --no-suite unit || a72=1
   # What dotprod has of its own are kernels: those of the decoder alone, and lives of caches were lived at neon.
-  QEMU_CPU=max GEARKV_TESTS="$GEARKV_TESTS~[property]" run_tests arm arm-max --timeout-multiplier 10 --suite dotprod \
-    --no-suite decoder || max=1
+  QEMU_CPU=max GEARKV_TESTS="$GEARKV_TESTS~[property]~[rates]~[executor]~[step]" run_tests arm arm-max \
+    --timeout-multiplier 10 --suite dotprod --no-suite decoder --no-suite engine || max=1
   QEMU_CPU=max GEARKV_TESTS='[products]' run_tests arm arm-products --timeout-multiplier 10 decoder-dotprod || max=1
   QEMU_CPU=max run_tests arm arm-scalar --timeout-multiplier 10 kernels-scalar || scalar=1
   wait "$unit_run" || unit=1

@@ -200,6 +200,7 @@ TEST_CASE("layers without tokens stand in nobody's way", "[step]") {
 TEST_CASE("prompts close themselves as compress would, alone and in a batch", "[step]") {
     for (const char* spec : {"gear-4", "auto:3", "kivi-2:nb=64,recent=10"}) {
         for (const std::size_t n_chunk : {64u, 200u, 512u}) {
+            if (spec[0] == 'a' && n_chunk != 200) continue;  // to choose rates is long
             CAPTURE(spec, n_chunk);
             CacheConfig config = make_config(spec, n_heads, dim, dim, 4000, 2);
             const std::uint32_t windows[] = {0, 200};
