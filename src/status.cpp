@@ -43,6 +43,8 @@ const char* code_name(Code code) noexcept {
             return "other_model";
         case Code::other_rope:
             return "other_rope";
+        case Code::no_keys:
+            return "no_keys";
         case Code::damaged:
             return "damaged";
         case Code::corrupt_state:

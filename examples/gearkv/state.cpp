@@ -59,9 +59,16 @@ class State final : public Command {
         json["bytes"] = info.n_bytes;
         json["kv"] = spec;
         json["layers"] = info.config.n_layers;
-        json["kv_heads"] = info.config.n_kv_heads;
-        json["key_dim"] = info.config.key_dim;
-        json["value_dim"] = info.config.value_dim;
+        if (info.dims == nullptr) {
+            json["kv_heads"] = info.config.n_kv_heads;
+            json["key_dim"] = info.config.key_dim;
+            json["value_dim"] = info.config.value_dim;
+        }
+        for (std::uint32_t i = 0; info.dims != nullptr && i < info.config.n_layers; ++i) {
+            const LayerDims& dims = info.dims[i];
+            json["shapes"].push_back(
+                {{"kv_heads", dims.n_kv_heads}, {"key_dim", dims.key_dim}, {"value_dim", dims.value_dim}});
+        }
         json["tokens"] = info.n_tokens;
         json["blocks"] = info.n_blocks;
         json["block_bytes"] = info.block_bytes;
@@ -74,12 +81,33 @@ class State final : public Command {
     void print_as_text(const StateInfo& info, const char* spec) const {
         const CacheConfig& config = info.config;
         std::cout << "version  " << info.version << "\nbytes    " << grouped(info.n_bytes) << "\nkv       "
-                  << spec << "\nshape    " << config.n_layers << " layers, " << config.n_kv_heads
-                  << " KV heads of " << config.key_dim << " and " << config.value_dim
-                  << " channels\ntokens   " << grouped(info.n_tokens) << "\nblocks   "
-                  << grouped(info.n_blocks) << " of " << grouped(info.block_bytes) << " bytes\nextra    "
-                  << grouped(info.n_extra) << " bytes\nmodel    " << fingerprint_text(info.model) << '\n';
+                  << spec << "\nshape    " << config.n_layers << " layers";
+        print_shapes(config);
+        std::cout << "\ntokens   " << grouped(info.n_tokens) << "\nblocks   " << grouped(info.n_blocks)
+                  << " of " << grouped(info.block_bytes) << " bytes\nextra    " << grouped(info.n_extra)
+                  << " bytes\nmodel    " << fingerprint_text(info.model) << '\n';
         if (verify_->parsed()) std::cout << "every byte is as it was written\n";
+    }
+
+    // Of all layers, or of each run of layers that are alike.
+    static void print_shapes(const CacheConfig& config) {
+        for (std::uint32_t first = 0, end; first < config.n_layers; first = end) {
+            const LayerDims dims = config.dims_of(first);
+            end = first + 1;
+            while (end < config.n_layers && config.dims_of(end) == dims)
+                ++end;
+            if (config.dims != nullptr) {
+                std::cout << "\n         " << first;
+                if (end - first > 1) std::cout << '-' << end - 1;
+            }
+            std::cout << (config.dims == nullptr ? ", " : ": ");
+            if (dims.has_keys()) {
+                std::cout << dims.n_kv_heads << " KV heads of " << dims.key_dim << " and " << dims.value_dim
+                          << " channels";
+            } else {
+                std::cout << "no keys";
+            }
+        }
     }
 
     Options options_;

@@ -46,11 +46,24 @@ class Workspace {
     Impl* impl_;
 };
 
+// Keys and values of one layer; all 0 of a layer that reads the keys of another one and has none of its own.
+struct LayerDims {
+    std::uint32_t n_kv_heads = 0;  // [1, 4096]
+    std::uint32_t key_dim = 0;     // channels of a key head, a multiple of 8 in [8, 1024]
+    std::uint32_t value_dim = 0;   // channels of a value head, the same range
+
+    bool has_keys() const noexcept { return n_kv_heads > 0; }
+    friend bool operator==(const LayerDims&, const LayerDims&) = default;
+};
+
 struct CacheConfig {
     std::uint32_t n_layers = 0;    // [1, 4096]
     std::uint32_t n_kv_heads = 0;  // [1, 4096]
     std::uint32_t key_dim = 0;     // channels of a key head, a multiple of 8 in [8, 1024]
     std::uint32_t value_dim = 0;   // channels of a value head, the same range
+    // Where layers differ [n_layers], in place of the three above, which are 0 then; null when all are alike;
+    // copied. Not all of them are without keys.
+    const LayerDims* dims = nullptr;
     std::uint64_t max_tokens = 0;  // reserved length per layer, [1, 2^31); appending beyond it fails
     KvSpec spec;                   // of parse_spec; there is none to begin with
     // Tokens over which the compression of one block is spread, at most buffer_tokens; 0 compresses a full
@@ -95,11 +108,16 @@ struct CacheConfig {
     Workspace* workspace = nullptr;  // borrowed; null for working memory of the cache's own
     Level level = Level::automatic;
     Allocator allocator = default_allocator();
+
+    // Of a layer that there is.
+    LayerDims dims_of(std::uint32_t layer) const noexcept {
+        return dims == nullptr ? LayerDims{n_kv_heads, key_dim, value_dim} : dims[layer];
+    }
 };
 
 // Queries of one layer in the caller's memory: element (query, head, channel) is
 // data[query * query_stride + head * head_stride + channel], key_dim channels. Query head h reads KV head
-// h / (n_heads / n_kv_heads).
+// h / (n_heads / n_kv_heads). Both are those of the layer.
 //
 // All finite queries, scales, slopes and masks have an answer, the same at every level but for rounding:
 // scores that no float can hold are still compared by their size, and the softmax is that of the exact ones,
@@ -196,6 +214,8 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
 // it reads the keys of another one: truncate and remove pass over a layer without tokens. Whoever has to wait
 // for all layers (auto:BITS in compress, truncate_to_shortest) takes one without tokens for one that they are
 // still to come to, until another layer is appended to that holds some: then a step has gone by without it.
+// Of a layer that is without keys by CacheConfig::dims this is known from the start, and it takes no memory;
+// append and attend refuse it with `no_keys`, all else finds it empty.
 class Cache {
   public:
     // Errors: invalid_argument, wrong_size, bad_spec, non_finite (a rope), out_of_memory, over_budget,
@@ -209,7 +229,7 @@ class Cache {
     // of the compression of earlier tokens; of a long prompt that is all but the last block, and all of it
     // when n_tokens fill a block themselves. The tokens are attended in fp16 until then. After an error the
     // cache is as it was, but that earlier tokens may have been compressed, or given back where they are
-    // behind a window. Errors: invalid_argument, wrong_size, capacity_exceeded, non_finite,
+    // behind a window. Errors: invalid_argument, no_keys, wrong_size, capacity_exceeded, non_finite,
     // not_representable (beyond 65504, with f32 beyond 2^64), out_of_memory, over_budget.
     Status append(std::uint32_t layer, const Rows& keys, const Rows& values, std::uint32_t n_tokens,
                   Executor& executor) noexcept;
@@ -217,9 +237,9 @@ class Cache {
     // Softmax attention of the queries over the layer's tokens; out is [n_queries, n_heads, value_dim] float,
     // contiguous, with room for n_floats, and not where the queries are. Reads the compressed form in place;
     // no full-size temporary. Allocates only when a call needs more scratch than all before it. Errors:
-    // invalid_argument, wrong_size (more queries than tokens when causal, head counts, no room for the
-    // output), non_finite, forgotten (the first query sees what its window left behind since), out_of_memory;
-    // out is untouched then.
+    // invalid_argument, no_keys, wrong_size (more queries than tokens when causal, head counts, no room for
+    // the output), non_finite, forgotten (the first query sees what its window left behind since),
+    // out_of_memory; out is untouched then.
     Status attend(std::uint32_t layer, const Queries& queries, float* out, std::size_t n_floats,
                   Executor& executor) noexcept;
 
@@ -245,14 +265,14 @@ class Cache {
     // Drops the tokens from n_tokens on in every layer, for speculative decoding and edits. What stays is not
     // touched: a compressed block keeps its bytes and shows fewer tokens, and later tokens start a new one.
     // *lossless, when given, tells whether the cache is as if the dropped tokens had never come, so that
-    // every later output has the same bits, up to the next truncation that is not lossless: all of them were in the buffer, and no block was closed on their
-    // account, in any layer, or the blocks were opened again. It is so for rollbacks of up to rollback_tokens
-    // (no more than buffer_tokens) that came in appends shorter than a buffer, when compress, remove,
-    // forget_before and shrink were not called since, nor the cache saved and loaded; but not where auto:BITS
-    // has seen queries of dropped tokens and is yet to choose, or chose among them, nor when soft_bytes is
-    // set and blocks can shrink. Errors: wrong_size (a layer holds fewer tokens, or none holds any),
-    // forgotten (CacheConfig::windows), out_of_memory and over_budget (of a fork only); nothing is dropped
-    // then.
+    // every later output has the same bits, up to the next truncation that is not lossless: all of them were
+    // in the buffer, and no block was closed on their account, in any layer, or the blocks were opened again.
+    // It is so for rollbacks of up to rollback_tokens (no more than buffer_tokens) that came in appends
+    // shorter than a buffer, when compress, remove, forget_before and shrink were not called since, nor the
+    // cache saved and loaded; but not where auto:BITS has seen queries of dropped tokens and is yet to
+    // choose, or chose among them, nor when soft_bytes is set and blocks can shrink. Errors: wrong_size (a
+    // layer holds fewer tokens, or none holds any), forgotten (CacheConfig::windows), out_of_memory and
+    // over_budget (of a fork only); nothing is dropped then.
     Status truncate(std::uint64_t n_tokens, bool* lossless = nullptr) noexcept;
 
     // After an error in the middle of a step, when the first layers have its tokens and the others do not:

@@ -96,6 +96,7 @@ typedef GEARKV_ENUM(gearkv_code){
     GEARKV_WRITE_FAILED = 25,      /* the caller's function did not take the bytes of a state */
     GEARKV_READ_FAILED = 26,       /* the caller's function did not give them */
     GEARKV_OTHER_ROPE = 27,        /* keys of a layer have moved by another rotary embedding */
+    GEARKV_NO_KEYS = 28,           /* a layer that has no keys of its own */
     /* Of gearkv-decoder. */
     GEARKV_DECODER_ERROR = 1000,     /* without a number here */
     GEARKV_NOT_A_MODEL = 1001,       /* the file does not start with the GGUF magic */
@@ -241,6 +242,13 @@ gearkv_code gearkv_format_spec(const char* spec, char* text, size_t n_chars, gea
 
 typedef struct gearkv_cache gearkv_cache;
 
+/* Keys and values of one layer; all 0 of a layer that has none of its own. */
+typedef struct gearkv_layer_dims {
+    uint32_t n_kv_heads;
+    uint32_t key_dim;
+    uint32_t value_dim;
+} gearkv_layer_dims;
+
 typedef struct gearkv_config {
     size_t struct_size;
     const char* spec;         /* what is stored; there is none to begin with */
@@ -265,6 +273,9 @@ typedef struct gearkv_config {
     gearkv_level level;
     int32_t close_prompts;      /* not 0: after it was attended nothing whole of a prompt stays in fp16 */
     gearkv_allocator allocator; /* gearkv_config_init: the default one */
+    /* Where layers differ [n_layers], in place of n_kv_heads, key_dim and value_dim, which are 0 then; null
+     * when all are alike; copied. */
+    const gearkv_layer_dims* dims;
 } gearkv_config;
 
 /* Defaults. Call it as gearkv_config_init(&config, sizeof(config)). */
@@ -346,14 +357,14 @@ void gearkv_cache_destroy(gearkv_cache* cache);
 gearkv_code gearkv_bytes_required(const gearkv_config* config, uint64_t n_tokens, uint64_t prompt_tokens,
                                   gearkv_stats* out, gearkv_error* error);
 
-/* Appends n_tokens >= 1 keys and values to a layer. Errors: invalid_argument, wrong_size, capacity_exceeded,
- * non_finite, not_representable, out_of_memory, over_budget. */
+/* Appends n_tokens >= 1 keys and values to a layer. Errors: invalid_argument, no_keys, wrong_size,
+ * capacity_exceeded, non_finite, not_representable, out_of_memory, over_budget. */
 gearkv_code gearkv_cache_append(gearkv_cache* cache, uint32_t layer, const gearkv_rows* keys,
                                 const gearkv_rows* values, uint32_t n_tokens, gearkv_executor* executor,
                                 gearkv_error* error);
 
 /* Softmax attention of the queries over the layer's tokens, to out [n_queries, n_heads, value_dim], with room
- * for n_floats. Errors: invalid_argument, wrong_size, non_finite, forgotten, out_of_memory. */
+ * for n_floats. Errors: invalid_argument, no_keys, wrong_size, non_finite, forgotten, out_of_memory. */
 gearkv_code gearkv_cache_attend(gearkv_cache* cache, uint32_t layer, const gearkv_queries* queries,
                                 float* out, size_t n_floats, gearkv_executor* executor, gearkv_error* error);
 
@@ -506,7 +517,7 @@ typedef struct gearkv_state_info {
     size_t struct_size;
     uint32_t version;
     uint32_t n_layers;
-    uint32_t n_kv_heads;
+    uint32_t n_kv_heads; /* these three are 0 where layers differ: gearkv_state_dims */
     uint32_t key_dim;
     uint32_t value_dim;
     uint64_t max_tokens;
@@ -521,7 +532,10 @@ typedef struct gearkv_state_info {
 /* What a file says of itself. Errors: invalid_argument, io_error, not_a_state, other_byte_order, bad_version,
  * truncated, damaged, corrupt_state, out_of_memory. */
 gearkv_code gearkv_inspect_state(const char* path, gearkv_state_info* out, gearkv_error* error);
-/* The same, and checks every byte. */
+/* The shapes of its layers, [n_layers] of the number there is. Errors: as above; wrong_size. */
+gearkv_code gearkv_state_dims(const char* path, gearkv_layer_dims* out, uint32_t n_layers,
+                              gearkv_error* error);
+/* As gearkv_inspect_state, and checks every byte. */
 gearkv_code gearkv_verify_state(const char* path, gearkv_executor* executor, gearkv_state_info* out,
                                 gearkv_error* error);
 

@@ -133,8 +133,9 @@ struct StateInfo {
     std::uint32_t version = 0;
     std::uint64_t n_bytes = 0;
     // Shape, max_tokens, spec, seed, spread_tokens and rope, but for its frequencies; the rest is not in a
-    // file.
+    // file. Where layers differ its dims are the next ones.
     CacheConfig config;
+    std::unique_ptr<LayerDims[]> dims;  // [n_layers], null where all layers are alike
     std::uint64_t rope_checksum = 0;
     ModelFingerprint model;
     std::uint64_t n_tokens = 0;     // of the layer that has most

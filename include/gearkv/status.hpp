@@ -26,6 +26,7 @@ enum class Code : std::uint8_t {
     other_codec,        // a cache saved with another SPEC
     other_model,        // a cache saved with another model, shape or rotary embedding
     other_rope,         // keys of a layer have moved by another rotary embedding
+    no_keys,            // a layer that has no keys of its own
     damaged,            // bytes that do not match their checksum, or are where none should be
     corrupt_state,      // checksums match, but a count, place or order cannot be right
     thread_failure,     // the system refused a thread

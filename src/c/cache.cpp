@@ -96,6 +96,7 @@ Status take_config(const gearkv_config* in, CacheConfig* out) noexcept {
     out->n_kv_heads = taken.n_kv_heads;
     out->key_dim = taken.key_dim;
     out->value_dim = taken.value_dim;
+    out->dims = cpp(taken.dims);
     out->max_tokens = taken.max_tokens;
     out->spread_tokens = taken.spread_tokens;
     out->block_tokens = taken.block_tokens;

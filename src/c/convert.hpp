@@ -35,6 +35,13 @@ inline gearkv_allocator plain(const Allocator& allocator) noexcept {
     return {allocator.allocate, allocator.release, allocator.context};
 }
 
+inline const LayerDims* cpp(const gearkv_layer_dims* dims) noexcept {
+    static_assert(sizeof(LayerDims) == sizeof(gearkv_layer_dims) &&
+                  offsetof(LayerDims, key_dim) == offsetof(gearkv_layer_dims, key_dim) &&
+                  offsetof(LayerDims, value_dim) == offsetof(gearkv_layer_dims, value_dim));
+    return reinterpret_cast<const LayerDims*>(dims);
+}
+
 inline bool is_level(gearkv_level level) noexcept {
     return static_cast<unsigned>(level) <= n_levels;
 }

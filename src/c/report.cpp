@@ -57,6 +57,8 @@ gearkv_code plain(Code code) noexcept {
             return GEARKV_READ_FAILED;
         case Code::other_rope:
             return GEARKV_OTHER_ROPE;
+        case Code::no_keys:
+            return GEARKV_NO_KEYS;
         case Code::bad_version:
             return GEARKV_BAD_VERSION;
         case Code::truncated:

@@ -162,6 +162,24 @@ gearkv_code gearkv_inspect_state(const char* path, gearkv_state_info* out, geark
     return report(status, error);
 }
 
+gearkv_code gearkv_state_dims(const char* path, gearkv_layer_dims* out, uint32_t n_layers,
+                              gearkv_error* error) {
+    if (path == nullptr) return report(null_argument("path"), error);
+    if (out == nullptr) return report(null_argument("out"), error);
+    StateInfo info;
+    if (Status status = inspect_state(path, &info); !status.ok()) return report(status, error);
+    if (n_layers != info.config.n_layers) {
+        return report(Status::error(Code::wrong_size, "room for the shapes of %u layers, the state has %u",
+                                    n_layers, info.config.n_layers),
+                      error);
+    }
+    for (std::uint32_t i = 0; i < n_layers; ++i) {
+        const LayerDims dims = info.config.dims_of(i);
+        out[i] = {dims.n_kv_heads, dims.key_dim, dims.value_dim};
+    }
+    return report({}, error);
+}
+
 gearkv_code gearkv_verify_state(const char* path, gearkv_executor* executor, gearkv_state_info* out,
                                 gearkv_error* error) {
     if (path == nullptr) return report(null_argument("path"), error);

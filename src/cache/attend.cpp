@@ -16,6 +16,7 @@ namespace {
 struct Job {
     CacheAccess::Impl* cache;
     LayerStream* layer;
+    LayerDims dims;
     Queries queries;  // within the window of the layer
     float* out;
     KvRun* runs;
@@ -26,7 +27,7 @@ struct Job {
     float* parts;              // [task] of part_floats, with more than one part
     PieceRun pieces;           // of the layer's compression
 
-    std::uint64_t n_units() const noexcept { return cache->context.config.n_kv_heads * n_groups; }
+    std::uint64_t n_units() const noexcept { return dims.n_kv_heads * n_groups; }
     std::uint64_t n_tasks() const noexcept { return n_units() * n_parts; }
 };
 
@@ -41,12 +42,11 @@ std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) {
 // Row `row` of the rows that share a KV head.
 void add_row(const Job& job, std::uint32_t kv_head, std::uint64_t row, RowGroup* rows) {
     const Queries& queries = job.queries;
-    const CacheConfig& config = job.cache->context.config;
-    const std::uint32_t n_shared = queries.n_heads / config.n_kv_heads;
+    const std::uint32_t n_shared = queries.n_heads / job.dims.n_kv_heads;
     const std::uint64_t query = row / n_shared, head = kv_head * n_shared + row % n_shared;
     const std::uint32_t i = rows->n_rows++;
     rows->query[i] = queries.data + query * queries.query_stride + head * queries.head_stride;
-    rows->out[i] = job.out + (query * queries.n_heads + head) * config.value_dim;
+    rows->out[i] = job.out + (query * queries.n_heads + head) * job.dims.value_dim;
     rows->visible[i] = queries.causal ? job.n_tokens - (queries.n_queries - 1 - query) : job.n_tokens;
     if (queries.window > 0 && rows->visible[i] > queries.window)
         rows->first[i] = rows->visible[i] - queries.window;
@@ -65,8 +65,7 @@ std::uint32_t head_of(const Job& job, std::uint64_t unit) {
 }
 RowGroup rows_of(const Job& job, std::uint64_t unit) {
     const Queries& queries = job.queries;
-    const std::uint64_t n_rows =
-        std::uint64_t{queries.n_queries} * (queries.n_heads / job.cache->context.config.n_kv_heads);
+    const std::uint64_t n_rows = std::uint64_t{queries.n_queries} * (queries.n_heads / job.dims.n_kv_heads);
     RowGroup rows = {};
     for (std::uint64_t row = unit % job.n_groups * max_rows; row < n_rows && rows.n_rows < max_rows; ++row)
         add_row(job, head_of(job, unit), row, &rows);
@@ -76,12 +75,13 @@ RowGroup rows_of(const Job& job, std::uint64_t unit) {
 // Checks one request, and lays out what it will do as far as it needs no memory. Errors: of attend.
 Status begin_job(std::uint32_t layer, const AttendRequest& request, Executor& executor, Job* job) {
     CacheAccess::Impl& cache = CacheAccess::of(*request.cache);
-    if (Status status = cache.check_layer(layer); !status.ok()) return status;
+    if (Status status = cache.check_keys(layer); !status.ok()) return status;
     if (request.out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     const CacheConfig& config = cache.context.config;
     const Queries queries = within_window(config, layer, request.queries);
     const std::uint64_t n_tokens = cache.n_tokens(layer);
-    if (Status status = check_queries(cache.context, queries, n_tokens, request.n_floats); !status.ok())
+    if (Status status = check_queries(cache.context, layer, queries, n_tokens, request.n_floats);
+        !status.ok())
         return status;
     LayerStream* stream = cache.layers[layer];
     if (Status status = check_held(stream->tokens().shape(), queries, layer); !status.ok()) return status;
@@ -89,12 +89,13 @@ Status begin_job(std::uint32_t layer, const AttendRequest& request, Executor& ex
     new (job) Job;
     job->cache = &cache;
     job->layer = stream;
+    job->dims = config.dims_of(layer);
     job->queries = queries;
     job->out = request.out;
     job->n_runs = stream->tokens().n_runs();
     job->n_tokens = n_tokens;
     job->n_groups =
-        ceil_div(std::uint64_t{queries.n_queries} * (queries.n_heads / config.n_kv_heads), max_rows);
+        ceil_div(std::uint64_t{queries.n_queries} * (queries.n_heads / job->dims.n_kv_heads), max_rows);
     job->n_parts = parts_of(n_tokens, job->n_units());
     job->most_parts = parts_of(config.max_tokens, job->n_units());
     return {};
@@ -131,7 +132,7 @@ class Call {
                 Status status = job.cache->rates.keep(&context, layer_, job.queries, job.n_tokens);
                 if (!status.ok()) return n_jobs_ == 1 ? status : of_request(i, status);
             }
-            if (!context.errors.keep(context.memory(), layer_, job.queries)) {
+            if (!context.errors.keep(context.memory(), layer_, job.dims, job.queries)) {
                 const Status status = memory_error(context, "to keep a query of layer %u", layer_);
                 return n_jobs_ == 1 ? status : of_request(i, status);
             }
@@ -247,9 +248,7 @@ class Call {
     static std::uint64_t turn_floats(const Job& job) noexcept {
         return 2 * std::uint64_t{job.layer->rope(job.cache->context).n_pairs};
     }
-    static std::size_t part_stride(const Job& job) noexcept {
-        return part_floats(job.cache->context.config.value_dim);
-    }
+    static std::size_t part_stride(const Job& job) noexcept { return part_floats(job.dims.value_dim); }
 
     // Pieces that are due. Caches of a workspace compress in the same scratch, so that only one of them can
     // at a time; for as many more as there are threads there is more of it, if there is memory.
@@ -307,15 +306,14 @@ class Call {
         while ((at = next_task_.fetch_add(1, std::memory_order_relaxed)) < n_tasks_) {
             while (at - job->first_task >= job->n_tasks())
                 ++job;
-            const CacheContext& context = job->cache->context;
-            const CacheConfig& config = context.config;
-            const AttendScratch scratch = place_attend_scratch(slot_memory, config.key_dim, config.value_dim);
+            const LayerDims& dims = job->dims;
+            const AttendScratch scratch = place_attend_scratch(slot_memory, dims.key_dim, dims.value_dim);
             const std::uint64_t task = at - job->first_task;
             const std::uint64_t unit = task / job->n_parts, part = task % job->n_parts;
             const TileRange range = {job->n_tiles * part / job->n_parts,
                                      job->n_tiles * (part + 1) / job->n_parts};
-            attend_rows(*context.kernels, scratch, rows_of(*job, unit), job->runs, job->n_runs,
-                        head_of(*job, unit), config.key_dim, config.value_dim, job->queries.scale, range,
+            attend_rows(*job->cache->context.kernels, scratch, rows_of(*job, unit), job->runs, job->n_runs,
+                        head_of(*job, unit), dims.key_dim, dims.value_dim, job->queries.scale, range,
                         job->n_parts > 1 ? job->parts + task * part_stride(*job) : nullptr);
         }
     }
@@ -324,7 +322,7 @@ class Call {
         const std::size_t stride = part_stride(job);
         for (std::uint64_t unit = 0; job.n_parts > 1 && unit < job.n_units(); ++unit) {
             merge_parts(rows_of(job, unit), job.parts + unit * job.n_parts * stride, stride, job.n_parts,
-                        job.cache->context.config.value_dim);
+                        job.dims.value_dim);
         }
     }
 

@@ -48,11 +48,11 @@ Status check_rules(const Queries& queries, std::uint64_t n_tokens) {
 }
 
 // Whether [n_queries, n_heads, value_dim] fit; that may be more than 64 bits count.
-Status check_room(const CacheConfig& config, const Queries& queries, std::size_t n_floats) {
-    if (n_floats / config.value_dim / queries.n_heads >= queries.n_queries) return {};
+Status check_room(std::uint32_t layer, const LayerDims& dims, const Queries& queries, std::size_t n_floats) {
+    if (n_floats / dims.value_dim / queries.n_heads >= queries.n_queries) return {};
     return Status::error(Code::wrong_size,
-                         "room for %zu floats, expected %u queries of %u heads of %u channels", n_floats,
-                         queries.n_queries, queries.n_heads, config.value_dim);
+                         "room for %zu floats, expected %u queries of %u heads of %u channels of layer %u",
+                         n_floats, queries.n_queries, queries.n_heads, dims.value_dim, layer);
 }
 }  // namespace
 
@@ -63,13 +63,14 @@ Queries within_window(const CacheConfig& config, std::uint32_t layer, const Quer
     return queries;
 }
 
-Status check_queries(const CacheContext& context, const Queries& queries, std::uint64_t n_tokens,
-                     std::size_t n_floats) noexcept {
-    const CacheConfig& config = context.config;
+Status check_queries(const CacheContext& context, std::uint32_t layer, const Queries& queries,
+                     std::uint64_t n_tokens, std::size_t n_floats) noexcept {
+    const LayerDims dims = context.config.dims_of(layer);
     if (queries.data == nullptr) return Status::error(Code::invalid_argument, "queries are null");
-    if (queries.n_heads == 0 || queries.n_heads % config.n_kv_heads != 0) {
-        return Status::error(Code::wrong_size, "%u query heads, expected a multiple of the %u KV heads",
-                             queries.n_heads, config.n_kv_heads);
+    if (queries.n_heads == 0 || queries.n_heads % dims.n_kv_heads != 0) {
+        return Status::error(Code::wrong_size,
+                             "%u query heads, expected a multiple of the %u KV heads of layer %u",
+                             queries.n_heads, dims.n_kv_heads, layer);
     }
     if (queries.n_queries == 0) return Status::error(Code::wrong_size, "0 queries, expected at least 1");
     if (n_tokens == 0) return Status::error(Code::wrong_size, "the layer holds no tokens to attend");
@@ -82,11 +83,11 @@ Status check_queries(const CacheContext& context, const Queries& queries, std::u
         return Status::error(Code::invalid_argument, "scale %g, expected finite and not 0",
                              static_cast<double>(queries.scale));
     }
-    if (Status status = check_room(config, queries, n_floats); !status.ok()) return status;
+    if (Status status = check_room(layer, dims, queries, n_floats); !status.ok()) return status;
     for (std::size_t i = 0; i < queries.n_queries; ++i) {
         for (std::size_t head = 0; head < queries.n_heads; ++head) {
             const float* row = queries.data + i * queries.query_stride + head * queries.head_stride;
-            if (!std::isfinite(context.kernels->codec.max_abs(row, config.key_dim))) {
+            if (!std::isfinite(context.kernels->codec.max_abs(row, dims.key_dim))) {
                 return Status::error(Code::non_finite,
                                      "query %zu, head %zu holds NaN or Inf, expected finite", i, head);
             }

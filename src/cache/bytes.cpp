@@ -23,6 +23,34 @@ Status check_dim(const char* name, std::uint32_t dim) {
                          max_dim);
 }
 
+// One layer of an ordinary shape, that the rope of all fits.
+Status check_dims(const CacheConfig& config, const LayerDims& dims) {
+    Status status = check_range("n_kv_heads", dims.n_kv_heads, 1, max_heads);
+    if (status.ok()) status = check_dim("key_dim", dims.key_dim);
+    if (status.ok()) status = check_dim("value_dim", dims.value_dim);
+    return status.ok() ? check_rope(config.rope, dims.key_dim) : status;
+}
+
+Status check_all_dims(const CacheConfig& config) {
+    if (config.dims == nullptr) return check_dims(config, config.dims_of(0));
+    if (config.n_kv_heads != 0 || config.key_dim != 0 || config.value_dim != 0) {
+        return Status::error(Code::invalid_argument,
+                             "%u heads of %u and %u channels beside dims, expected 0 of each",
+                             config.n_kv_heads, config.key_dim, config.value_dim);
+    }
+    bool any = false;
+    for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
+        const LayerDims dims = config.dims[layer];
+        if (dims == LayerDims()) continue;
+        any = true;
+        if (Status status = check_dims(config, dims); !status.ok())
+            return Status::error(status.code(), "layer %u: %s", layer, status.message());
+    }
+    if (any) return {};
+    return Status::error(Code::wrong_size, "%u layers without keys, expected one with keys at least",
+                         config.n_layers);
+}
+
 // Rules for layers that there are.
 Status check_rules(const CacheConfig& config) {
     for (std::uint32_t i = 0; i < config.spec.n_layer_rules; ++i) {
@@ -48,6 +76,8 @@ Status add_times(std::uint64_t n_bytes, std::uint64_t times, std::uint64_t* sum)
 Status add_layers(const CacheConfig& config, std::uint32_t layer, std::uint32_t n_layers,
                   std::uint64_t n_tokens, std::uint64_t prompt_tokens, CacheBytes* out) noexcept {
     CacheBytes& bytes = *out;
+    const LayerDims dims = config.dims_of(layer);
+    if (!dims.has_keys()) return {};
     const KvSpec spec = first_spec(config, layer);
     const std::uint64_t n_sinks = std::min<std::uint64_t>(n_tokens, config.spec.sink_tokens);
     const std::uint64_t first_seen = first_visible(config, layer, n_tokens);
@@ -57,7 +87,7 @@ Status add_layers(const CacheConfig& config, std::uint32_t layer, std::uint32_t 
         const auto add_units = [&](const Unit& unit, std::uint64_t times) {
             BlockHeader header;
             Status status =
-                lay_out_unit(config, kind == TensorKind::key ? spec.key : spec.value, kind, unit, &header);
+                lay_out_unit(dims, kind == TensorKind::key ? spec.key : spec.value, kind, unit, &header);
             const std::uint64_t n_gone =
                 first_seen > at ? std::min((first_seen - at) / unit.n_tokens, times) : 0;
             std::uint64_t sum = total->bytes;
@@ -91,7 +121,7 @@ Status add_layers(const CacheConfig& config, std::uint32_t layer, std::uint32_t 
         if (Status status = add_units({config.spec.buffer_tokens, false, false}, n_blocks); !status.ok())
             return status;
         const std::uint64_t n_bytes =
-            buffer_bytes(config, kind, base_tokens(config) + config.spec.sink_tokens);
+            buffer_bytes(config, layer, kind, base_tokens(config) + config.spec.sink_tokens);
         if (Status status = add_times(n_bytes, n_layers, &bytes.buffer); !status.ok()) return status;
     }
     return {};
@@ -103,16 +133,16 @@ Status check_config(const CacheConfig& config) noexcept {
     if (config.allocator.allocate == nullptr || config.allocator.release == nullptr) {
         return Status::error(Code::invalid_argument, "allocator has a null function");
     }
-    if (Status status = check_rope(config.rope, config.key_dim); !status.ok()) return status;
-    Status status = check_range("n_layers", config.n_layers, 1, 4096);
-    if (status.ok()) status = check_range("n_kv_heads", config.n_kv_heads, 1, max_heads);
-    if (status.ok()) status = check_dim("key_dim", config.key_dim);
-    if (status.ok()) status = check_dim("value_dim", config.value_dim);
+    Status status = check_range("n_layers", config.n_layers, 1, max_layers);
+    if (status.ok()) status = check_all_dims(config);
     if (status.ok()) status = check_range("max_tokens", config.max_tokens, 1, (std::uint64_t{1} << 31) - 1);
     if (status.ok()) status = validate_spec(config.spec);
     if (status.ok()) status = check_rules(config);
-    KvSpec rates;
-    if (status.ok()) status = initial_spec(config, &rates);
+    for (std::uint32_t layer = 0; status.ok() && layer < config.n_layers; ++layer) {
+        KvSpec rates;
+        const bool is_alike = layer > 0 && config.dims_of(layer) == config.dims_of(layer - 1);
+        if (config.dims_of(layer).has_keys() && !is_alike) status = initial_spec(config, layer, &rates);
+    }
     return status;
 }
 
@@ -129,11 +159,12 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
     }
     CacheBytes bytes;
     const auto rule_of = [&](std::uint32_t layer) { return config.spec.rule_of(layer, config.n_layers); };
-    // Runs of layers of the same spec and window.
+    // Runs of layers of the same shape, spec and window.
     for (std::uint32_t layer = 0, end; layer < config.n_layers; layer = end) {
         end = layer + 1;
         while (end < config.n_layers && rule_of(end) == rule_of(layer) &&
-               window_of(config, end) == window_of(config, layer))
+               window_of(config, end) == window_of(config, layer) &&
+               config.dims_of(end) == config.dims_of(layer))
             ++end;
         Status status = add_layers(config, layer, end - layer, n_tokens, prompt_tokens, &bytes);
         if (!status.ok()) return status;

@@ -19,7 +19,7 @@ Cache::Impl::Impl(const CacheConfig& config) noexcept
 }
 
 bool Cache::Impl::create(const Sequence* shared) noexcept {
-    slot_bytes = attend_scratch_bytes(context.config.key_dim, context.config.value_dim);
+    slot_bytes = most_attend_bytes(context.config).of_slot;
     return Sequence::create(shared) && working.create(context.config, work_memory());
 }
 
@@ -74,7 +74,7 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
                      Executor& caller) noexcept {
     CallExecutor executor(caller);
     if (Status status = executor.check(); !status.ok()) return status;
-    if (Status status = impl_->check_layer(layer); !status.ok()) return status;
+    if (Status status = impl_->check_keys(layer); !status.ok()) return status;
     CacheContext& context = impl_->context;
     const CacheConfig& config = context.config;
     if (keys.data == nullptr || values.data == nullptr) {
@@ -87,8 +87,9 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
                              static_cast<unsigned long long>(impl_->n_tokens(layer)), n_tokens,
                              static_cast<unsigned long long>(config.max_tokens));
     }
-    const BlockShape key_shape = {TensorKind::key, n_tokens, config.n_kv_heads, config.key_dim};
-    const BlockShape value_shape = {TensorKind::value, n_tokens, config.n_kv_heads, config.value_dim};
+    const LayerDims dims = config.dims_of(layer);
+    const BlockShape key_shape = {TensorKind::key, n_tokens, dims.n_kv_heads, dims.key_dim};
+    const BlockShape value_shape = {TensorKind::value, n_tokens, dims.n_kv_heads, dims.value_dim};
     const auto limit = [](const TensorSpec& spec) {
         return spec.backbone == Backbone::raw32 ? max_float_entry : max_half_entry;
     };
@@ -148,14 +149,15 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
                              static_cast<unsigned long long>(first), static_cast<unsigned long long>(n_held));
     }
     if (n_tokens == 0) return {};
+    const LayerDims dims = config().dims_of(layer);
     const auto check_room = [&](const float* out, std::size_t n_floats, std::uint32_t dim, const char* name) {
-        const std::uint64_t expected = n_tokens * config().n_kv_heads * dim;
+        const std::uint64_t expected = n_tokens * dims.n_kv_heads * dim;
         if (out == nullptr || n_floats >= expected) return Status();
-        return Status::error(Code::wrong_size, "room for %zu floats of %s, expected %llu", n_floats, name,
-                             static_cast<unsigned long long>(expected));
+        return Status::error(Code::wrong_size, "room for %zu floats of %s of layer %u, expected %llu",
+                             n_floats, name, layer, static_cast<unsigned long long>(expected));
     };
-    if (Status status = check_room(keys, n_key_floats, config().key_dim, "keys"); !status.ok()) return status;
-    if (Status status = check_room(values, n_value_floats, config().value_dim, "values"); !status.ok())
+    if (Status status = check_room(keys, n_key_floats, dims.key_dim, "keys"); !status.ok()) return status;
+    if (Status status = check_room(values, n_value_floats, dims.value_dim, "values"); !status.ok())
         return status;
     const LayerStream& stream = *impl_->layers[layer];
     const LayerShape shape = stream.tokens().shape();

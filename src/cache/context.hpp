@@ -18,9 +18,6 @@ struct CacheContext {
 
     explicit CacheContext(const CacheConfig& c) noexcept : config(c), ledger(c.allocator, c.max_bytes) {}
     Memory memory() noexcept { return {&ledger, &held}; }
-    std::uint32_t dim(TensorKind kind) const noexcept {
-        return kind == TensorKind::key ? config.key_dim : config.value_dim;
-    }
 };
 
 // After a take that failed: over_budget when the cache's limit was the reason, else out_of_memory.

@@ -26,8 +26,9 @@ class ErrorEstimate {
     void destroy(const Memory& memory) noexcept;
     void reset() noexcept;
 
-    // False when memory is short; the query before stays then.
-    bool keep(const Memory& memory, std::uint32_t layer, const Queries& queries) noexcept;
+    // The last of them. False when memory is short; the query before stays then.
+    bool keep(const Memory& memory, std::uint32_t layer, const LayerDims& dims,
+              const Queries& queries) noexcept;
     // Keys and values of the block and of its tokens; `scratch` has a slot of attend_scratch_bytes for every
     // KV head.
     void measure(const Kernels& kernels, std::uint32_t layer, const KvRun& block, const KvRun& tokens,
@@ -38,19 +39,26 @@ class ErrorEstimate {
 
   private:
     struct Query {
-        float scale = 0.0f;  // 0: there is none yet
+        float* rows = nullptr;  // [head][key_dim]
+        LayerDims dims;
+        std::uint32_t n_heads = 0;  // 0: there was none yet
+        float scale = 0.0f;         // 0: there is none
         float soft_cap = 0.0f;
+
+        std::uint64_t n_bytes() const noexcept {
+            return std::uint64_t{n_heads} * dims.key_dim * sizeof(float);
+        }
+        std::uint64_t n_out() const noexcept { return std::uint64_t{n_heads} * dims.value_dim; }
     };
-    std::uint64_t query_floats() const noexcept { return std::uint64_t{n_heads_} * key_dim_; }
-    std::uint64_t rows_bytes() const noexcept;
-    void attend(const Kernels& kernels, std::uint32_t layer, const KvRun& run, void* scratch, float* out,
+    std::uint64_t outputs_bytes() const noexcept { return 2 * most_out_ * sizeof(float); }
+    void attend(const Kernels& kernels, const Query& query, const KvRun& run, void* scratch, float* out,
                 Executor& executor) noexcept;
 
     ErrorSample* samples_ = nullptr;  // by layer
     Query* queries_ = nullptr;        // by layer
-    float* rows_ = nullptr;           // [layer][head][key_dim], then two outputs of [head][value_dim]
-    std::uint32_t every_ = 0, n_layers_ = 0, n_kv_heads_ = 0, key_dim_ = 0, value_dim_ = 0;
-    std::uint32_t n_heads_ = 0;  // of the queries; 0 until there is one
+    float* outputs_ = nullptr;        // two of the layer that has the largest
+    std::uint64_t most_out_ = 0;      // floats of one
+    std::uint32_t every_ = 0, n_layers_ = 0;
 };
 
 }  // namespace gearkv

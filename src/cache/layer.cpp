@@ -77,7 +77,7 @@ Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens, bo
         first[static_cast<int>(kind)] = blocks.profiles(kind) == nullptr;
         plan.plane_starts[static_cast<int>(kind)] = rates_.planes(kind);
     }
-    Status status = plan.lay_out(context->config, rates_.specs(), n_tokens, prompt, first);
+    Status status = plan.lay_out(context->config.dims_of(index_), rates_.specs(), n_tokens, prompt, first);
     if (!status.ok() || closing_.begin(memory(context), plan, *context->compress_scratch)) return status;
     return memory_error(*context, "to compress %u tokens of layer %u: %llu bytes and %llu of scratch",
                         n_tokens, index_, static_cast<unsigned long long>(plan.block_bytes()),

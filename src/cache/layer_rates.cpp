@@ -4,9 +4,10 @@
 
 namespace gearkv {
 
-bool LayerRates::create(const CacheConfig& config, const Memory& memory, const KvSpec& rates) noexcept {
+bool LayerRates::create(const CacheConfig& config, std::uint32_t layer, const Memory& memory,
+                        const KvSpec& rates) noexcept {
     share_evenly(rates);
-    n_starts_ = config.n_kv_heads + std::uint64_t{1};
+    n_starts_ = config.dims_of(layer).n_kv_heads + std::uint64_t{1};
     for (std::uint32_t*& starts : plane_starts_) {
         if (config.spec.auto_bits == 0.0f) continue;
         starts = static_cast<std::uint32_t*>(memory.take(plane_bytes(), Use::table));

@@ -10,7 +10,8 @@ namespace gearkv {
 class LayerRates {
   public:
     // False when memory is short; destroy() is right in any case.
-    bool create(const CacheConfig& config, const Memory& memory, const KvSpec& rates) noexcept;
+    bool create(const CacheConfig& config, std::uint32_t layer, const Memory& memory,
+                const KvSpec& rates) noexcept;
     // After create: what the other one has.
     void copy(const LayerRates& other) noexcept;
     void destroy(const Memory& memory) noexcept;

@@ -39,8 +39,8 @@ void LayerStream::leave(CacheContext* context) noexcept {
 
 bool LayerStream::create(CacheContext* context, std::uint32_t index, const KvSpec& rates) noexcept {
     index_ = index;
-    return rates_.create(context->config, memory(context), rates) &&
-           tokens_.create(context->config, memory(context));
+    return rates_.create(context->config, index, memory(context), rates) &&
+           tokens_.create(context->config, index, memory(context));
 }
 
 // Pieces of an open unit that the other stream has done are done again.

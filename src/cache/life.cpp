@@ -11,8 +11,10 @@ namespace {
 Status check_ropes(const CacheAccess::Impl& cache, const RopeConfig* ropes) {
     const CacheConfig& config = cache.context.config;
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        const LayerDims dims = config.dims_of(i);
+        if (!dims.has_keys()) continue;
         const RopeConfig& rope = ropes == nullptr ? config.rope : ropes[i];
-        if (Status status = check_rope(rope, config.key_dim); !status.ok())
+        if (Status status = check_rope(rope, dims.key_dim); !status.ok())
             return Status::error(status.code(), "layer %u: %s", i, status.message());
         const LayerStream* stream = cache.layers[i];
         if (stream == nullptr || stream->rope_in_use().agrees(rope, config.rope)) continue;
@@ -32,7 +34,9 @@ Status remove_tokens(CacheAccess::Impl& cache, std::uint64_t first, std::uint64_
     const CacheConfig& config = context.config;
     if (n_tokens == 0) return Status::error(Code::wrong_size, "removal of 0 tokens, expected at least 1");
     const bool is_empty = cache.n_tokens(cache.longest_layer()) == 0;
-    const auto has_none = [&](std::uint32_t i) { return cache.n_tokens(i) == 0 && !is_empty; };
+    const auto has_none = [&](std::uint32_t i) {
+        return cache.n_tokens(i) == 0 && (!is_empty || !config.dims_of(i).has_keys());
+    };
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         const std::uint64_t n_held = cache.n_tokens(i);
         if ((first <= n_held && n_tokens <= n_held - first) || has_none(i)) continue;
@@ -65,13 +69,16 @@ Status remove_tokens(CacheAccess::Impl& cache, std::uint64_t first, std::uint64_
     }
     float angles[max_dim];
     Rotation turn;
+    const RopeConfig* turned = nullptr;  // by which `turn` is
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        if (cache.n_tokens(i) == 0) continue;
         const RopeConfig& rope = rope_of(i);
-        if (i == 0 || !is_same(rope, rope_of(i - 1))) {
+        if (turned == nullptr || !is_same(rope, *turned)) {
             turn = make_rotation(rope.frequencies, rope.n_pairs, rope.interleaved,
                                  -static_cast<std::int64_t>(n_tokens), angles);
         }
-        if (cache.n_tokens(i) > 0) cache.layers[i]->remove(&context, first, n_tokens, rope, turn);
+        turned = &rope;
+        cache.layers[i]->remove(&context, first, n_tokens, rope, turn);
     }
     cache.look_again();
     cache.note_dropped();
@@ -86,6 +93,7 @@ Status Cache::truncate(std::uint64_t n_tokens, bool* lossless) noexcept {
     const bool is_empty = this->n_tokens(impl_->longest_layer()) == 0;
     for (std::uint32_t i = 0; i < n_layers; ++i) {
         if (n_tokens <= this->n_tokens(i) || (this->n_tokens(i) == 0 && !is_empty)) continue;
+        if (!config().dims_of(i).has_keys()) continue;
         return Status::error(Code::wrong_size, "truncation to %llu tokens, layer %u holds %llu",
                              static_cast<unsigned long long>(n_tokens), i,
                              static_cast<unsigned long long>(this->n_tokens(i)));

@@ -25,30 +25,30 @@ constexpr std::uint64_t value_units = value_plane_words / key_plane_words;  // p
 struct Granules {
     std::uint64_t key, value;  // of one head
 };
-Granules granules(const CacheConfig& config) {
-    return {ceil_div(config.key_dim, key_granule), ceil_div(config.value_dim, value_granule)};
+Granules granules(const LayerDims& dims) {
+    return {ceil_div(dims.key_dim, key_granule), ceil_div(dims.value_dim, value_granule)};
 }
 
 // The average rate of n_planes of all heads, rounded so that they all fit.
-float rate_of(TensorKind kind, const CacheConfig& config, std::uint64_t n_planes) {
+float rate_of(TensorKind kind, const LayerDims& dims, std::uint64_t n_planes) {
     const bool keys = kind == TensorKind::key;
-    const Granules all = granules(config);
-    const double n = static_cast<double>((keys ? all.key : all.value) * config.n_kv_heads);
+    const Granules all = granules(dims);
+    const double n = static_cast<double>((keys ? all.key : all.value) * dims.n_kv_heads);
     float rate = static_cast<float>(std::max(static_cast<double>(n_planes) / n, double{least_rate}));
-    while (section_planes(kind, config.n_kv_heads, dim_of(kind, config), rate) < n_planes)
+    while (section_planes(kind, dims.n_kv_heads, dim_of(dims, kind), rate) < n_planes)
         rate = std::nextafter(rate, 8.0f);
     return rate;
 }
 
-// Key planes that a section of keys and one of values may take together, all heads.
-std::int64_t section_units(const CacheConfig& config) {
-    const std::uint64_t n_tokens = config.spec.buffer_tokens, n_heads = config.n_kv_heads;
+// Key planes that a section of keys and one of values of a layer may take together, all heads.
+std::int64_t section_units(const CacheConfig& config, const LayerDims& dims) {
+    const std::uint64_t n_tokens = config.spec.buffer_tokens, n_heads = dims.n_kv_heads;
     std::uint64_t rest = 0;  // bytes beside the codes
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
-        const BlockHeader header = lay_out(kind, config, config.spec.buffer_tokens, 1.0f, false);
+        const BlockHeader header = lay_out(kind, dims, config.spec.buffer_tokens, 1.0f, false);
         rest += header.n_bytes - bytes_by_part(header).codes;
     }
-    const double elements = static_cast<double>(n_tokens * n_heads) * (config.key_dim + config.value_dim);
+    const double elements = static_cast<double>(n_tokens * n_heads) * (dims.key_dim + dims.value_dim);
     const double codes =
         static_cast<double>(config.spec.auto_bits) * elements / 8 - static_cast<double>(rest);
     const double sections = static_cast<double>(n_tokens / section_tokens);
@@ -89,10 +89,11 @@ struct Curve {
     void find_saved() { saved = planes + step > most ? -1.0 : error(planes) - error(planes + step); }
 };
 
-Curve make_curve(const CacheConfig& config, TensorKind kind, const Squares& squares, const Squares& mean) {
+// Planes cost the same in all layers: a head of more channels has more granules, and wants more of them.
+Curve make_curve(const LayerDims& dims, TensorKind kind, const Squares& squares, const Squares& mean) {
     const bool keys = kind == TensorKind::key;
     const int i_kind = static_cast<int>(kind);
-    const Granules all = granules(config);
+    const Granules all = granules(dims);
     Curve curve;
     curve.n_measured = most_rate(kind);
     curve.n_granules = static_cast<std::uint32_t>(keys ? all.key : all.value);
@@ -137,34 +138,35 @@ void spend(Share* shares, std::size_t n_shares, std::int64_t n_units) {
 
 }  // namespace
 
-Status initial_spec(const CacheConfig& config, KvSpec* out) noexcept {
+Status initial_spec(const CacheConfig& config, std::uint32_t layer, KvSpec* out) noexcept {
     *out = config.spec;
-    if (config.spec.auto_bits == 0.0f) return {};
-    const Granules all = granules(config);
-    const double units = static_cast<double>(section_units(config)) / config.n_kv_heads;
+    const LayerDims dims = config.dims_of(layer);
+    if (config.spec.auto_bits == 0.0f || !dims.has_keys()) return {};
+    const Granules all = granules(dims);
+    const double units = static_cast<double>(section_units(config, dims)) / dims.n_kv_heads;
     const double key = static_cast<double>(all.key), value = static_cast<double>(value_units * all.value);
     double value_rate = (units - key_lead * key) / (key + value);
     value_rate = std::clamp(value_rate, double{least_rate}, static_cast<double>(max_value_width));
     const double key_rate = std::min((units - value_rate * value) / key, static_cast<double>(max_key_width));
     if (key_rate < double{least_rate}) {
-        return Status::error(
-            Code::bad_spec,
-            "auto:%g cannot be reached with %u heads of %u and %u channels and blocks of %u tokens; "
-            "expected more bits",
-            static_cast<double>(config.spec.auto_bits), config.n_kv_heads, config.key_dim, config.value_dim,
-            config.spec.buffer_tokens);
+        return Status::error(Code::bad_spec,
+                             "auto:%g cannot be reached with %u heads of %u and %u channels of layer %u and "
+                             "blocks of %u tokens; "
+                             "expected more bits",
+                             static_cast<double>(config.spec.auto_bits), dims.n_kv_heads, dims.key_dim,
+                             dims.value_dim, layer, config.spec.buffer_tokens);
     }
     const auto floor_planes = [&](double rate, std::uint64_t n) {
-        return static_cast<std::uint64_t>(rate * static_cast<double>(n * config.n_kv_heads) + 1e-6);
+        return static_cast<std::uint64_t>(rate * static_cast<double>(n * dims.n_kv_heads) + 1e-6);
     };
-    out->key.rate = rate_of(TensorKind::key, config, floor_planes(key_rate, all.key));
-    out->value.rate = rate_of(TensorKind::value, config, floor_planes(value_rate, all.value));
+    out->key.rate = rate_of(TensorKind::key, dims, floor_planes(key_rate, all.key));
+    out->value.rate = rate_of(TensorKind::value, dims, floor_planes(value_rate, all.value));
     return {};
 }
 
 KvSpec first_spec(const CacheConfig& config, std::uint32_t layer) noexcept {
     KvSpec spec;
-    (void)initial_spec(config, &spec).ok();
+    (void)initial_spec(config, layer, &spec).ok();
     if (const LayerRule* rule = config.spec.rule_of(layer, config.n_layers); rule != nullptr) {
         spec.key = rule->key;
         spec.value = rule->value;
@@ -194,7 +196,8 @@ bool RateChooser::copy(CacheContext* context, const RateChooser& other) noexcept
 
 bool RateChooser::restore(CacheContext* context, std::uint32_t layer, const QuerySample& sample,
                           const void* rows) noexcept {
-    const std::uint64_t row_bytes = std::uint64_t{sample.n_heads} * context->config.key_dim * sizeof(float);
+    const std::uint32_t dim = context->config.dims_of(layer).key_dim;
+    const std::uint64_t row_bytes = std::uint64_t{sample.n_heads} * dim * sizeof(float);
     auto* own =
         static_cast<float*>(context->memory().take(QuerySample::most_queries * row_bytes, Use::scratch));
     if (own == nullptr) return false;
@@ -212,7 +215,7 @@ void RateChooser::forget_queries(CacheContext* context) noexcept {
 void RateChooser::forget_queries(CacheContext* context, std::uint32_t layer) noexcept {
     QuerySample& sample = samples_[layer];
     const std::uint64_t n =
-        std::uint64_t{QuerySample::most_queries} * sample.n_heads * context->config.key_dim;
+        std::uint64_t{QuerySample::most_queries} * sample.n_heads * context->config.dims_of(layer).key_dim;
     context->memory().give_back(sample.rows, n * sizeof(float), Use::scratch);
     sample = {};
 }
@@ -239,7 +242,7 @@ void RateChooser::reset(CacheContext* context) noexcept {
 Status RateChooser::keep(CacheContext* context, std::uint32_t layer, const Queries& queries,
                          std::uint64_t n_tokens) noexcept {
     QuerySample& sample = samples_[layer];
-    const std::uint32_t dim = context->config.key_dim;
+    const std::uint32_t dim = context->config.dims_of(layer).key_dim;
     if (sample.n_heads != queries.n_heads) {
         const auto bytes = [&](std::uint32_t n_heads) {
             return std::uint64_t{QuerySample::most_queries} * n_heads * dim * sizeof(float);
@@ -274,20 +277,21 @@ Status RateChooser::keep(CacheContext* context, std::uint32_t layer, const Queri
 
 Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Executor& executor) noexcept {
     const CacheConfig& config = context->config;
-    const auto is_measured = [&](std::uint32_t i) { return can_measure(i, *layers[i]); };
-    std::uint64_t n_rows = 0, n_tokens = 1, n_layers = 0;
+    const auto is_measured = [&](std::uint32_t i) {
+        return layers[i] != nullptr && can_measure(i, *layers[i]);
+    };
+    std::uint64_t n_heads = 0;
+    std::uint32_t most_heads = 0;  // of a layer
+    MeasureBytes needed;
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         if (!is_measured(i)) continue;
-        ++n_layers;
-        n_rows =
-            std::max<std::uint64_t>(n_rows, samples_[i].n_queries * samples_[i].n_heads / config.n_kv_heads);
-        n_tokens = std::max(n_tokens, std::min<std::uint64_t>(layers[i]->tokens().n_buffered(), most_tokens));
+        const LayerDims dims = config.dims_of(i);
+        n_heads += dims.n_kv_heads;
+        most_heads = std::max(most_heads, dims.n_kv_heads);
+        needed.include(bytes_to_measure(dims, *layers[i], samples_[i]));
     }
-    MeasureMemory memory = {};
-    const std::uint64_t measure_bytes = place_memory(config, n_rows, n_tokens, nullptr, &memory);
-    const std::uint64_t n_heads = n_layers * config.n_kv_heads, n_shares = 2 * n_heads;
-    const std::uint64_t starts_bytes =
-        round_up((config.n_kv_heads + std::uint64_t{1}) * sizeof(std::uint32_t), 64);
+    const std::uint64_t measure_bytes = needed.sum(), n_shares = 2 * n_heads;
+    const std::uint64_t starts_bytes = round_up((most_heads + std::uint64_t{1}) * sizeof(std::uint32_t), 64);
     const std::uint64_t n_bytes =
         measure_bytes + n_heads * sizeof(Squares) + n_shares * sizeof(Share) + starts_bytes;
     auto* base = static_cast<unsigned char*>(context->memory().take(n_bytes, Use::scratch));
@@ -295,46 +299,49 @@ Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Ex
         return memory_error(*context, "to choose the rates of %u layers: %llu bytes", config.n_layers,
                             static_cast<unsigned long long>(n_bytes));
     }
-    place_memory(config, n_rows, n_tokens, base, &memory);
+    const MeasureMemory memory = place_memory(needed, base);
     auto* squares = reinterpret_cast<Squares*>(base + measure_bytes);
     auto* shares = reinterpret_cast<Share*>(squares + n_heads);
     auto* starts = reinterpret_cast<std::uint32_t*>(shares + n_shares);
     std::size_t n = 0;
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         if (!is_measured(i)) continue;
-        for (std::uint32_t head = 0; head < config.n_kv_heads; ++head)
+        const std::uint32_t n_own = config.dims_of(i).n_kv_heads;
+        for (std::uint32_t head = 0; head < n_own; ++head)
             new (squares + n + head) Squares();
-        measure_layer(*context, *layers[i], samples_[i], memory, squares + n, executor);
-        n += config.n_kv_heads;
+        measure_layer(*context, i, *layers[i], samples_[i], memory, squares + n, executor);
+        n += n_own;
     }
     const Squares mean = mean_of(squares, n_heads);
     n = 0;
+    std::int64_t n_units = 0;  // what the layers have now are their even shares
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
-        for (std::uint32_t head = 0; is_measured(i) && head < config.n_kv_heads; ++head, ++squares) {
+        if (!is_measured(i)) continue;
+        const LayerDims dims = config.dims_of(i);
+        for (std::uint32_t head = 0; head < dims.n_kv_heads; ++head, ++squares) {
             for (const TensorKind kind : {TensorKind::key, TensorKind::value})
-                new (shares + n++) Share{make_curve(config, kind, *squares, mean), i, head, kind};
+                new (shares + n++) Share{make_curve(dims, kind, *squares, mean), i, head, kind};
         }
+        const auto even_planes = [&](TensorKind kind) {
+            return std::int64_t{section_planes(kind, dims.n_kv_heads, dim_of(dims, kind),
+                                               layers[i]->rates().spec(kind).rate)};
+        };
+        n_units += even_planes(TensorKind::key) + std::int64_t{value_units} * even_planes(TensorKind::value);
     }
-    // What a layer has now is its even share.
-    const auto even_planes = [&](TensorKind kind) {
-        return std::int64_t{section_planes(kind, config.n_kv_heads, dim_of(kind, config),
-                                           layers[0]->rates().spec(kind).rate)};
-    };
-    const std::int64_t layer_units =
-        even_planes(TensorKind::key) + std::int64_t{value_units} * even_planes(TensorKind::value);
-    spend(shares, n, layer_units * static_cast<std::int64_t>(n_layers));
+    spend(shares, n, n_units);
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        if (!is_measured(i)) continue;
+        const LayerDims dims = config.dims_of(i);
         for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
-            if (!is_measured(i)) continue;
-            std::fill_n(starts, config.n_kv_heads + 1, 0u);
+            std::fill_n(starts, dims.n_kv_heads + 1, 0u);
             for (std::size_t j = 0; j < n; ++j) {
                 if (shares[j].layer == i && shares[j].kind == kind)
                     starts[shares[j].head + 1] = shares[j].curve.planes;
             }
-            for (std::uint32_t head = 0; head < config.n_kv_heads; ++head)
+            for (std::uint32_t head = 0; head < dims.n_kv_heads; ++head)
                 starts[head + 1] += starts[head];
             layers[i]->mutable_rates()->set_planes(kind, starts,
-                                                   rate_of(kind, config, starts[config.n_kv_heads]));
+                                                   rate_of(kind, dims, starts[dims.n_kv_heads]));
         }
     }
     context->memory().give_back(base, n_bytes, Use::scratch);

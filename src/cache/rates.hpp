@@ -5,11 +5,11 @@
 
 namespace gearkv {
 
-// The spec as given, or with the rates of an even share of its budget. Errors: bad_spec when blocks of this
-// shape take more than the budget at the lowest rates.
-Status initial_spec(const CacheConfig& config, KvSpec* out) noexcept;
-// What a layer begins with: keys and values of the initial spec, or those of the rule that holds for it. The
-// configuration is checked.
+// The spec as given, or with the rates of a layer's even share of the budget. Errors: bad_spec when blocks of
+// its shape take more than the budget at the lowest rates.
+Status initial_spec(const CacheConfig& config, std::uint32_t layer, KvSpec* out) noexcept;
+// What a layer with keys begins with: keys and values of the initial spec, or those of the rule that holds
+// for it. The configuration is checked.
 KvSpec first_spec(const CacheConfig& config, std::uint32_t layer) noexcept;
 
 // Some of the last queries of a layer.

@@ -4,11 +4,15 @@
 
 namespace gearkv {
 
-Status lay_out_unit(const CacheConfig& config, const TensorSpec& spec, TensorKind kind, const Unit& unit,
+bool is_uniform(const CacheConfig& config) noexcept {
+    const LayerDims* dims = config.dims;
+    return dims == nullptr || std::all_of(dims, dims + config.n_layers,
+                                          [&](const LayerDims& other) { return other == dims[0]; });
+}
+
+Status lay_out_unit(const LayerDims& dims, const TensorSpec& spec, TensorKind kind, const Unit& unit,
                     BlockHeader* out) noexcept {
-    const bool keys = kind == TensorKind::key;
-    const BlockShape shape = {kind, unit.n_tokens, config.n_kv_heads,
-                              keys ? config.key_dim : config.value_dim};
+    const BlockShape shape = {kind, unit.n_tokens, dims.n_kv_heads, dim_of(dims, kind)};
     return lay_out_block(shape, spec, unit.prompt ? spec.rank_prompt : spec.rank_decode, out, unit.first);
 }
 
@@ -29,12 +33,12 @@ std::uint32_t base_tokens(const CacheConfig& config) noexcept {
            reopen_tokens(config);
 }
 
-std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint64_t n_tokens) noexcept {
-    const bool keys = kind == TensorKind::key;
-    const std::uint64_t stride = round_up(keys ? config.key_dim : config.value_dim, 16);
-    const std::uint64_t element_bytes =
-        (keys ? config.spec.key : config.spec.value).backbone == Backbone::raw32 ? 4 : 2;
-    return n_tokens * config.n_kv_heads * stride * element_bytes;
+std::uint64_t buffer_bytes(const CacheConfig& config, std::uint32_t layer, TensorKind kind,
+                           std::uint64_t n_tokens) noexcept {
+    const LayerDims dims = config.dims_of(layer);
+    const TensorSpec& spec = kind == TensorKind::key ? config.spec.key : config.spec.value;
+    const std::uint64_t element_bytes = spec.backbone == Backbone::raw32 ? 4 : 2;
+    return n_tokens * dims.n_kv_heads * round_up(dim_of(dims, kind), 16) * element_bytes;
 }
 
 std::uint64_t max_blocks(const CacheConfig& config) noexcept {

@@ -10,13 +10,21 @@ namespace gearkv {
 // Longest run of tokens that is compressed as one unit; a longer prompt makes several.
 inline constexpr std::uint32_t max_unit_tokens = 4096;
 
+inline constexpr std::uint32_t max_layers = 4096;
+
+// Whether all layers have one shape, be it told once or of each.
+bool is_uniform(const CacheConfig& config) noexcept;
+inline std::uint32_t dim_of(const LayerDims& dims, TensorKind kind) noexcept {
+    return kind == TensorKind::key ? dims.key_dim : dims.value_dim;
+}
+
 // A run of tokens that is closed as one block.
 struct Unit {
     std::uint32_t n_tokens = 0;
     bool prompt = false;  // it came in an append of a block's worth of tokens or more
     bool first = false;   // of its stream
 };
-Status lay_out_unit(const CacheConfig& config, const TensorSpec& spec, TensorKind kind, const Unit& unit,
+Status lay_out_unit(const LayerDims& dims, const TensorSpec& spec, TensorKind kind, const Unit& unit,
                     BlockHeader* out) noexcept;
 // The configured number, as far as it is allowed.
 std::uint32_t spread_tokens(const CacheConfig& config) noexcept;
@@ -29,8 +37,9 @@ inline std::uint32_t reopen_tokens(const CacheConfig& config) noexcept {
 std::uint32_t base_tokens(const CacheConfig& config) noexcept;
 // Tokens of the next unit out of n_buffered; 0 when they do not fill one.
 std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) noexcept;
-// Bytes of n_tokens keys or values in the buffer.
-std::uint64_t buffer_bytes(const CacheConfig& config, TensorKind kind, std::uint64_t n_tokens) noexcept;
+// Bytes of n_tokens keys or values in the buffer of a layer.
+std::uint64_t buffer_bytes(const CacheConfig& config, std::uint32_t layer, TensorKind kind,
+                           std::uint64_t n_tokens) noexcept;
 // Most blocks a layer can hold that was never cut.
 std::uint64_t max_blocks(const CacheConfig& config) noexcept;
 

@@ -29,6 +29,12 @@ bool Sequence::create(const Sequence* shared) noexcept {
         std::copy_n(config.windows, config.n_layers, windows);
         context.config.windows = windows;
     }
+    if (config.dims != nullptr) {
+        dims = static_cast<LayerDims*>(memory.take(config.n_layers * sizeof(LayerDims), Use::table));
+        if (dims == nullptr) return false;
+        std::copy_n(config.dims, config.n_layers, dims);
+        context.config.dims = dims;
+    }
     irreducible = static_cast<std::uint64_t*>(memory.take(irreducible_bytes(config), Use::table));
     if (irreducible == nullptr) return false;
     look_again();
@@ -37,6 +43,7 @@ bool Sequence::create(const Sequence* shared) noexcept {
     if (shared == nullptr ? !rates.create(&context) : !rates.copy(&context, shared->rates)) return false;
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         if (shared == nullptr) {
+            if (!has_keys(i)) continue;
             layers[i] = LayerStream::make(&context, i, first_spec(config, i));
             if (layers[i] == nullptr) return false;
         } else if (shared->layers[i] != nullptr) {
@@ -59,12 +66,19 @@ void Sequence::destroy() noexcept {
     memory.give_back(irreducible, irreducible_bytes(context.config), Use::table);
     rates.destroy(&context);
     context.errors.destroy(memory);
+    memory.give_back(dims, n_layers * sizeof(LayerDims), Use::table);
 }
 
 Status Sequence::check_layer(std::uint32_t layer) const noexcept {
     if (layer < context.config.n_layers) return {};
     return Status::error(Code::invalid_argument, "layer %u, expected below %u", layer,
                          context.config.n_layers);
+}
+
+Status Sequence::check_keys(std::uint32_t layer) const noexcept {
+    if (Status status = check_layer(layer); !status.ok() || has_keys(layer)) return status;
+    return Status::error(Code::no_keys, "layer %u has 0 KV heads, expected a layer with keys of its own",
+                         layer);
 }
 
 std::uint64_t Sequence::least_tokens() const noexcept {
@@ -105,8 +119,9 @@ Status Sequence::own(std::uint32_t layer) noexcept {
 
 Status Sequence::own_all() noexcept {
     Status status;
-    for (std::uint32_t i = 0; status.ok() && i < context.config.n_layers; ++i)
-        status = own(i);
+    for (std::uint32_t i = 0; status.ok() && i < context.config.n_layers; ++i) {
+        if (has_keys(i)) status = own(i);
+    }
     return status;
 }
 
@@ -114,8 +129,9 @@ Status Sequence::choose_rates(std::uint32_t layer, std::uint64_t n_needed, Execu
     if (!rates.waits() || unit_tokens(context.config, layers[layer]->tokens().n_buffered()) == 0) return {};
     if (Status status = own_all(); !status.ok()) return status;
     if (Status status = rates.choose(&context, layers, executor); !status.ok()) return status;
-    for (std::uint32_t i = 0; i < context.config.n_layers; ++i)
-        layers[i]->note(i == layer ? n_needed : layers[i]->n_tokens());
+    for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
+        if (layers[i] != nullptr) layers[i]->note(i == layer ? n_needed : layers[i]->n_tokens());
+    }
     return {};
 }
 

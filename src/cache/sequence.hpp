@@ -11,7 +11,8 @@ struct Sequence {
     CacheContext context;
     double* frequencies = nullptr;     // of the rotary embedding, [rope.n_pairs]
     std::uint32_t* windows = nullptr;  // [n_layers], null without
-    LayerStream** layers = nullptr;    // null: without tokens, and without memory yet
+    LayerDims* dims = nullptr;         // [n_layers], null where all are alike
+    LayerStream** layers = nullptr;    // null: without tokens, and without memory yet, or without keys at all
     RateChooser rates;
     // A layer was appended to that held tokens: those without any are passed over from then on.
     bool has_stepped = false;
@@ -28,8 +29,13 @@ struct Sequence {
         return layers[layer] == nullptr ? 0 : layers[layer]->n_tokens();
     }
     Status check_layer(std::uint32_t layer) const noexcept;
+    // Whether there is such a layer and it takes tokens. Errors: invalid_argument, no_keys.
+    Status check_keys(std::uint32_t layer) const noexcept;
+    bool has_keys(std::uint32_t layer) const noexcept { return context.config.dims_of(layer).has_keys(); }
     // Whether no tokens are to come to this layer, as far as can be told.
-    bool is_passed_over(std::uint32_t layer) const noexcept { return has_stepped && n_tokens(layer) == 0; }
+    bool is_passed_over(std::uint32_t layer) const noexcept {
+        return !has_keys(layer) || (has_stepped && n_tokens(layer) == 0);
+    }
     // Of the layers that are not passed over; 0 when all are.
     std::uint64_t least_tokens() const noexcept;
     // Of the layer that holds most, the first of several.
@@ -37,7 +43,8 @@ struct Sequence {
     // Before the tokens of an append come to a layer; after tokens have gone.
     void note_append(std::uint32_t layer) noexcept { has_stepped |= n_tokens(layer) > 0; }
     void note_dropped() noexcept { has_stepped &= n_tokens(longest_layer()) > 0; }
-    // Before a layer changes: it is there, and no other cache's. Errors: out_of_memory, over_budget.
+    // Before a layer with keys changes: it is there, and no other cache's. Errors: out_of_memory,
+    // over_budget.
     Status own(std::uint32_t layer) noexcept;
     Status own_all() noexcept;
     // Whether every layer that is not passed over has tokens and queries to choose rates by.

@@ -59,7 +59,7 @@ CacheStats Cache::stats() const noexcept {
     bytes.buffer = context.held[Use::buffer];
     bytes.scratch = context.held[Use::scratch];
     bytes.tables = context.held[Use::table] + sizeof(Impl);
-    std::uint64_t n_elements = 0, n_uncompressed = 0;
+    std::uint64_t n_elements = 0, n_uncompressed_bytes = 0;
     for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
         const LayerStream* stream = impl_->layers[i];
         if (stream == nullptr) continue;
@@ -79,17 +79,16 @@ CacheStats Cache::stats() const noexcept {
             stats.n_tokens = shape.n_tokens();
             stats.compressed_tokens = shape.n_closed;
         }
-        n_elements += shape.n_tokens() - shape.n_forgotten;
-        n_uncompressed += shape.n_sinks + shape.n_buffered;
+        const LayerDims dims = context.config.dims_of(i);
+        n_elements += (shape.n_tokens() - shape.n_forgotten) * dims.n_kv_heads *
+                      (std::uint64_t{dims.key_dim} + dims.value_dim);
+        for (const TensorKind kind : {TensorKind::key, TensorKind::value})
+            n_uncompressed_bytes += buffer_bytes(context.config, i, kind, shape.n_sinks + shape.n_buffered);
     }
     bytes.bytes = bytes.keys.bytes + bytes.values.bytes + bytes.buffer + bytes.scratch + bytes.tables;
     if (n_elements > 0) {
-        const std::uint64_t held = bytes.keys.bytes + bytes.values.bytes +
-                                   buffer_bytes(context.config, TensorKind::key, n_uncompressed) +
-                                   buffer_bytes(context.config, TensorKind::value, n_uncompressed);
-        const double elements = static_cast<double>(n_elements) * context.config.n_kv_heads *
-                                (context.config.key_dim + context.config.value_dim);
-        stats.bits_per_element = 8.0 * static_cast<double>(held) / elements;
+        const std::uint64_t held = bytes.keys.bytes + bytes.values.bytes + n_uncompressed_bytes;
+        stats.bits_per_element = 8.0 * static_cast<double>(held) / static_cast<double>(n_elements);
     }
     return stats;
 }

@@ -7,14 +7,14 @@
 
 namespace gearkv {
 
-bool TokenBuffer::create(const CacheConfig& config, const Memory& memory, TensorKind kind,
-                         std::uint32_t n_tokens) noexcept {
-    const bool keys = kind == TensorKind::key;
-    dim_ = keys ? config.key_dim : config.value_dim;
+bool TokenBuffer::create(const CacheConfig& config, std::uint32_t layer, const Memory& memory,
+                         TensorKind kind, std::uint32_t n_tokens) noexcept {
+    const LayerDims dims = config.dims_of(layer);
+    dim_ = dim_of(dims, kind);
     row_stride_ = round_up(dim_, 16);
-    n_heads_ = config.n_kv_heads;
+    n_heads_ = dims.n_kv_heads;
     token_stride_ = n_heads_ * row_stride_;
-    element_bytes_ = static_cast<std::size_t>(buffer_bytes(config, kind, 1) / token_stride_);
+    element_bytes_ = static_cast<std::size_t>(buffer_bytes(config, layer, kind, 1) / token_stride_);
     capacity_ = base_tokens_ = n_tokens;
     if (n_tokens == 0) return true;
     base_ = static_cast<unsigned char*>(memory.take(n_bytes(capacity_), Use::buffer));

@@ -19,7 +19,7 @@ namespace gearkv {
 class TokenBuffer {
   public:
     // Room for n_tokens that is never given back before destroy.
-    bool create(const CacheConfig& config, const Memory& memory, TensorKind kind,
+    bool create(const CacheConfig& config, std::uint32_t layer, const Memory& memory, TensorKind kind,
                 std::uint32_t n_tokens) noexcept;
     void destroy(const Memory& memory) noexcept;
     // Room for n_more. False when memory is short.
@@ -71,9 +71,10 @@ class TokenBuffer {
 // Keys and values of the same tokens, in step.
 class KvBuffer {
   public:
-    bool create(const CacheConfig& config, const Memory& memory, std::uint32_t n_tokens) noexcept {
-        return key_.create(config, memory, TensorKind::key, n_tokens) &&
-               value_.create(config, memory, TensorKind::value, n_tokens);
+    bool create(const CacheConfig& config, std::uint32_t layer, const Memory& memory,
+                std::uint32_t n_tokens) noexcept {
+        return key_.create(config, layer, memory, TensorKind::key, n_tokens) &&
+               value_.create(config, layer, memory, TensorKind::value, n_tokens);
     }
     void destroy(const Memory& memory) noexcept {
         key_.destroy(memory);

@@ -37,10 +37,11 @@ LayerShape LayerShape::without(std::uint64_t first, std::uint64_t n) const noexc
             kept(buffer_start(), n_buffered), kept(n_sinks, n_left)};
 }
 
-bool LayerTokens::create(const CacheConfig& config, const Memory& memory) noexcept {
+bool LayerTokens::create(const CacheConfig& config, std::uint32_t layer, const Memory& memory) noexcept {
+    dims_ = config.dims_of(layer);
     return blocks_.create(memory, std::max<std::uint64_t>(max_blocks(config), 1)) &&
-           buffer_.create(config, memory, base_tokens(config)) &&
-           sinks_.create(config, memory, config.spec.sink_tokens);
+           buffer_.create(config, layer, memory, base_tokens(config)) &&
+           sinks_.create(config, layer, memory, config.spec.sink_tokens);
 }
 
 bool LayerTokens::copy(const Memory& memory, const LayerTokens& other) noexcept {
@@ -170,8 +171,8 @@ KvRun LayerTokens::run_of(const ClosedBlock& block) const noexcept {
 
 void LayerTokens::read_range(const CacheContext& context, const RopeConfig& rope, std::uint64_t first,
                              std::uint64_t n, float* keys, float* values) const noexcept {
-    const std::uint64_t key_row = std::uint64_t{context.config.n_kv_heads} * context.config.key_dim;
-    const std::uint64_t value_row = std::uint64_t{context.config.n_kv_heads} * context.config.value_dim;
+    const std::uint64_t key_row = std::uint64_t{dims_.n_kv_heads} * dims_.key_dim;
+    const std::uint64_t value_row = std::uint64_t{dims_.n_kv_heads} * dims_.value_dim;
     const LayerShape held = shape();
     const auto read_row = [&](const KvBuffer& from, std::uint64_t token, std::uint64_t at) {
         if (keys != nullptr)
@@ -192,8 +193,7 @@ void LayerTokens::read_range(const CacheContext& context, const RopeConfig& rope
             if (keys != nullptr) {
                 float* to = keys + (at - first) * key_row;
                 decompress_rows(blocks_.view(i, TensorKind::key), from, count, to);
-                turn_rows(rope, blocks_[i].shift, count * std::size_t{context.config.n_kv_heads},
-                          context.config.key_dim, to);
+                turn_rows(rope, blocks_[i].shift, count * std::size_t{dims_.n_kv_heads}, dims_.key_dim, to);
             }
             if (values != nullptr) {
                 decompress_rows(blocks_.view(i, TensorKind::value), from, count,

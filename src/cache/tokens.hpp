@@ -42,7 +42,7 @@ inline std::uint64_t first_seen(std::uint64_t n_tokens, std::uint64_t window) no
 class LayerTokens {
   public:
     // False when memory is short; destroy() is right in any case.
-    bool create(const CacheConfig& config, const Memory& memory) noexcept;
+    bool create(const CacheConfig& config, std::uint32_t layer, const Memory& memory) noexcept;
     // After create: what the other holds, with blocks of their own users.
     bool copy(const Memory& memory, const LayerTokens& other) noexcept;
     void destroy(const Memory& memory) noexcept;
@@ -108,6 +108,7 @@ class LayerTokens {
                     float* keys, float* values) const noexcept;
 
   private:
+    LayerDims dims_;
     KvBuffer sinks_;  // first tokens of the sequence, kept as they are
     std::uint64_t n_forgotten_ = 0;
     std::uint64_t n_left_ = 0;  // as in LayerShape

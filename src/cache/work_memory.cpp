@@ -13,8 +13,9 @@ namespace {
 bool most_compress_bytes(const CacheConfig& config, std::uint64_t* most) {
     const LayerRule* last = nullptr;
     for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
+        const LayerDims dims = config.dims_of(layer);
         const LayerRule* rule = config.spec.rule_of(layer, config.n_layers);
-        if (layer > 0 && rule == last) continue;
+        if (!dims.has_keys() || (layer > 0 && rule == last && dims == config.dims_of(layer - 1))) continue;
         last = rule;
         const KvSpec spec = first_spec(config, layer);
         for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
@@ -22,7 +23,7 @@ bool most_compress_bytes(const CacheConfig& config, std::uint64_t* most) {
                 BlockHeader header;
                 const TensorSpec& tensor = kind == TensorKind::key ? spec.key : spec.value;
                 const Unit unit = {config.spec.buffer_tokens, prompt, true};
-                if (!lay_out_unit(config, tensor, kind, unit, &header).ok()) return false;
+                if (!lay_out_unit(dims, tensor, kind, unit, &header).ok()) return false;
                 *most = std::max(*most, compress_scratch_bytes(header));
             }
         }
@@ -32,11 +33,23 @@ bool most_compress_bytes(const CacheConfig& config, std::uint64_t* most) {
 
 }  // namespace
 
+AttendBytes most_attend_bytes(const CacheConfig& config) noexcept {
+    AttendBytes most;
+    for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
+        const LayerDims dims = config.dims_of(layer);
+        if (!dims.has_keys()) continue;
+        const std::uint64_t slot = attend_scratch_bytes(dims.key_dim, dims.value_dim);
+        most.of_slot = std::max(most.of_slot, slot);
+        most.of_heads = std::max(most.of_heads, slot * dims.n_kv_heads);
+        if (config.dims == nullptr) break;
+    }
+    return most;
+}
+
 bool WorkMemory::create(const CacheConfig& config, const Memory& memory) noexcept {
-    const std::uint64_t slot_bytes = attend_scratch_bytes(config.key_dim, config.value_dim);
     std::uint64_t compress_bytes = 0;
     return reserve_runs(memory, max_blocks(config) + 3) &&
-           attend.ensure(memory, slot_bytes * config.n_kv_heads) &&
+           attend.ensure(memory, most_attend_bytes(config).of_heads) &&
            most_compress_bytes(config, &compress_bytes) && compress.ensure(memory, compress_bytes);
 }
 

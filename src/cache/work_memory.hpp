@@ -7,6 +7,13 @@
 
 namespace gearkv {
 
+// What attention takes, by the layer that takes most.
+struct AttendBytes {
+    std::uint64_t of_slot = 0;
+    std::uint64_t of_heads = 0;  // a slot for each KV head
+};
+AttendBytes most_attend_bytes(const CacheConfig& config) noexcept;
+
 struct WorkMemory {
     KvRun* runs = nullptr;  // of the layers being attended
     std::uint64_t max_runs = 0;

@@ -1,15 +1,20 @@
-// A cache in a file, version 1. All numbers are little-endian; every section starts at a multiple of 64, so
-// that blocks are attended where they lie in a mapped file. Whoever reads this alone can read the file.
+// A cache in a file, version 1 or, where layers have different shapes, 2. All numbers are little-endian;
+// every section starts at a multiple of 64, so that blocks are attended where they lie in a mapped file.
+// Whoever reads this alone can read the file.
 //
 //   +-----------------+  0
 //   | StateHeader     |  512 bytes: what the sections mean, and the checksum of the table
 //   +-----------------+  512
+//   | LayerDims[l]    |  version 2 alone: u32 n_kv_heads, key_dim, value_dim of each of the l layers, at
+//   least |                 |  two of them different, all 0 of a layer without keys; zeros to the next
+//   multiple of 64
+//   +-----------------+
 //   | StateSection[n] |  64 bytes each: kind, place, size and checksum of a section
 //   +-----------------+
 //   | sections        |  in the order of the table, each at the next multiple of 64; zeros between them
 //   +-----------------+  n_bytes of the header, a multiple of 64
 //
-// Order of the sections, those that are empty left out:
+// Order of the sections, those that are empty left out, as those of a layer without keys are:
 //   for each layer 0, 1, ...:
 //     layer              StateLayer, 64 bytes; there for every layer that holds tokens or chosen rates
 //     key_planes         u32 [n_kv_heads + 1], value_planes likewise: chosen rates of auto:BITS, as the first
@@ -23,17 +28,19 @@
 //                        the place of the next section on.
 //     key_buffer         rows, value_buffer likewise: the last tokens
 //     queries            StateQueries and rows: what auto:BITS will choose its rates by
-//     rope               StateRope and frequencies by which keys of this layer have moved, where these are not
+//     rope               StateRope and frequencies by which keys of this layer have moved, where these are
+//     not
 //                        those of the header
 //   extra                bytes of the program that saved, at most one section
 //
 // Rows are [token][head][dim padded to 16 with zeros] of fp16, or of float in a tensor of f32 (their size
 // tells, too); keys as they were rotated for the places the tokens have now.
 //
-// Tokens of a layer: n_sinks (fewer than the SPEC says where some were removed), then n_forgotten which are counted but were given back, then those of the
-// blocks, then n_buffered. An entry of a block shows tokens [first, first + n_tokens) of it and hides the
-// others; shift, 0 or negative, is how far they have moved since their keys were rotated: what was rotated
-// for place p is at p + shift now, and keys turn by shift times the frequencies of the layer.
+// Tokens of a layer: n_sinks (fewer than the SPEC says where some were removed), then n_forgotten which are
+// counted but were given back, then those of the blocks, then n_buffered. An entry of a block shows tokens
+// [first, first + n_tokens) of it and hides the others; shift, 0 or negative, is how far they have moved
+// since their keys were rotated: what was rotated for place p is at p + shift now, and keys turn by shift
+// times the frequencies of the layer.
 //
 // Checksums are XXH64 with seed 0. A reader must refuse what it does not know: other versions, kinds, flags
 // and anything but zeros in reserved fields and between sections.
@@ -42,12 +49,13 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "gearkv/codec.hpp"
+#include "gearkv/cache.hpp"
 
 namespace gearkv {
 
 inline constexpr unsigned char state_magic[8] = {'G', 'V', 'K', 'S', 'T', 'A', 'T', 'E'};
-inline constexpr std::uint32_t state_version = 1;
+inline constexpr std::uint32_t state_version = 1;              // of layers that are all alike
+inline constexpr std::uint32_t state_dims_version = 2;         // of others
 inline constexpr std::uint32_t state_byte_order = 0x01020304;  // as read by a machine of the right order
 inline constexpr std::uint64_t state_alignment = 64;
 inline constexpr std::size_t state_model_bytes = 32;
@@ -61,7 +69,7 @@ struct StateHeader {
     std::uint32_t n_sections;
     std::uint32_t block_version;
     std::uint32_t n_layers;
-    std::uint32_t n_kv_heads;
+    std::uint32_t n_kv_heads;  // these three are 0 in version 2
     std::uint32_t key_dim;
     std::uint32_t value_dim;
     std::uint64_t max_tokens;  // of the cache that was saved; another one may have more or less
@@ -74,11 +82,20 @@ struct StateHeader {
     std::uint64_t table_checksum;           // of all StateSection
     std::uint8_t model[state_model_bytes];  // the program's name for what the keys and values came from
     char spec[state_spec_chars];            // canonical SPEC, ended and filled with zeros
-    std::uint8_t reserved[120];
+    std::uint64_t dims_checksum;            // version 2: of all LayerDims, without the zeros behind them
+    std::uint8_t reserved[112];
     std::uint64_t checksum;  // of the bytes before it
 };
 static_assert(sizeof(StateHeader) == 512);
 static_assert(offsetof(StateHeader, model) == 96 && offsetof(StateHeader, spec) == 128);
+
+static_assert(sizeof(LayerDims) == 12);
+
+// Bytes of the dims with the zeros behind them.
+constexpr std::uint64_t state_dims_bytes(std::uint64_t n_layers) {
+    const std::uint64_t n = n_layers * sizeof(LayerDims);
+    return (n + state_alignment - 1) / state_alignment * state_alignment;
+}
 
 enum class StateKind : std::uint32_t {
     layer = 1,

@@ -49,7 +49,7 @@ class Loader {
             StateLayerSections sections;
             Status status = reader_.read_layer(i, &sections);
             if (status.ok() && !looks_later_) status = reader_.check_blocks(sections, executor);
-            if (status.ok()) status = load_layer(i, sections);
+            if (status.ok() && impl_.has_keys(i)) status = load_layer(i, sections);
             if (!status.ok()) return status;
         }
         impl_.rates.set_done((file_.header().flags & 1) != 0);
@@ -190,12 +190,20 @@ class Loader {
     BlockCheck* checks_ = nullptr;  // the next free one
 };
 
-void fill_info(const StateFile& file, StateInfo* out) noexcept {
+Status fill_info(const StateFile& file, StateInfo* out) noexcept {
     StateInfo info;
     const StateHeader& header = file.header();
     info.version = header.version;
     info.n_bytes = header.n_bytes;
     info.config = file.config();
+    if (info.config.dims != nullptr) {
+        info.dims.reset(new (std::nothrow) LayerDims[header.n_layers]);
+        if (info.dims == nullptr)
+            return Status::error(Code::out_of_memory, "no memory for the shapes of %u layers",
+                                 header.n_layers);
+        std::copy_n(info.config.dims, header.n_layers, info.dims.get());
+        info.config.dims = info.dims.get();
+    }
     info.rope_checksum = header.rope_checksum;
     info.model = file.model();
     for (std::uint32_t i = 0; i < header.n_sections; ++i) {
@@ -213,7 +221,8 @@ void fill_info(const StateFile& file, StateInfo* out) noexcept {
                 break;
         }
     }
-    *out = info;
+    *out = std::move(info);
+    return {};
 }
 
 // The largest count of a layer's section, whose checksum is right.
@@ -284,7 +293,7 @@ Status check_copy(const LoadOptions& options) noexcept {
 Status inspect(const MappedFile& mapped, StateInput* input, StateFile* file, StateInfo* info) noexcept {
     if (Status status = file->read_header(input); !status.ok()) return status;
     if (Status status = file->read_table(input, file->config().max_tokens); !status.ok()) return status;
-    fill_info(*file, info);
+    if (Status status = fill_info(*file, info); !status.ok()) return status;
     return count_tokens(*file, mapped, &info->n_tokens);
 }
 
@@ -337,7 +346,7 @@ Status inspect_state(const char* path, StateInfo* out) noexcept {
     StateFile file;
     StateInfo info;
     if (Status status = inspect(mapped, &input, &file, &info); !status.ok()) return status;
-    *out = info;
+    *out = std::move(info);
     return {};
 }
 
@@ -352,7 +361,7 @@ Status verify_state(const char* path, Executor& caller, StateInfo* out) noexcept
     StateInfo info;
     if (Status status = inspect(mapped, &input, &file, &info); !status.ok()) return status;
     if (Status status = check_state(file, &input, file.config(), executor); !status.ok()) return status;
-    *out = info;
+    *out = std::move(info);
     return {};
 }
 

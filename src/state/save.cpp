@@ -51,7 +51,7 @@ class Sections {
         const QuerySample* sample = impl_.rates.sample(layer);
         if (sample == nullptr || sample->n_queries == 0) return 0;
         return sizeof(StateQueries) + std::uint64_t{sample->n_queries} * sample->n_heads *
-                                          impl_.context.config.key_dim * sizeof(float);
+                                          impl_.context.config.dims_of(layer).key_dim * sizeof(float);
     }
 
     std::uint64_t rope_bytes(std::uint32_t layer) const noexcept {
@@ -72,7 +72,8 @@ class Sections {
         visit(section(StateKind::layer, layer, sizeof(StateLayer)), *composed);
         if (*composed != nullptr) *composed += sizeof(StateLayer);
         for (const TensorKind kind : kinds) {
-            const std::uint64_t n_bytes = (config.n_kv_heads + std::uint64_t{1}) * sizeof(std::uint32_t);
+            const std::uint64_t n_bytes =
+                (config.dims_of(layer).n_kv_heads + std::uint64_t{1}) * sizeof(std::uint32_t);
             if (stream.rates().planes(kind) != nullptr)
                 visit(section(state_kind(StateKind::key_planes, kind), layer, n_bytes),
                       stream.rates().planes(kind));
@@ -173,15 +174,21 @@ class Sections {
 
 StateHeader make_header(const CacheAccess::Impl& impl, const SaveOptions& options) noexcept {
     const CacheConfig& config = impl.context.config;
+    const bool is_alike = is_uniform(config);
     StateHeader header = {};
     std::memcpy(header.magic, state_magic, sizeof(state_magic));
-    header.version = state_version;
+    header.version = is_alike ? state_version : state_dims_version;
     header.byte_order = state_byte_order;
     header.block_version = block_version;
     header.n_layers = config.n_layers;
-    header.n_kv_heads = config.n_kv_heads;
-    header.key_dim = config.key_dim;
-    header.value_dim = config.value_dim;
+    if (is_alike) {
+        const LayerDims dims = config.dims_of(0);
+        header.n_kv_heads = dims.n_kv_heads;
+        header.key_dim = dims.key_dim;
+        header.value_dim = dims.value_dim;
+    } else {
+        header.dims_checksum = xxh64(config.dims, config.n_layers * sizeof(LayerDims));
+    }
     header.max_tokens = config.max_tokens;
     header.seed = config.seed;
     header.spread_tokens = config.spread_tokens;
@@ -262,7 +269,8 @@ struct StateSize {
     std::uint64_t n_sections = 0;
     std::uint64_t n_bytes = sizeof(StateHeader);
 
-    explicit StateSize(const Sections& list) noexcept {
+    StateSize(const CacheConfig& config, const Sections& list) noexcept {
+        if (!is_uniform(config)) n_bytes += state_dims_bytes(config.n_layers);
         const void* before[2] = {nullptr, nullptr};  // the last two
         list.list(nullptr, [&](const StateSection& section, const void* bytes) {
             ++n_sections;
@@ -274,10 +282,13 @@ struct StateSize {
     }
 };
 
-Status write_all(StateOutput* output, StateHeader* header, StateSection* sections, const void* const* bytes,
-                 Executor& executor) noexcept {
+// `dims` are null where all layers are alike.
+Status write_all(StateOutput* output, StateHeader* header, const LayerDims* dims, StateSection* sections,
+                 const void* const* bytes, Executor& executor) noexcept {
     const std::uint64_t n = header->n_sections;
-    std::uint64_t place = sizeof(StateHeader) + n * sizeof(StateSection);
+    const std::uint64_t dims_bytes = dims == nullptr ? 0 : header->n_layers * sizeof(LayerDims);
+    std::uint64_t place =
+        sizeof(StateHeader) + round_up(dims_bytes, state_alignment) + n * sizeof(StateSection);
     for (std::uint64_t i = 0; i < n; ++i) {
         const bool again = repeats(sections, bytes, i);
         sections[i].offset = again ? sections[i - 2].offset : place;
@@ -293,13 +304,16 @@ Status write_all(StateOutput* output, StateHeader* header, StateSection* section
     header->table_checksum = xxh64(sections, n * sizeof(StateSection));
     header->checksum = xxh64(header, offsetof(StateHeader, checksum));
     static constexpr unsigned char zeros[state_alignment] = {};
+    const auto write = [&](const void* from, std::uint64_t n_bytes) {
+        Status status = output->write(from, n_bytes);
+        const std::uint64_t n_zeros = round_up(n_bytes, state_alignment) - n_bytes;
+        return status.ok() && n_zeros > 0 ? output->write(zeros, n_zeros) : status;
+    };
     Status status = output->write(header, sizeof(*header));
+    if (status.ok() && dims_bytes > 0) status = write(dims, dims_bytes);
     if (status.ok() && n > 0) status = output->write(sections, n * sizeof(StateSection));
     for (std::uint64_t i = 0; status.ok() && i < n; ++i) {
-        if (repeats(sections, bytes, i)) continue;
-        status = output->write(bytes[i], sections[i].n_bytes);
-        const std::uint64_t n_zeros = round_up(sections[i].n_bytes, state_alignment) - sections[i].n_bytes;
-        if (status.ok() && n_zeros > 0) status = output->write(zeros, n_zeros);
+        if (!repeats(sections, bytes, i)) status = write(bytes[i], sections[i].n_bytes);
     }
     return status;
 }
@@ -324,6 +338,9 @@ class SavedCache {
         return part_->truncate(options.n_tokens, lossless);
     }
     const CacheAccess::Impl& impl() const noexcept { return CacheAccess::of(*chosen_); }
+    std::uint64_t n_bytes(const SaveOptions& options) const noexcept {
+        return StateSize(chosen_->config(), Sections(impl(), options)).n_bytes;
+    }
 
   private:
     const Cache* chosen_ = nullptr;
@@ -340,7 +357,7 @@ Status write_state(const CacheAccess::Impl& impl, const SaveOptions& options, Ex
     }
     const Sections list(impl, options);
     StateHeader header = make_header(impl, options);
-    const std::uint64_t n = StateSize(list).n_sections;
+    const std::uint64_t n = StateSize(config, list).n_sections;
     if (n > UINT32_MAX) return Status::error(Code::wrong_size, "too many blocks for one state");
     header.n_sections = static_cast<std::uint32_t>(n);
     const std::uint64_t n_bytes = list.n_composed() + n * (sizeof(StateSection) + sizeof(void*));
@@ -359,7 +376,8 @@ Status write_state(const CacheAccess::Impl& impl, const SaveOptions& options, Ex
         sections[i] = section;
         bytes[i++] = from;
     });
-    const Status status = write_all(output, &header, sections, bytes, executor);
+    const LayerDims* dims = is_uniform(config) ? nullptr : config.dims;
+    const Status status = write_all(output, &header, dims, sections, bytes, executor);
     allocator.release(allocator.context, memory, n_bytes);
     return status;
 }
@@ -404,7 +422,7 @@ Status save_state(const Cache& cache, void* to, std::size_t n_room, const SaveOp
     SavedCache saved;
     bool lossless = true;
     if (Status status = saved.choose(cache, options, &lossless); !status.ok()) return status;
-    const std::uint64_t n_bytes = StateSize(Sections(saved.impl(), options)).n_bytes;
+    const std::uint64_t n_bytes = saved.n_bytes(options);
     if (n_bytes > n_room) {
         return Status::error(Code::wrong_size, "room for %zu bytes, the state has %llu", n_room,
                              static_cast<unsigned long long>(n_bytes));
@@ -421,7 +439,7 @@ Status state_bytes(const Cache& cache, const SaveOptions& options, std::uint64_t
     SavedCache saved;
     bool exact = true;
     if (Status status = saved.choose(cache, options, &exact); !status.ok()) return status;
-    *n_bytes = StateSize(Sections(saved.impl(), options)).n_bytes;
+    *n_bytes = saved.n_bytes(options);
     if (lossless != nullptr) *lossless = exact;
     return {};
 }

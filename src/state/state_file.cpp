@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cache/check.hpp"
+#include "cache/rules.hpp"
 #include "file/xxh64.hpp"
 #include "format/block.hpp"
 
@@ -47,8 +48,10 @@ Status StateFile::read_header(StateInput* input) noexcept {
                              "a state in the other byte order, expected little-endian");
     }
     // A newer version may have its checksum elsewhere.
-    if (h.version != state_version)
-        return Status::error(Code::bad_version, "state version %u, expected %u", h.version, state_version);
+    if (h.version != state_version && h.version != state_dims_version) {
+        return Status::error(Code::bad_version, "state version %u, expected %u or %u", h.version,
+                             state_version, state_dims_version);
+    }
     if (Status status = check_checksum("header", &h, offsetof(StateHeader, checksum), h.checksum);
         !status.ok()) {
         return status;
@@ -76,23 +79,50 @@ Status StateFile::read_header(StateInput* input) noexcept {
     config.max_tokens = h.max_tokens;
     config.seed = h.seed;
     config.spread_tokens = h.spread_tokens;
+    const bool has_dims = h.version == state_dims_version;
     if (h.spec[state_spec_chars - 1] != 0 || h.flags > 1 || h.rope_interleaved > 1 ||
-        !all_zero(h.reserved, sizeof(h.reserved)) ||
+        !all_zero(h.reserved, sizeof(h.reserved)) || (!has_dims && h.dims_checksum != 0) ||
         !all_zero(h.spec + std::strlen(h.spec), state_spec_chars - std::strlen(h.spec))) {
         return Status::error(Code::corrupt_state, "unknown flags, or something where zeros should be");
+    }
+    input->set_end(h.n_bytes);
+    if (has_dims) {
+        if (Status status = read_dims(h, input, &config); !status.ok()) return status;
     }
     Status sound = parse_spec(h.spec, &config.spec);
     if (sound.ok()) sound = check_config(config);
     if (!sound.ok()) return Status::error(Code::corrupt_state, "%s", sound.message());
-    if (h.rope_pairs > h.key_dim / 2) {
-        return Status::error(Code::corrupt_state, "%u rotated pairs of %u channels", h.rope_pairs, h.key_dim);
+    for (std::uint32_t i = 0; i < h.n_layers; ++i) {
+        const LayerDims dims = config.dims_of(i);
+        if (!dims.has_keys() || h.rope_pairs <= dims.key_dim / 2) continue;
+        return Status::error(Code::corrupt_state, "%u rotated pairs of %u channels", h.rope_pairs,
+                             dims.key_dim);
     }
     config.rope.n_pairs = h.rope_pairs;
     config.rope.interleaved = h.rope_interleaved != 0;
-    input->set_end(h.n_bytes);
     header_ = h;
     config_ = config;
     return {};
+}
+
+Status StateFile::read_dims(const StateHeader& header, StateInput* input, CacheConfig* config) noexcept {
+    const std::uint32_t n = header.n_layers;
+    const std::uint64_t n_bytes = n * sizeof(LayerDims), n_padded = state_dims_bytes(n);
+    if (n < 2 || n > max_layers || n_padded > header.n_bytes - sizeof(header)) {
+        return Status::error(Code::corrupt_state, "shapes of %u layers in a state of %llu bytes", n,
+                             static_cast<Ull>(header.n_bytes));
+    }
+    const void* bytes = nullptr;
+    if (Status status = input->fetch(n_padded, &bytes); !status.ok()) return status;
+    input->keep();
+    if (Status status = check_checksum("shapes of layers", bytes, n_bytes, header.dims_checksum);
+        !status.ok())
+        return status;
+    if (!all_zero(static_cast<const unsigned char*>(bytes) + n_bytes, n_padded - n_bytes))
+        return Status::error(Code::damaged, "something other than zeros behind the shapes of layers");
+    config->dims = static_cast<const LayerDims*>(bytes);
+    if (!is_uniform(*config)) return {};
+    return Status::error(Code::corrupt_state, "version %u, and all layers of one shape", header.version);
 }
 
 Status StateFile::read_table(StateInput* input, std::uint64_t max_tokens) noexcept {
@@ -125,14 +155,20 @@ Status match_config(const StateFile& file, const CacheConfig& config,
         const char* name;
         std::uint64_t found, expected;
     } fields[] = {{"layers", found.n_layers, config.n_layers},
-                  {"KV heads", found.n_kv_heads, config.n_kv_heads},
-                  {"key channels", found.key_dim, config.key_dim},
-                  {"value channels", found.value_dim, config.value_dim},
                   {"rotated pairs", found.rope.n_pairs, config.rope.n_pairs}};
     for (const auto& field : fields) {
         if (field.found == field.expected) continue;
         return Status::error(Code::other_model, "the state has %llu %s, expected %llu",
                              static_cast<Ull>(field.found), field.name, static_cast<Ull>(field.expected));
+    }
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        const LayerDims held = found.dims_of(i), expected = config.dims_of(i);
+        if (held == expected) continue;
+        return Status::error(Code::other_model,
+                             "layer %u of the state has %u KV heads of %u key and %u value channels, "
+                             "expected %u of %u and %u",
+                             i, held.n_kv_heads, held.key_dim, held.value_dim, expected.n_kv_heads,
+                             expected.key_dim, expected.value_dim);
     }
     if (config.rope.n_pairs > 0 &&
         (found.rope.interleaved != config.rope.interleaved ||

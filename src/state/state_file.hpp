@@ -15,7 +15,7 @@ Status check_checksum(const char* what, const void* bytes, std::uint64_t n_bytes
 class StateFile {
   public:
     // Errors: those of the input; not_a_state, other_byte_order, bad_version, truncated, damaged,
-    // corrupt_state.
+    // corrupt_state, out_of_memory.
     Status read_header(StateInput* input) noexcept;
     // What follows the header, of a cache of max_tokens; in memory of the input. Errors: those of the input;
     // truncated, damaged, capacity_exceeded, out_of_memory.
@@ -23,11 +23,14 @@ class StateFile {
 
     const StateHeader& header() const noexcept { return header_; }
     const StateSection* sections() const noexcept { return sections_; }
-    // What the header says of the cache.
+    // What the header says of the cache; dims are in memory of the input.
     const CacheConfig& config() const noexcept { return config_; }
     ModelFingerprint model() const noexcept;
 
   private:
+    // What stands behind the header where layers differ. Errors: as read_header; out_of_memory.
+    static Status read_dims(const StateHeader& header, StateInput* input, CacheConfig* config) noexcept;
+
     StateHeader header_ = {};
     const StateSection* sections_ = nullptr;
     CacheConfig config_;

@@ -111,7 +111,7 @@ Status StateReader::read_rows(StateKind kind, std::uint32_t layer, std::uint64_t
                               const void** out) noexcept {
     const TensorKind tensor =
         kind == StateKind::key_sinks || kind == StateKind::key_buffer ? TensorKind::key : TensorKind::value;
-    const std::uint64_t n_bytes = buffer_bytes(config_, tensor, n_tokens);
+    const std::uint64_t n_bytes = buffer_bytes(config_, layer, tensor, n_tokens);
     if (Status status = read(kind, layer, n_bytes, out); !status.ok()) return status;
     if ((*out == nullptr) != (n_tokens == 0)) {
         return Status::error(Code::corrupt_state, "layer %u has %s%s, expected those of %llu tokens", layer,
@@ -175,9 +175,12 @@ Status StateReader::read_layer(std::uint32_t layer, StateLayerSections* out) noe
     layer_ = layer;
     StateLayerSections found;
     const KvSpec even = first_spec(config_, layer);
+    const LayerDims dims = config_.dims_of(layer);
     found.spec = even;
+    found.dims = dims;
     const void* bytes = nullptr;
-    Status status = read(StateKind::layer, layer, sizeof(StateLayer), &bytes);
+    Status status;  // of a layer without keys no section is expected
+    if (dims.has_keys()) status = read(StateKind::layer, layer, sizeof(StateLayer), &bytes);
     if (!status.ok() || bytes == nullptr) {
         found.layer.key_rate = even.key.rate;
         found.layer.value_rate = even.value.rate;
@@ -190,17 +193,15 @@ Status StateReader::read_layer(std::uint32_t layer, StateLayerSections* out) noe
     found.spec.value.rate = found.layer.value_rate;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         const void** planes = &found.planes[static_cast<int>(kind)];
-        const std::uint64_t n_bytes = (config_.n_kv_heads + std::uint64_t{1}) * sizeof(std::uint32_t);
+        const std::uint64_t n_bytes = (dims.n_kv_heads + std::uint64_t{1}) * sizeof(std::uint32_t);
         status = read(state_kind(StateKind::key_planes, kind), layer, n_bytes, planes);
         if (!status.ok()) return status;
         if (*planes == nullptr) continue;
         const TensorSpec& spec = kind == TensorKind::key ? found.spec.key : found.spec.value;
-        const std::uint32_t most =
-            section_planes(kind, config_.n_kv_heads,
-                           kind == TensorKind::key ? config_.key_dim : config_.value_dim, spec.rate);
+        const std::uint32_t most = section_planes(kind, dims.n_kv_heads, dim_of(dims, kind), spec.rate);
         const auto* starts = static_cast<const std::uint32_t*>(*planes);
-        bool ascend = config_.spec.auto_bits != 0.0f && starts[0] == 0 && starts[config_.n_kv_heads] <= most;
-        for (std::uint32_t i = 0; i < config_.n_kv_heads; ++i)
+        bool ascend = config_.spec.auto_bits != 0.0f && starts[0] == 0 && starts[dims.n_kv_heads] <= most;
+        for (std::uint32_t i = 0; i < dims.n_kv_heads; ++i)
             ascend &= starts[i] <= starts[i + 1];
         if (!ascend) return Status::error(Code::corrupt_state, "planes of layer %u that cannot be", layer);
     }
@@ -234,7 +235,7 @@ bool StateReader::any_layout(const StateLayerSections& sections, TensorKind kind
     if (n_tokens == 0 || n_tokens > max_block_tokens) return false;
     for (const bool prompt : {false, true}) {
         BlockHeader whole, reduced;
-        if (!lay_out_unit(config_, spec, kind, {n_tokens, prompt, first}, &whole).ok()) continue;
+        if (!lay_out_unit(sections.dims, spec, kind, {n_tokens, prompt, first}, &whole).ok()) continue;
         if (is_like(whole)) return true;
         for (const bool low_rank : {false, true}) {
             if (lay_out_reduced(whole, low_rank, &reduced) && is_like(reduced)) return true;
@@ -313,15 +314,14 @@ Status StateReader::read_blocks(std::uint32_t layer, StateLayerSections* out) no
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         const TensorSpec& spec = kind == TensorKind::key ? out->spec.key : out->spec.value;
         const int i = static_cast<int>(kind);
-        const std::uint32_t dim = kind == TensorKind::key ? config_.key_dim : config_.value_dim;
-        out->profile_bytes[i] = profile_part_bytes(kind, config_.n_kv_heads, dim);
+        out->profile_bytes[i] = profile_part_bytes(kind, out->dims.n_kv_heads, dim_of(out->dims, kind));
         Status status =
             read(state_kind(StateKind::key_profiles, kind), layer, out->profile_bytes[i], &out->profiles[i]);
         if (!status.ok()) return status;
         if (out->profiles[i] == nullptr) continue;
         BlockHeader header;
         if (spec.backbone != Backbone::trellis ||
-            !lay_out_unit(config_, spec, kind, {config_.spec.buffer_tokens, false, false}, &header).ok())
+            !lay_out_unit(out->dims, spec, kind, {config_.spec.buffer_tokens, false, false}, &header).ok())
             return Status::error(Code::corrupt_state, "profiles of layer %u, whose codec has none", layer);
         if (status = check_profiles(header, out->profiles[i]); !status.ok()) return status;
     }
@@ -418,11 +418,12 @@ Status StateReader::read_queries(std::uint32_t layer, StateLayerSections* out) n
     if (Status status = read(StateKind::queries, layer, section->n_bytes, &bytes); !status.ok())
         return status;
     std::memcpy(&queries, bytes, sizeof(queries));
-    const std::uint64_t row_bytes = std::uint64_t{config_.key_dim} * sizeof(float);
+    const LayerDims& dims = out->dims;
+    const std::uint64_t row_bytes = std::uint64_t{dims.key_dim} * sizeof(float);
     const bool waits = config_.spec.auto_bits != 0.0f && (file_.header().flags & 1) == 0;
     bool right = waits && queries.n_queries >= 1 && queries.n_queries <= QuerySample::most_queries &&
-                 queries.next < QuerySample::most_queries && queries.n_heads >= config_.n_kv_heads &&
-                 queries.n_heads % config_.n_kv_heads == 0 && std::isfinite(queries.scale) &&
+                 queries.next < QuerySample::most_queries && queries.n_heads >= dims.n_kv_heads &&
+                 queries.n_heads % dims.n_kv_heads == 0 && std::isfinite(queries.scale) &&
                  all_zero(queries.reserved, sizeof(queries.reserved)) &&
                  section->n_bytes - sizeof(queries) == row_bytes * queries.n_queries * queries.n_heads;
     for (std::uint32_t i = 0; i < QuerySample::most_queries; ++i)
@@ -443,7 +444,7 @@ Status StateReader::read_rope(std::uint32_t layer, StateLayerSections* out) noex
     };
     StateRope rope;
     const std::uint64_t n_bytes = section->n_bytes;
-    if (n_bytes < sizeof(rope) || n_bytes > sizeof(rope) + config_.key_dim / 2 * sizeof(double))
+    if (n_bytes < sizeof(rope) || n_bytes > sizeof(rope) + out->dims.key_dim / 2 * sizeof(double))
         return wrong();
     const void* bytes = nullptr;
     if (Status status = read(StateKind::rope, layer, n_bytes, &bytes); !status.ok()) return status;

@@ -24,6 +24,7 @@ struct StateBlock {
 // Sections of one layer, by kind of tensor where there are two; null when the state has none.
 struct StateLayerSections {
     StateLayer layer = {};
+    LayerDims dims;
     KvSpec spec;  // with the rates of this layer
     const void* planes[2] = {nullptr, nullptr};
     const void* sinks[2] = {nullptr, nullptr};

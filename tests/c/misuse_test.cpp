@@ -6,6 +6,7 @@
 
 #include "gearkv/gearkv.h"
 #include "gearkv/status.hpp"
+#include "support/temporary_file.hpp"
 
 namespace {
 
@@ -440,4 +441,57 @@ TEST_CASE("a block is the same bytes from C and comes back", "[c]") {
     static_cast<unsigned char*>(bytes)[0] ^= 1;
     CHECK(gearkv_decompress_block(out.data(), out.size(), bytes, n, text) == GEARKV_BAD_BLOCK);
     memory.release(memory.context, bytes, n);
+}
+
+TEST_CASE("layers of different shapes, and an older header that knows none", "[c]") {
+    Text text;
+    const gearkv_layer_dims dims[] = {{1, 16, 16}, {0, 0, 0}, {2, 32, 8}};
+    gearkv_config config = usual();
+    config.n_layers = 3;
+    config.dims = dims;
+    gearkv_cache* cache = nullptr;
+    CHECK(gearkv_cache_create(&config, &cache, text) == invalid);
+    CHECK(text.says("1 heads of 16 and 16 channels beside dims"));
+    gearkv_config older = config;
+    older.struct_size = offsetof(gearkv_config, dims);  // what lies behind is none of it
+    REQUIRE(gearkv_cache_create(&older, &cache, text) == GEARKV_OK);
+    gearkv_cache_destroy(cache);
+    config.n_kv_heads = config.key_dim = config.value_dim = 0;
+    REQUIRE(gearkv_cache_create(&config, &cache, text) == GEARKV_OK);
+    const std::vector<float> rows(64, 0.5f);
+    const gearkv_rows keys = {rows.data(), 64, 32}, values = {rows.data(), 16, 8};
+    CHECK(gearkv_cache_append(cache, 1, &keys, &values, 1, nullptr, text) == GEARKV_NO_KEYS);
+    CHECK(text.says("layer 1 has 0 KV heads"));
+    REQUIRE(gearkv_cache_append(cache, 2, &keys, &values, 1, nullptr, text) == GEARKV_OK);
+    gearkv_queries queries;
+    gearkv_queries_init(&queries, sizeof(queries));
+    queries.data = rows.data();
+    queries.n_queries = 1;
+    queries.n_heads = 2;
+    queries.head_stride = 32;
+    queries.scale = 0.1f;
+    float out[16];
+    CHECK(gearkv_cache_attend(cache, 2, &queries, out, 15, nullptr, text) == GEARKV_WRONG_SIZE);
+    CHECK(text.says("2 heads of 8 channels of layer 2"));
+    REQUIRE(gearkv_cache_attend(cache, 2, &queries, out, 16, nullptr, text) == GEARKV_OK);
+    CHECK(out[15] == 0.5f);
+
+    const gearkv::testing::TemporaryFile file;
+    REQUIRE(gearkv_cache_save(cache, file.path(), nullptr, nullptr, nullptr, text) == GEARKV_OK);
+    gearkv_cache_destroy(cache);
+    gearkv_state_info info = {};
+    info.struct_size = sizeof(info);
+    REQUIRE(gearkv_inspect_state(file.path(), &info, text) == GEARKV_OK);
+    CHECK((info.version == 2 && info.n_layers == 3 && info.n_kv_heads == 0 && info.n_tokens == 1));
+    gearkv_layer_dims found[3] = {};
+    CHECK(gearkv_state_dims(file.path(), nullptr, 3, text) == invalid);
+    CHECK(gearkv_state_dims(nullptr, found, 3, text) == invalid);
+    CHECK(gearkv_state_dims(file.path(), found, 2, text) == GEARKV_WRONG_SIZE);
+    CHECK(found[0].n_kv_heads == 0);
+    REQUIRE(gearkv_state_dims(file.path(), found, 3, text) == GEARKV_OK);
+    CHECK(std::memcmp(found, dims, sizeof(dims)) == 0);
+    cache = nullptr;
+    REQUIRE(gearkv_cache_load(file.path(), &config, nullptr, nullptr, &cache, nullptr, text) == GEARKV_OK);
+    CHECK(gearkv_cache_n_tokens(cache, 2) == 1);
+    gearkv_cache_destroy(cache);
 }

@@ -160,7 +160,9 @@ TEST_CASE("every cause has its code", "[damage][once]") {
     CHECK(with([](FileBytes*, StateHeader*) {}) == Code::ok);
     // The header.
     CHECK(with([](FileBytes*, StateHeader* h) { h->magic[0] = 'X'; }) == Code::not_a_state);
-    CHECK(with([](FileBytes*, StateHeader* h) { h->version = 2; }) == Code::bad_version);
+    CHECK(with([](FileBytes*, StateHeader* h) { h->version = 3; }) == Code::bad_version);
+    CHECK(with([](FileBytes*, StateHeader* h) { h->version = 2; }) == Code::corrupt_state);
+    CHECK(with([](FileBytes*, StateHeader* h) { h->dims_checksum = 2; }) == Code::corrupt_state);
     CHECK(with([](FileBytes*, StateHeader* h) { h->version = 0; }) == Code::bad_version);
     CHECK(with([](FileBytes*, StateHeader* h) { h->byte_order = 0x04030201; }) == Code::other_byte_order);
     CHECK(with([](FileBytes*, StateHeader* h) { h->block_version = 9; }) == Code::bad_version);

@@ -1,4 +1,4 @@
-// The golden files of version 1: their names, configurations and outputs.
+// The golden files: their names, configurations and outputs.
 #pragma once
 
 #include "states.hpp"
@@ -24,11 +24,24 @@ inline CacheConfig golden_config(const char* spec) {
     return config;
 }
 
-inline std::vector<float> golden_outputs(Cache* cache) {
-    const float query[8] = {1.0f, -0.5f, 0.25f, 2.0f, 0.0f, -1.0f, 0.75f, 0.1f};
+// Of version 2: layers of different shapes, one without keys.
+inline CacheConfig shapes_config() {
+    static const LayerDims dims[] = {{1, 8, 16}, {0, 0, 0}, {2, 16, 8}};
+    CacheConfig config = golden_config("gear-3;layers-2=q8");
+    config.n_layers = 3;
+    config.n_kv_heads = config.key_dim = config.value_dim = 0;
+    config.dims = dims;
+    return config;
+}
+
+// One query for each KV head.
+inline std::vector<float> golden_outputs(Cache* cache, std::uint32_t layer = 0) {
+    const float query[16] = {1.0f, -0.5f, 0.25f, 2.0f, 0.0f, -1.0f, 0.75f, 0.1f,
+                             0.5f, -2.0f, 0.0f,  1.0f, 0.1f, -0.3f, 1.25f, 0.6f};
+    const LayerDims dims = cache->config().dims_of(layer);
     std::vector<float> out(16);
-    const Queries queries = {query, 8, 8, 1, 1, 0.5f, true};
-    REQUIRE(cache->attend(0, queries, out.data(), out.size(), serial_executor()).ok());
+    const Queries queries = {query, 0, 0, 1, dims.n_kv_heads, 0.5f, true};
+    REQUIRE(cache->attend(layer, queries, out.data(), out.size(), serial_executor()).ok());
     return out;
 }
 

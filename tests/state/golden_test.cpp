@@ -1,4 +1,4 @@
-// Files of version 1 that are part of the project: what this library once wrote it must always read, and what
+// Files that are part of the project: what this library once wrote it must always read, and what
 // it refused it must always refuse.
 #include "golden.hpp"
 
@@ -32,6 +32,24 @@ TEST_CASE("files of version 1 are accepted", "[state]") {
             for (std::size_t i = 0; i < 16; ++i)
                 CHECK(found[i] == Approx(expected[i]).margin(attention_tolerance(*cache)));
         }
+    }
+}
+
+TEST_CASE("a file of version 2, whose layers have different shapes, is accepted", "[state][dims]") {
+    const std::vector<float> expected = read_numbers(golden("shapes.txt"));
+    REQUIRE(expected.size() == 32);
+    for (const StateLoading loading : {StateLoading::copy, StateLoading::map}) {
+        std::unique_ptr<Cache> cache;
+        LoadOptions options;
+        options.loading = loading;
+        const Status status = load(golden("shapes.gkvs").c_str(), shapes_config(), &cache, options);
+        INFO(status.message());
+        REQUIRE(status.ok());
+        std::vector<float> found = golden_outputs(cache.get(), 0);
+        const std::vector<float> last = golden_outputs(cache.get(), 2);
+        found.insert(found.end(), last.begin(), last.end());
+        for (std::size_t i = 0; i < 32; ++i)
+            CHECK(found[i] == Approx(expected[i]).margin(attention_tolerance(*cache)));
     }
 }
 

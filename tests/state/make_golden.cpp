@@ -29,6 +29,20 @@ TEST_CASE("golden files") {
         for (const float x : golden_outputs(cache.get()))
             numbers << x << "\n";
     }
+    auto shapes = make_cache(shapes_config());
+    const Tensor other_keys = gaussian(200, 2, 16, 3), other_values = gaussian(200, 2, 8, 4);
+    REQUIRE(append(shapes.get(), keys, values, 0, 200).ok());
+    REQUIRE(append(shapes.get(), other_keys, other_values, 0, 200, 2).ok());
+    for (const std::uint32_t layer : {0u, 2u})
+        REQUIRE(shapes->compress(layer, serial_executor()).ok());
+    REQUIRE(shapes->remove(40, 30).ok());
+    REQUIRE(save_state(*shapes, golden("shapes.gkvs").c_str(), {}, serial_executor()).ok());
+    std::ofstream numbers(golden("shapes.txt"));
+    numbers.precision(9);
+    for (const std::uint32_t layer : {0u, 2u}) {
+        for (const float x : golden_outputs(shapes.get(), layer))
+            numbers << x << "\n";
+    }
     const auto bytes_of = [&](const char* spec, std::uint8_t model) {
         auto cache = make_cache(golden_config(spec));
         REQUIRE(append(cache.get(), keys, values, 0, 3).ok());
@@ -38,6 +52,14 @@ TEST_CASE("golden files") {
         REQUIRE(save_state(*cache, file.path(), options, serial_executor()).ok());
         return file.read();
     };
+    CacheConfig unrotated = shapes_config();
+    unrotated.rope = {};
+    auto seed_of_shapes = make_cache(unrotated);
+    REQUIRE(append(seed_of_shapes.get(), keys, values, 0, 200).ok());
+    REQUIRE(append(seed_of_shapes.get(), other_keys, other_values, 0, 200, 2).ok());
+    REQUIRE(seed_of_shapes->compress(0, serial_executor()).ok());
+    const std::string seed_path = std::string(GEARKV_DATA_DIR) + "/../fuzz/seeds/shapes.gkvs";
+    REQUIRE(save_state(*seed_of_shapes, seed_path.c_str(), {}, serial_executor()).ok());
     // Seeds of the fuzz target, which has no frequencies.
     for (const Golden& seed :
          {Golden{"gear", "gear-2"}, {"paper", "paper:gear-4:nb=64"}, {"auto", "auto:3"}}) {
@@ -58,7 +80,7 @@ TEST_CASE("golden files") {
         auto* layer = reinterpret_cast<StateLayer*>(bytes.data() + sections[0].offset);
         if (code == Code::not_a_state) bytes[7] = 'X';
         if (code == Code::other_byte_order) header->byte_order = 0x04030201;
-        if (code == Code::bad_version) header->version = 2;
+        if (code == Code::bad_version) header->version = 3;
         if (code == Code::truncated) bytes.resize(bytes.size() - 64);
         if (code == Code::damaged) bytes.back() ^= 1;
         if (code == Code::corrupt_state) {

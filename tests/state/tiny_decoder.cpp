@@ -77,7 +77,8 @@ struct FileHeader {
     uint64_t rope_checksum, table_checksum;
     unsigned char model[32];
     char spec[256];
-    unsigned char reserved[120];
+    uint64_t dims_checksum;
+    unsigned char reserved[112];
     uint64_t checksum;
 };
 static_assert(sizeof(FileHeader) == 512);
@@ -461,26 +462,54 @@ class Reader {
         header_ = file_.get<FileHeader>(0);
         demand(std::memcmp(header_.magic, "GVKSTATE", 8) == 0, "magic");
         demand(header_.byte_order == 0x01020304, "byte order");
-        demand(header_.version == 1 && header_.block_version == 1, "version");
+        demand((header_.version == 1 || header_.version == 2) && header_.block_version == 1, "version");
         demand(header_.checksum == xxh64(file_.data, 504), "checksum of the header");
         demand(header_.n_bytes == file_.n && file_.n % 64 == 0, "size of the file");
         demand((header_.flags & ~1u) == 0 && header_.rope_interleaved <= 1, "flags");
-        demand(file_.part(384, 120).zero(), "reserved fields of the header");
+        demand(file_.part(392, 112).zero(), "reserved fields of the header");
         demand(header_.rope_pairs > 0 || header_.rope_checksum == xxh64(file_.data, 0), "no frequencies");
         demand(header_.spec[127] == 0, "spec");
-        state_.n_heads = header_.n_kv_heads;
-        state_.key_dim = header_.key_dim;
-        state_.value_dim = header_.value_dim;
+        read_shapes();
         state_.rates_chosen = header_.flags == 1;
         state_.spec = header_.spec;
         demand(file_.part(128 + state_.spec.size(), 256 - state_.spec.size()).zero(), "end of the spec");
     }
 
+    // Of all layers at once, or one by one behind the header.
+    void read_shapes() {
+        Layer layer;
+        layer.n_heads = header_.n_kv_heads;
+        layer.key_dim = header_.key_dim;
+        layer.value_dim = header_.value_dim;
+        state_.layers.assign(header_.n_layers, layer);
+        if (header_.version == 1) {
+            demand(header_.dims_checksum == 0 && layer.n_heads > 0, "shape of the layers");
+            return;
+        }
+        demand(layer.n_heads == 0 && layer.key_dim == 0 && layer.value_dim == 0, "two shapes of a layer");
+        const Bytes shapes = file_.part(512, 12 * size_t{header_.n_layers});
+        demand(header_.dims_checksum == xxh64(shapes.data, shapes.n), "checksum of the shapes");
+        table_at_ = round_up(512 + shapes.n, 64);
+        demand(file_.part(512 + shapes.n, table_at_ - 512 - shapes.n).zero(), "bytes behind the shapes");
+        bool differ = false;
+        for (size_t i = 0; i < header_.n_layers; ++i) {
+            Layer& of = state_.layers[i];
+            of.n_heads = shapes.item<uint32_t>(3 * i);
+            of.key_dim = shapes.item<uint32_t>(3 * i + 1);
+            of.value_dim = shapes.item<uint32_t>(3 * i + 2);
+            demand((of.n_heads == 0) == (of.key_dim == 0) && (of.n_heads == 0) == (of.value_dim == 0),
+                   "half of a shape");
+            differ |= std::memcmp(shapes.part(12 * i, 12).data, shapes.data, 12) != 0;
+        }
+        demand(differ, "a table of shapes that are all alike");
+        saw("shapes of layers");
+    }
+
     // Every section is where the ones before it say, and whole.
     void check_table() {
-        const Bytes table = file_.part(512, 64 * size_t{header_.n_sections});
+        const Bytes table = file_.part(table_at_, 64 * size_t{header_.n_sections});
         demand(header_.table_checksum == xxh64(table.data, table.n), "checksum of the table");
-        uint64_t next = 512 + table.n;
+        uint64_t next = table_at_ + table.n;
         for (uint32_t i = 0; i < header_.n_sections; ++i) {
             const Section s = table.item<Section>(i);
             demand(s.kind >= layer_kind && s.kind <= rope_kind, "a kind that is not known");
@@ -538,7 +567,7 @@ class Reader {
     }
 
     void read_layer(uint32_t i) {
-        Layer layer;
+        Layer& layer = state_.layers[i];
         LayerCounts counts = {};
         if (const Bytes bytes = one(i, layer_kind); bytes.n > 0) {
             demand(bytes.n == sizeof(counts), "size of a layer");
@@ -554,14 +583,18 @@ class Reader {
             layer.shifts.insert(layer.shifts.end(), s.n_tokens, s.shift);
         demand(layer.shifts.size() + layer.n_buffered == layer.n_tokens, "number of tokens");
         layer.shifts.resize(layer.n_tokens, 0);
-        read_tensor(i, layer, true, header_.key_dim, &layer.keys);
-        read_tensor(i, layer, false, header_.value_dim, &layer.values);
+        if (layer.n_heads == 0) {
+            demand(counts.flags == 0 && layer.n_tokens == 0, "tokens of a layer without keys");
+            return;
+        }
+        read_tensor(i, layer, true, layer.key_dim, &layer.keys);
+        read_tensor(i, layer, false, layer.value_dim, &layer.values);
         if (const Bytes queries = one(i, queries_kind); queries.n > 0) {
             layer.n_queries = queries.get<uint32_t>(0);
             const size_t n_heads = queries.get<uint32_t>(8);
-            demand(layer.n_queries >= 1 && layer.n_queries <= 64 && n_heads % header_.n_kv_heads == 0,
+            demand(layer.n_queries >= 1 && layer.n_queries <= 64 && n_heads % layer.n_heads == 0,
                    "number of queries");
-            demand(queries.n == 576 + layer.n_queries * n_heads * header_.key_dim * 4, "size of queries");
+            demand(queries.n == 576 + layer.n_queries * n_heads * layer.key_dim * 4, "size of queries");
             demand(queries.part(528, 48).zero(), "reserved fields of queries");
             demand(queries.part(16 + 8 * layer.n_queries, 8 * (64 - layer.n_queries)).zero(),
                    "unused queries");
@@ -574,21 +607,20 @@ class Reader {
             layer.n_pairs = rope.get<uint32_t>(0);
             layer.interleaved = rope.get<uint32_t>(4) == 1;
             demand(rope.n == 64 + 8 * layer.n_pairs && rope.get<uint32_t>(4) <= 1, "size of a rope");
-            demand(layer.n_pairs <= header_.key_dim / 2, "pairs of a rope");
+            demand(layer.n_pairs <= layer.key_dim / 2, "pairs of a rope");
             demand(rope.part(8, 56).zero(), "reserved fields of a rope");
             for (size_t pair = 0; pair < layer.n_pairs; ++pair)
                 layer.frequencies.push_back(rope.get<double>(64 + 8 * pair));
             saw("rope of a layer");
         }
-        state_.layers.push_back(std::move(layer));
     }
 
     void read_tensor(uint32_t i, const Layer& layer, bool key, size_t dim, std::vector<float>* out) {
         const std::string name = key ? "key " : "value ";
         const uint32_t value = key ? 0 : 1;
-        read_rows(one(i, key_sinks + value), layer.n_sinks, dim, out);
+        read_rows(one(i, key_sinks + value), layer.n_sinks * layer.n_heads, dim, out);
         const float unknown = std::numeric_limits<float>::quiet_NaN();
-        out->insert(out->end(), layer.n_forgotten * header_.n_kv_heads * dim, unknown);
+        out->insert(out->end(), layer.n_forgotten * layer.n_heads * dim, unknown);
         Bytes profile = one(i, key_profiles + value);
         if (profile.n > 0) saw(name + "profiles apart");
         const std::vector<Section> sections = all_of(i, key_block + value), keys = all_of(i, key_block);
@@ -602,7 +634,7 @@ class Reader {
             if (again) saw("cut block");
             const Block block(bytes_of(s), key);
             const BlockHeader& header = block.header();
-            demand(header.n_heads == header_.n_kv_heads && header.dim == dim, "shape of a block");
+            demand(header.n_heads == layer.n_heads && header.dim == dim, "shape of a block");
             demand(s.n_tokens > 0 && size_t{s.first} + s.n_tokens <= header.n_tokens, "tokens of a block");
             demand(at == 0 || again || block.profile().n == 0, "a profile that is not in the first block");
             if (profile.n == 0) profile = block.profile();
@@ -613,19 +645,19 @@ class Reader {
                         tokens.x.begin() + static_cast<std::ptrdiff_t>((s.first + s.n_tokens) * stride));
         }
         if (const Bytes planes = one(i, key_planes + value); planes.n > 0) {
-            demand(planes.n == 4 * (size_t{header_.n_kv_heads} + 1), "size of the planes");
+            demand(planes.n == 4 * (size_t{layer.n_heads} + 1), "size of the planes");
             if (profile.n > 0) {
                 demand(std::memcmp(planes.data, profile.data + profile.n - planes.n, planes.n) == 0,
                        "planes of the layer and of its profile differ");
             }
             saw(name + "chosen planes");
         }
-        read_rows(one(i, key_buffer + value), layer.n_buffered, dim, out);
+        read_rows(one(i, key_buffer + value), layer.n_buffered * layer.n_heads, dim, out);
     }
 
-    // How wide they are follows from their size.
+    // Rows of n heads. How wide they are follows from their size.
     void read_rows(Bytes rows, size_t n, size_t dim, std::vector<float>* out) {
-        const size_t stride = round_up(dim, 16), n_entries = n * header_.n_kv_heads * stride;
+        const size_t stride = round_up(dim, 16), n_entries = n * stride;
         demand(rows.n == 2 * n_entries || rows.n == 4 * n_entries, "size of rows");
         for (size_t i = 0; i < n_entries; ++i) {
             const double x =
@@ -647,6 +679,7 @@ class Reader {
 
     Bytes file_;
     FileHeader header_ = {};
+    size_t table_at_ = 512;
     std::vector<Section> table_;
     State state_;
 };

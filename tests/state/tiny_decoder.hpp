@@ -10,6 +10,9 @@
 namespace tiny {
 
 struct Layer {
+    std::uint32_t n_heads = 0;  // 0: a layer without keys
+    std::uint32_t key_dim = 0;
+    std::uint32_t value_dim = 0;
     std::uint64_t n_tokens = 0;  // those forgotten included
     std::uint64_t n_sinks = 0;
     std::uint64_t n_forgotten = 0;
@@ -24,9 +27,6 @@ struct Layer {
 };
 
 struct State {
-    std::uint32_t n_heads = 0;
-    std::uint32_t key_dim = 0;
-    std::uint32_t value_dim = 0;
     bool rates_chosen = false;
     std::string spec;
     std::vector<unsigned char> extra;

@@ -1,10 +1,10 @@
 // What the library saves, read by a decoder that knows the drawings alone, is what the cache attends.
+#include <array>
 #include <complex>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <set>
-#include <tuple>
 
 #include <unistd.h>
 
@@ -18,7 +18,7 @@ using namespace gearkv::testing;
 
 namespace {
 
-constexpr std::uint32_t n_heads = 2;
+constexpr std::uint32_t n_heads = 2;  // of layers that are all alike
 constexpr std::size_t n_source = 740;
 
 std::vector<unsigned char> saved(const Cache& cache, const std::string& extra = {}) {
@@ -54,11 +54,12 @@ double row_error(const std::vector<float>& expected, const std::vector<float>& f
 
 // Tokens to append, made once for each shape.
 const std::pair<Tensor, Tensor>& source(const CacheConfig& config, std::uint32_t layer) {
-    static std::map<std::tuple<std::uint32_t, std::uint32_t, std::uint32_t>, std::pair<Tensor, Tensor>> made;
-    auto& tokens = made[{config.key_dim, config.value_dim, layer}];
+    static std::map<std::array<std::uint32_t, 4>, std::pair<Tensor, Tensor>> made;
+    const LayerDims dims = config.dims_of(layer);
+    auto& tokens = made[{dims.n_kv_heads, dims.key_dim, dims.value_dim, layer}];
     if (tokens.first.n_tokens == 0) {
-        tokens = {structured(n_source, config.n_kv_heads, config.key_dim, 10 * layer + 1),
-                  structured(n_source, config.n_kv_heads, config.value_dim, 10 * layer + 6)};
+        tokens = {structured(n_source, dims.n_kv_heads, dims.key_dim, 10 * layer + 1),
+                  structured(n_source, dims.n_kv_heads, dims.value_dim, 10 * layer + 6)};
     }
     return tokens;
 }
@@ -76,9 +77,11 @@ struct Subject {
     explicit Subject(const CacheConfig& config, const std::vector<RopeConfig>& told = {})
         : cache(make_cache(config)), ropes(told) {}
     std::uint32_t n_layers() const { return cache->config().n_layers; }
+    bool has_keys(std::uint32_t layer) const { return cache->config().dims_of(layer).has_keys(); }
 
     void append(std::size_t n) {
         for (std::uint32_t layer = 0; layer < n_layers(); ++layer) {
+            if (!has_keys(layer)) continue;
             const auto& [keys, values] = source(cache->config(), layer);
             REQUIRE(testing::append(cache.get(), keys, values, next, n, layer).ok());
         }
@@ -86,13 +89,15 @@ struct Subject {
         moves.resize(moves.size() + n);
     }
     void attend() {
-        const CacheConfig& config = cache->config();
-        const Tensor q = gaussian(20, 2 * config.n_kv_heads, config.key_dim, 9);
-        const std::vector<float> data = to_floats(q);
-        std::vector<float> out(q.n_tokens * q.n_heads * config.value_dim);
-        for (std::uint32_t layer = 0; layer < n_layers(); ++layer)
+        for (std::uint32_t layer = 0; layer < n_layers(); ++layer) {
+            if (!has_keys(layer)) continue;
+            const LayerDims dims = cache->config().dims_of(layer);
+            const Tensor q = gaussian(20, 2 * dims.n_kv_heads, dims.key_dim, 9);
+            const std::vector<float> data = to_floats(q);
+            std::vector<float> out(q.n_tokens * q.n_heads * dims.value_dim);
             REQUIRE(cache->attend(layer, queries_of(data, q, true), out.data(), out.size(), serial_executor())
                         .ok());
+        }
     }
     void compress() {
         for (std::uint32_t layer = 0; layer < n_layers(); ++layer)
@@ -126,6 +131,9 @@ struct Subject {
         for (std::uint32_t i = 0; i < config.n_layers; ++i) {
             const tiny::Layer& layer = state.layers[i];
             CAPTURE(i, layer.n_sinks, layer.n_forgotten, layer.n_buffered);
+            const LayerDims dims = {layer.n_heads, layer.key_dim, layer.value_dim};
+            REQUIRE(dims == config.dims_of(i));
+            if (!has_keys(i)) continue;
             REQUIRE(layer.n_tokens == moves.size());
             CHECK(layer.n_sinks == std::min<std::size_t>(config.spec.sink_tokens, moves.size()));
             CHECK(layer.n_forgotten == n_forgotten);
@@ -137,9 +145,8 @@ struct Subject {
     }
 
     void compare(std::uint32_t i, const tiny::Layer& layer, std::size_t first, std::size_t last) {
-        const CacheConfig& config = cache->config();
-        const std::size_t key_row = std::size_t{n_heads} * config.key_dim,
-                          value_row = std::size_t{n_heads} * config.value_dim;
+        const std::size_t key_row = std::size_t{layer.n_heads} * layer.key_dim,
+                          value_row = std::size_t{layer.n_heads} * layer.value_dim;
         std::vector<float> keys((last - first) * key_row), values((last - first) * value_row);
         if (first == last) return;
         REQUIRE(
@@ -148,19 +155,18 @@ struct Subject {
         std::vector<float> found = slice(layer.keys, first * key_row, last * key_row);
         for (std::size_t t = first; t < last; ++t)
             turn(layer, &found[(t - first) * key_row], layer.shifts[t]);
-        CHECK(row_error(keys, found, config.key_dim) < 1e-5);
-        CHECK(row_error(values, slice(layer.values, first * value_row, last * value_row), config.value_dim) <
+        CHECK(row_error(keys, found, layer.key_dim) < 1e-5);
+        CHECK(row_error(values, slice(layer.values, first * value_row, last * value_row), layer.value_dim) <
               1e-5);
     }
 
     // The keys of a token, from where they were rotated for to where they are now.
     void turn(const tiny::Layer& layer, float* keys, std::int64_t shift) const {
-        const CacheConfig& config = cache->config();
-        RopeConfig rope = config.rope;
+        RopeConfig rope = cache->config().rope;
         if (!layer.frequencies.empty() || layer.n_pairs == 0)
             rope = {layer.frequencies.data(), static_cast<std::uint32_t>(layer.n_pairs), layer.interleaved};
-        for (std::uint32_t i = 0; i < n_heads * rope.n_pairs; ++i) {
-            float* head = keys + i / rope.n_pairs * config.key_dim;
+        for (std::uint32_t i = 0; i < layer.n_heads * rope.n_pairs; ++i) {
+            float* head = keys + i / rope.n_pairs * layer.key_dim;
             const std::uint32_t pair = i % rope.n_pairs;
             float& a = head[rope.interleaved ? 2 * pair : pair];
             float& b = head[rope.interleaved ? 2 * pair + 1 : pair + rope.n_pairs];
@@ -234,6 +240,21 @@ TEST_CASE("so it does where parts meet that seldom do", "[state][once]") {
     run(make_config(widest, n_heads, 8, 8), widest, &seen);
     const char* by_layer = "gear-3;edge-1=k=kivi-4;v=gear-token-2:g=32;layers-2=k=f16;v=trellis-1.5";
     run(make_config(by_layer, n_heads, 72, 40, 1024, 3), by_layer, &seen);
+}
+
+TEST_CASE("and where layers have different shapes, or no keys", "[state][dims][once]") {
+    const LayerDims dims[] = {{2, 72, 40}, {0, 0, 0}, {1, 128, 64}, {3, 16, 16}};
+    const std::vector<double> frequencies(64, 0.2);
+    const std::vector<RopeConfig> ropes = {
+        {frequencies.data(), 30, true}, {}, {frequencies.data(), 64, false}, {frequencies.data(), 8, true}};
+    for (const char* spec : {"gear-3", "auto:4", "paper:gear-4:g=32", "kivi-3;edge-1=gear-2", "f32"}) {
+        std::set<std::string> seen;
+        CacheConfig config = make_config(spec, 0, 0, 0, 1024, 4);
+        config.dims = dims;
+        run(config, spec, &seen);
+        run(config, spec, &seen, ropes);
+        CHECK(seen.contains("shapes of layers"));
+    }
 }
 
 TEST_CASE("its shifts turn keys to where they are attended", "[state][once]") {

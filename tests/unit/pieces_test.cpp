@@ -60,7 +60,7 @@ TEST_CASE("a token buffer keeps what it is told to, aside or not, and returns to
     const Memory memory = bench.memory();
     {
         TokenBuffer buffer, other;
-        REQUIRE(buffer.create(bench.context.config, memory, TensorKind::key, 10));
+        REQUIRE(buffer.create(bench.context.config, 0, memory, TensorKind::key, 10));
         const std::uint64_t base = bench.held.total();
         REQUIRE(buffer.reserve(memory, 40));
         buffer.append(kernels, rows_from(floats(), 0), 40);
@@ -70,7 +70,7 @@ TEST_CASE("a token buffer keeps what it is told to, aside or not, and returns to
         buffer.set_aside(5);
         CHECK(buffer.n_aside() == 15);
         CHECK(shown(kernels, buffer) == expected({{15, 40}}));
-        REQUIRE(other.create(bench.context.config, memory, TensorKind::key, 10));
+        REQUIRE(other.create(bench.context.config, 0, memory, TensorKind::key, 10));
         REQUIRE(other.copy(memory, buffer));
         other.bring_back(15);
         CHECK(shown(kernels, other) == expected({{0, 40}}));
@@ -185,12 +185,12 @@ TEST_CASE("a unit closes in the pieces that are due, whatever way it takes", "[p
         const CacheConfig& config = bench.context.config;
         const Memory memory = bench.memory();
         KvBuffer buffer;
-        REQUIRE(buffer.create(config, memory, 200));
+        REQUIRE(buffer.create(config, 0, memory, 200));
         buffer.append(*bench.context.kernels, rows_from(floats(), 0), rows_from(floats(), 300), 200);
         const TensorSpec specs[2] = {config.spec.key, config.spec.value};
         const bool first[2] = {true, true};
         ClosingPlan plan;
-        REQUIRE(plan.lay_out(config, specs, 128, false, first).ok());
+        REQUIRE(plan.lay_out(config.dims_of(0), specs, 128, false, first).ok());
         PieceSource source;
         source.kernels = bench.context.kernels;
         source.shared_scratch = &bench.scratch;
@@ -254,7 +254,7 @@ TEST_CASE("tokens lie in sinks, gap, blocks and buffer, and keep their order as 
     const CacheContext& context = bench.context;
     const Memory memory = bench.memory();
     LayerTokens tokens;
-    REQUIRE(tokens.create(context.config, memory));
+    REQUIRE(tokens.create(context.config, 0, memory));
     REQUIRE(tokens.reserve(memory, 200));
     tokens.append(context, rows_from(floats(), 0), rows_from(floats(), 0), 3);
     CHECK(tokens.shape().n_sinks == 3);
@@ -264,7 +264,7 @@ TEST_CASE("tokens lie in sinks, gap, blocks and buffer, and keep their order as 
         const TensorSpec specs[2] = {context.config.spec.key, context.config.spec.value};
         const bool first[2] = {false, false};
         ClosingPlan plan;
-        REQUIRE(plan.lay_out(context.config, specs, 64, false, first).ok());
+        REQUIRE(plan.lay_out(context.config.dims_of(0), specs, 64, false, first).ok());
         PieceSource source;
         source.kernels = context.kernels;
         source.shared_scratch = &bench.scratch;
@@ -335,7 +335,7 @@ TEST_CASE("tokens lie in sinks, gap, blocks and buffer, and keep their order as 
     there.resize(60);
     check(6);
     LayerTokens copy;
-    REQUIRE(copy.create(context.config, memory));
+    REQUIRE(copy.create(context.config, 0, memory));
     REQUIRE(copy.copy(memory, tokens));
     tokens.truncate(memory, 0);
     CHECK(tokens.n_tokens() == 0);

@@ -16,6 +16,8 @@ namespace {
 constexpr std::uint32_t n_heads = 1, key_dim = 16, value_dim = 8, n_query_heads = 2;
 constexpr std::size_t n_source = 6000, most_tokens = 700;
 constexpr std::uint32_t most_layers = 2;  // that get tokens; those behind them stay empty
+// Where layers differ: as many channels of keys in all, twice as many of values.
+constexpr LayerDims other_dims = {2 * n_heads, key_dim / 2, value_dim};
 
 unsigned number_of(const char* name, unsigned otherwise) {
     const char* text = std::getenv(name);
@@ -27,7 +29,7 @@ const std::vector<float>& keys() {
     return rows;
 }
 const std::vector<float>& values() {
-    static const std::vector<float> rows = to_floats(gaussian(n_source, n_heads, value_dim, 2));
+    static const std::vector<float> rows = to_floats(gaussian(n_source, 2 * n_heads, value_dim, 2));
     return rows;
 }
 const std::vector<float>& all_queries() {
@@ -43,6 +45,7 @@ T any_of(std::mt19937* random, std::initializer_list<T> choices) {
 struct Life {
     CacheConfig config;
     std::uint32_t windows[most_layers + 1] = {};
+    LayerDims dims[most_layers + 1] = {{n_heads, key_dim, value_dim}, other_dims, {}};
     std::string spec;
     double frequencies[2][key_dim / 2];
     RopeConfig ropes[most_layers + 1];  // of the layers, that removals are told
@@ -71,14 +74,20 @@ void choose_config(std::mt19937* random, Life* life) {
             window = any_of(random, {0u, 1u, 8u, 40u, 100u, 200u, 300u});
         config.windows = life->windows;
     }
+    const bool is_mixed = n_layers > 1 && (*random)() % 3 == 0;
+    if (is_mixed) {
+        config.n_kv_heads = config.key_dim = config.value_dim = 0;
+        config.dims = life->dims;
+    }
+    const std::uint32_t n_pairs = (is_mixed ? other_dims.key_dim : key_dim) / 2;
     if ((*random)() % 2 == 0) {
         for (std::uint32_t i = 0; i < key_dim / 2; ++i) {
             life->frequencies[0][i] = std::pow(100.0, -2.0 * i / key_dim);
             life->frequencies[1][i] = life->frequencies[0][i] / 4.0;
         }
-        config.rope = {life->frequencies[0], key_dim / 2, (*random)() % 2 == 0};
+        config.rope = {life->frequencies[0], n_pairs, (*random)() % 2 == 0};
         life->ropes[0] = any_of(random, {config.rope, RopeConfig{}});
-        life->ropes[1] = {life->frequencies[1], key_dim / 2 - static_cast<std::uint32_t>((*random)() % 3),
+        life->ropes[1] = {life->frequencies[1], n_pairs - static_cast<std::uint32_t>((*random)() % 3),
                           !config.rope.interleaved};
         life->is_told = (*random)() % 2 == 0;
         if (life->is_told && (*random)() % 2 == 0) config.rope = {};
@@ -104,8 +113,10 @@ std::uint32_t n_filled(const Cache& cache) {
 Status append_to(Cache* cache, std::size_t first, std::size_t n, std::uint32_t n_layers = most_layers) {
     Status status;
     for (std::uint32_t layer = 0; status.ok() && layer < std::min(n_filled(*cache), n_layers); ++layer) {
-        const Rows k = {keys().data() + first * n_heads * key_dim, n_heads * key_dim, key_dim};
-        const Rows v = {values().data() + first * n_heads * value_dim, n_heads * value_dim, value_dim};
+        const LayerDims dims = cache->config().dims_of(layer);
+        const std::size_t key_row = n_heads * key_dim, value_row = 2 * n_heads * value_dim;
+        const Rows k = {keys().data() + first * key_row, key_row, dims.key_dim};
+        const Rows v = {values().data() + first * value_row, value_row, dims.value_dim};
         status = cache->append(layer, k, v, static_cast<std::uint32_t>(n), serial_executor());
     }
     return status;
@@ -117,9 +128,13 @@ Status attend_all(Cache* cache, std::size_t first, std::size_t n, Outputs* out) 
     out->assign(n_out * n_filled(*cache), 0.0f);
     for (std::uint32_t layer = 0; status.ok() && layer < n_filled(*cache); ++layer) {
         const float* rows = all_queries().data() + first * n_query_heads * key_dim;
-        const Queries queries = {
-            rows, n_query_heads * key_dim, key_dim, static_cast<std::uint32_t>(n), n_query_heads, 0.25f,
-            true};
+        const Queries queries = {rows,
+                                 n_query_heads * key_dim,
+                                 cache->config().dims_of(layer).key_dim,
+                                 static_cast<std::uint32_t>(n),
+                                 n_query_heads,
+                                 0.25f,
+                                 true};
         status = cache->attend(layer, queries, out->data() + layer * n_out, n_out, serial_executor());
     }
     return status;
@@ -218,7 +233,7 @@ class TruncationLife {
                " block " + std::to_string(c.block_tokens) + " windows " + std::to_string(life_.windows[0]) +
                "," + std::to_string(life_.windows[1]) + " rope " + std::to_string(c.rope.n_pairs) +
                (life_.is_told ? " told" : "") + " soft " + std::to_string(c.soft_bytes) +
-               (c.close_prompts ? " closes prompts" : "");
+               (c.close_prompts ? " closes prompts" : "") + (c.dims != nullptr ? " of two shapes" : "");
     }
 
   private:
@@ -554,6 +569,8 @@ void live_removals(unsigned seed, std::size_t n_chunk, std::size_t* n_removed) {
         const CacheStats stats = cache->stats();
         CacheBytes most;  // of blocks and buffers, all layers
         for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
+            if (!config.dims_of(layer).has_keys()) continue;
+            if (config.dims != nullptr) alone.dims = config.dims + layer;
             LayerStats found;
             REQUIRE(cache->layer_stats(layer, &found).ok());
             const std::uint64_t n_there = found.n_tokens - found.n_forgotten;
