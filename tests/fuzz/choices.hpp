@@ -87,23 +87,23 @@ class StrangeExecutor final : public Executor {
 constexpr float largest = std::numeric_limits<float>::max();
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
-// Queries of n tokens with any rules, extreme ones among them.
+// Queries of n tokens of a layer with any rules, extreme ones among them.
 class Asked {
   public:
     Asked() = default;
     Asked(Asked&&) = default;  // what the queries point to stays where it is
     Asked& operator=(Asked&&) = default;
-    Asked(Choices& choices, const CacheConfig& config, std::uint64_t n) {
+    Asked(Choices& choices, const LayerDims& dims, std::uint64_t n) {
         const auto extreme = [&](float usual) {
             constexpr float numbers[] = {0.0f, 1e-44f, 1e-30f, 1e20f, -1e30f, 1e37f, largest, -largest};
             return choices.one_in(6) ? choices.of(numbers) : usual;
         };
-        queries.n_heads = config.n_kv_heads * (1 + choices.below(5));
+        queries.n_heads = dims.n_kv_heads * (1 + choices.below(5));
         queries.n_queries = 1 + choices.below(choices.one_in(4) ? 20 : 2);
         queries.causal = !choices.one_in(4);
         if (queries.causal) queries.n_queries = std::min(queries.n_queries, static_cast<std::uint32_t>(n));
-        queries.head_stride = config.key_dim;
-        queries.query_stride = std::size_t{queries.n_heads} * config.key_dim;
+        queries.head_stride = dims.key_dim;
+        queries.query_stride = std::size_t{queries.n_heads} * dims.key_dim;
         data_.resize(queries.n_queries * queries.query_stride);
         const float factor = extreme(1.0f);
         for (float& x : data_)
@@ -130,8 +130,8 @@ class Asked {
             queries.mask_head_stride = shared ? 0 : n;
         }
     }
-    std::size_t n_floats(const CacheConfig& config) const {
-        return std::size_t{queries.n_queries} * queries.n_heads * config.value_dim;
+    std::size_t n_floats(const LayerDims& dims) const {
+        return std::size_t{queries.n_queries} * queries.n_heads * dims.value_dim;
     }
 
     Queries queries;

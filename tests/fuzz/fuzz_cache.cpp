@@ -48,10 +48,22 @@ class Life {
     Life(const std::uint8_t* data, std::size_t n) : choices_(data, n), executor_(choices_.below(1 << 30)) {
         spec_ = choices_.of(specs);
         constexpr std::uint32_t dims[] = {8, 16, 24, 32, 64, 72, 128};
-        config_.n_layers = 1 + choices_.below(2);
-        config_.n_kv_heads = 1 + choices_.below(3);
-        config_.key_dim = choices_.of(dims);
-        config_.value_dim = choices_.of(dims);
+        const auto any_shape = [&] {
+            const std::uint32_t n_heads = 1 + choices_.below(3), key_dim = choices_.of(dims);
+            return LayerDims{n_heads, key_dim, choices_.of(dims)};
+        };
+        config_.n_layers = 1 + choices_.below(most_layers);
+        std::fill_n(dims_, config_.n_layers, any_shape());
+        if (config_.n_layers > 1 && choices_.one_in(2)) {  // they differ, and may lack keys
+            kept_ = choices_.below(config_.n_layers);
+            for (std::uint32_t i = 0; i < config_.n_layers; ++i)
+                dims_[i] = i != kept_ && choices_.one_in(3) ? LayerDims{} : any_shape();
+            config_.dims = dims_;
+        } else {
+            config_.n_kv_heads = dims_[0].n_kv_heads;
+            config_.key_dim = dims_[0].key_dim;
+            config_.value_dim = dims_[0].value_dim;
+        }
         config_.max_tokens = 100 + choices_.below(900);
         (void)parse_spec(spec_.c_str(), &config_.spec).ok();
         constexpr std::uint32_t spreads[] = {0, 1, 3, 16, 1000};
@@ -64,11 +76,16 @@ class Life {
         if (choices_.one_in(2)) {
             for (double& f : frequencies_)
                 f = 3.0 * std::exp(-0.3 * static_cast<double>(&f - frequencies_));
-            config_.rope = {frequencies_, 1 + choices_.below(config_.key_dim / 2), choices_.one_in(2)};
+            std::uint32_t least_dim = 1024;
+            for (std::uint32_t i = 0; i < config_.n_layers; ++i) {
+                if (dims_[i].has_keys()) least_dim = std::min(least_dim, dims_[i].key_dim);
+            }
+            config_.rope = {frequencies_, 1 + choices_.below(least_dim / 2), choices_.one_in(2)};
             ropes_.assign(config_.n_layers, config_.rope);
             is_told_ = choices_.one_in(2);
             if (is_told_) {  // the layers differ, and the configuration need not know
-                ropes_.back().n_pairs = choices_.below(config_.rope.n_pairs + 1);
+                for (std::uint32_t i = 1; i < config_.n_layers; ++i)
+                    ropes_[i].n_pairs = choices_.below(dims_[i].key_dim / 2 + 1);
                 if (choices_.one_in(2)) config_.rope = {};
             }
         }
@@ -124,11 +141,11 @@ class Life {
             case 7:
                 return choices_.one_in(6) ? reset() : forget();
             case 8:
-                if (config_.workspace != nullptr) return attend_batch(choices_.below(config_.n_layers));
+                if (config_.workspace != nullptr) return attend_batch(any_layer());
                 [[fallthrough]];
             case 9:
             case 10:
-                return attend(choices_.below(config_.n_layers));
+                return attend(any_layer());
             default:
                 return append();
         }
@@ -164,14 +181,20 @@ class Life {
         const std::uint32_t n = 1 + choices_.below(choices_.one_in(3) ? 200 : 6);
         const std::uint32_t pattern = choices_.below(14);
         for (std::uint32_t layer = 0; layer < config_.n_layers; ++layer) {
-            std::vector<float> keys(std::size_t{n} * key_row()), values(std::size_t{n} * value_row());
+            const LayerDims& dims = dims_[layer];
+            if (!dims.has_keys()) {
+                append_to_none(layer);
+                continue;
+            }
+            const std::size_t n_key = key_row(layer), n_value = value_row(layer);
+            std::vector<float> keys(n * n_key), values(n * n_value);
             for (float& x : keys)
                 x = entry(pattern);
             for (float& x : values)
                 x = entry(pattern);
             const Code code = on_both("append", [&](Cache* cache, Executor& executor) {
-                return cache->append(layer, {keys.data(), key_row(), config_.key_dim},
-                                     {values.data(), value_row(), config_.value_dim}, n, executor);
+                return cache->append(layer, {keys.data(), n_key, dims.key_dim},
+                                     {values.data(), n_value, dims.value_dim}, n, executor);
             });
             PlainLayer& plain = layers_[layer];
             const bool fits = plain.tokens.size() + n <= config_.max_tokens;
@@ -181,7 +204,7 @@ class Life {
                     const auto from = x.begin() + static_cast<std::ptrdiff_t>(t * width);
                     return std::vector<double>(from, from + static_cast<std::ptrdiff_t>(width));
                 };
-                plain.tokens.push_back({row(keys, key_row()), row(values, value_row())});
+                plain.tokens.push_back({row(keys, n_key), row(values, n_value)});
                 for (const std::vector<double>* x : {&plain.tokens.back().key, &plain.tokens.back().value}) {
                     for (const double y : *x)
                         plain.squares += y * y;
@@ -190,11 +213,29 @@ class Life {
         }
         most_tokens_ = std::max(most_tokens_, n_tokens());
         // What comes as a prompt is attended before it is compressed and a window leaves it.
-        attend(choices_.below(config_.n_layers));
+        attend(any_layer());
+    }
+
+    // Of a layer without keys.
+    void append_to_none(std::uint32_t layer) {
+        const float x = 1.0f;
+        float out = 0.0f;
+        const Code code = on_both("append", [&](Cache* cache, Executor& executor) {
+            return cache->append(layer, {&x, 0, 0}, {&x, 0, 0}, 1, executor);
+        });
+        Queries queries;
+        queries.data = &x;
+        queries.n_queries = queries.n_heads = 1;
+        const Code asked = on_both("attend", [&](Cache* cache, Executor& executor) {
+            return cache->attend(layer, queries, &out, 1, executor);
+        });
+        EXPECT(code == Code::no_keys && asked == Code::no_keys, "a layer without keys gave %s and %s",
+               code_name(code), code_name(asked));
     }
 
     void append_bad() {
-        std::vector<float> keys(key_row(), 1.0f), values(value_row(), 1.0f);
+        const LayerDims& dims = dims_[kept_];
+        std::vector<float> keys(key_row(kept_), 1.0f), values(value_row(kept_), 1.0f);
         const std::pair<float, Code> bad[] = {{NAN, Code::non_finite},
                                               {INFINITY, Code::non_finite},
                                               {-INFINITY, Code::non_finite},
@@ -204,8 +245,8 @@ class Life {
         one[choices_.below(static_cast<std::uint32_t>(one.size()))] = x;
         if (n_tokens() == config_.max_tokens) return;
         const Code code = on_both("append", [&](Cache* cache, Executor& executor) {
-            return cache->append(0, {keys.data(), key_row(), config_.key_dim},
-                                 {values.data(), value_row(), config_.value_dim}, 1, executor);
+            return cache->append(kept_, {keys.data(), keys.size(), dims.key_dim},
+                                 {values.data(), values.size(), dims.value_dim}, 1, executor);
         });
         EXPECT(code == expected, "%g gave %s", static_cast<double>(x), code_name(code));
     }
@@ -250,8 +291,9 @@ class Life {
             "truncate", [&](Cache* cache, Executor&) { return cache->truncate(n - cut, &lossless[i++]); });
         EXPECT(code == expected && lossless[0] == lossless[1], "truncate gave %s", code_name(code));
         if (code != Code::ok) return;
-        for (PlainLayer& layer : layers_)
-            layer.tokens.resize(n - cut);
+        for (std::uint32_t i = 0; i < config_.n_layers; ++i) {
+            if (dims_[i].has_keys()) layers_[i].tokens.resize(n - cut);
+        }
     }
 
     void remove() {
@@ -260,8 +302,8 @@ class Life {
         const std::uint64_t first = choices_.below(static_cast<std::uint32_t>(n));
         const std::uint64_t cut =
             1 + choices_.below(static_cast<std::uint32_t>(std::min<std::uint64_t>(n - first, 60)));
-        for (const PlainLayer& layer : layers_) {
-            if (layer.tokens.size() != n) return;
+        for (std::uint32_t i = 0; i < config_.n_layers; ++i) {
+            if (dims_[i].has_keys() && layers_[i].tokens.size() != n) return;
         }
         const Code expected = expected_of_cut(n - cut, first, first + cut);
         const Code code = on_both("remove", [&](Cache* cache, Executor&) {
@@ -270,12 +312,13 @@ class Life {
         EXPECT(code == expected, "remove gave %s", code_name(code));
         if (code != Code::ok) return;
         for (std::size_t i = 0; i < layers_.size(); ++i) {
+            if (!dims_[i].has_keys()) continue;
             PlainLayer& layer = layers_[i];
             const RopeConfig& rope = ropes_[i];
             const auto at = layer.tokens.begin() + static_cast<std::ptrdiff_t>(first);
             layer.tokens.erase(at, at + static_cast<std::ptrdiff_t>(cut));
             for (std::size_t t = first; t < layer.tokens.size(); ++t)
-                turn_key(config_, rope, -static_cast<double>(cut), &layer.tokens[t].key);
+                turn_key(dims_[i], rope, -static_cast<double>(cut), &layer.tokens[t].key);
             layer.turned |= rope.n_pairs > 0;
         }
     }
@@ -306,7 +349,7 @@ class Life {
         EXPECT(cache_->fork(&other).ok(), "no fork");
         if (choices_.one_in(2)) std::swap(other, cache_);
         if (n_tokens() > 0 && choices_.one_in(2)) (void)other->truncate(n_tokens() / 2).ok();
-        (void)other->compress(0, executor_).ok();
+        (void)other->compress(kept_, executor_).ok();
         if (choices_.one_in(3)) other->reset();
     }
 
@@ -347,13 +390,14 @@ class Life {
     void read(std::uint32_t layer, std::vector<float>* keys, std::vector<float>* values) {
         const std::uint64_t n = layers_[layer].tokens.size();
         const std::uint64_t gap = n_sinks(layer), gap_end = gap + n_forgotten(layer);
-        keys->assign(n * key_row(), 0.0f);
-        values->assign(n * value_row(), 0.0f);
+        const std::size_t n_key = key_row(layer), n_value = value_row(layer);
+        keys->assign(n * n_key, 0.0f);
+        values->assign(n * n_value, 0.0f);
         const auto part = [&](std::uint64_t first, std::uint64_t end) {
             if (first >= end) return;
-            float *k = keys->data() + first * key_row(), *v = values->data() + first * value_row();
-            const Status status = cache_->read(layer, first, end - first, k, (end - first) * key_row(), v,
-                                               (end - first) * value_row());
+            float *k = keys->data() + first * n_key, *v = values->data() + first * n_value;
+            const Status status =
+                cache_->read(layer, first, end - first, k, (end - first) * n_key, v, (end - first) * n_value);
             EXPECT(status.ok(), "%s", status.message());
         };
         part(0, gap);
@@ -388,10 +432,10 @@ class Life {
             };
             for (std::size_t t = 0; t < plain.tokens.size(); ++t) {
                 if (t >= gap && t < gap_end) continue;
-                for (std::size_t c = 0; c < key_row(); ++c)
-                    compare(plain.tokens[t].key[c], keys[t * key_row() + c], t, c);
-                for (std::size_t c = 0; c < value_row(); ++c)
-                    compare(plain.tokens[t].value[c], values[t * value_row() + c], t, c);
+                for (std::size_t c = 0; c < key_row(layer); ++c)
+                    compare(plain.tokens[t].key[c], keys[t * key_row(layer) + c], t, c);
+                for (std::size_t c = 0; c < value_row(layer); ++c)
+                    compare(plain.tokens[t].value[c], values[t * value_row(layer) + c], t, c);
             }
             // Spikes among small entries cost a trellis several times their squares; those that are gone
             // still had a part in the scales of others.
@@ -415,9 +459,9 @@ class Life {
     void attend(std::uint32_t layer) {
         const std::uint64_t n = layers_[layer].tokens.size();
         if (n == 0) return;
-        const Asked asked(choices_, config_, n);
+        const Asked asked(choices_, dims_[layer], n);
         const Queries& queries = asked.queries;
-        const std::size_t room = asked.n_floats(config_);
+        const std::size_t room = asked.n_floats(dims_[layer]);
         std::vector<float> outs[2];
         std::size_t i = 0;
         const Code code = on_both("attend", [&](Cache* cache, Executor& executor) {
@@ -444,10 +488,10 @@ class Life {
         bool lacks = false;
         for (std::size_t i = 0; i < n_requests; ++i) {
             if (i > 1) EXPECT(cache_->fork(&forks[i]).ok(), "no fork");
-            if (i != 1) asked[i] = Asked(choices_, config_, n);
+            if (i != 1) asked[i] = Asked(choices_, dims_[layer], n);
             const Asked& one = asked[i == 1 ? 0 : i];
             lacks |= sees_forgotten(layer, one.queries);
-            outs[i].assign(one.n_floats(config_), NAN);
+            outs[i].assign(one.n_floats(dims_[layer]), NAN);
             Cache* cache = i == 0 ? cache_.get() : i == 1 ? twin_.get() : forks[i].get();
             requests[i] = {cache, one.queries, outs[i].data(), outs[i].size()};
         }
@@ -488,14 +532,14 @@ class Life {
         const std::uint64_t window = config_.windows == nullptr ? 0 : config_.windows[layer];
         if (window > 0) seen.window = seen.window == 0 ? window : std::min(seen.window, window);
         const std::uint64_t gap = n_sinks(layer), gap_end = gap + n_forgotten(layer);
-        const PlainAttention plain = {config_, seen, keys, values, n, gap, gap_end, noise_};
+        const PlainAttention plain = {dims_[layer], seen, keys, values, n, gap, gap_end, noise_};
         std::vector<double> expected;
         for (std::uint32_t query = 0; query < queries.n_queries; ++query) {
             for (std::uint32_t head = 0; head < queries.n_heads; ++head) {
                 double margin;
                 plain.attend(query, head, &expected, &margin);
                 if (queries.negligible > 0.0f) margin += 1e-2 * (1.0 + most_ever_);
-                for (std::uint32_t c = 0; c < config_.value_dim; ++c, ++found) {
+                for (std::uint32_t c = 0; c < dims_[layer].value_dim; ++c, ++found) {
                     EXPECT(std::fabs(static_cast<double>(*found) - expected[c]) <= margin,
                            "%s at %s: query %u, head %u, channel %u of %llu tokens is %g, expected %g, "
                            "margin %g",
@@ -507,9 +551,18 @@ class Life {
         }
     }
 
-    std::uint64_t n_tokens() const { return layers_[0].tokens.size(); }
-    std::size_t key_row() const { return std::size_t{config_.n_kv_heads} * config_.key_dim; }
-    std::size_t value_row() const { return std::size_t{config_.n_kv_heads} * config_.value_dim; }
+    std::uint64_t n_tokens() const { return layers_[kept_].tokens.size(); }
+    std::size_t key_row(std::uint32_t layer) const {
+        return std::size_t{dims_[layer].n_kv_heads} * dims_[layer].key_dim;
+    }
+    std::size_t value_row(std::uint32_t layer) const {
+        return std::size_t{dims_[layer].n_kv_heads} * dims_[layer].value_dim;
+    }
+    // With keys.
+    std::uint32_t any_layer() {
+        const std::uint32_t layer = choices_.below(config_.n_layers);
+        return dims_[layer].has_keys() ? layer : kept_;
+    }
 
     Choices choices_;
     StrangeExecutor executor_;
@@ -517,7 +570,10 @@ class Life {
     double frequencies_[64] = {};
     std::vector<RopeConfig> ropes_;  // of the layers
     bool is_told_ = false;           // removals are told them
-    std::uint32_t windows_[2] = {};
+    static constexpr std::uint32_t most_layers = 3;
+    std::uint32_t windows_[most_layers] = {};
+    LayerDims dims_[most_layers] = {};
+    std::uint32_t kept_ = 0;  // a layer with keys
     CacheConfig config_;
     std::unique_ptr<Workspace> workspace_;  // outlives the caches
     std::unique_ptr<Cache> cache_, twin_;

@@ -25,33 +25,40 @@ void seal(std::vector<std::uint8_t>* bytes) {
     if (bytes->size() < sizeof(StateHeader)) return;
     StateHeader header;
     std::memcpy(&header, bytes->data(), sizeof(header));
-    header.version = state_version;
+    const bool has_dims = header.version == state_dims_version;
+    if (!has_dims) header.version = state_version;
     header.byte_order = state_byte_order;
     header.n_bytes = bytes->size();
     std::memcpy(header.magic, state_magic, sizeof(state_magic));
-    const std::size_t most = (bytes->size() - sizeof(header)) / sizeof(StateSection);
+    const std::size_t dims_room = has_dims ? state_dims_bytes(header.n_layers) : 0;
+    const std::size_t table_at = sizeof(header) + std::min(dims_room, bytes->size() - sizeof(header));
+    const std::size_t most = (bytes->size() - table_at) / sizeof(StateSection);
     const std::size_t n = header.n_sections <= most ? header.n_sections : 0;
     for (std::size_t i = 0; i < n; ++i) {
         StateSection section;
-        std::uint8_t* at = bytes->data() + sizeof(header) + i * sizeof(section);
+        std::uint8_t* at = bytes->data() + table_at + i * sizeof(section);
         std::memcpy(&section, at, sizeof(section));
         if (section.offset > bytes->size() || section.n_bytes > bytes->size() - section.offset) continue;
         section.checksum = xxh64(bytes->data() + section.offset, section.n_bytes);
         std::memcpy(at, &section, sizeof(section));
     }
-    header.table_checksum = xxh64(bytes->data() + sizeof(header), n * sizeof(StateSection));
+    header.table_checksum = xxh64(bytes->data() + table_at, n * sizeof(StateSection));
+    if (has_dims && table_at == sizeof(header) + dims_room)
+        header.dims_checksum = xxh64(bytes->data() + sizeof(header), header.n_layers * sizeof(LayerDims));
     header.checksum = xxh64(&header, offsetof(StateHeader, checksum));
     std::memcpy(bytes->data(), &header, sizeof(header));
 }
 
 void use(Cache* cache) {
     const CacheConfig& config = cache->config();
-    const std::vector<float> row(std::size_t{config.n_kv_heads} * std::max(config.key_dim, config.value_dim),
-                                 0.5f);
-    const Rows keys = {row.data(), 0, config.key_dim}, values = {row.data(), 0, config.value_dim};
-    std::vector<float> out(std::size_t{config.n_kv_heads} * config.value_dim);
-    Queries queries = {row.data(), 0, config.key_dim, 1, config.n_kv_heads, 0.3f, true};
     for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
+        const LayerDims dims = config.dims_of(layer);
+        if (!dims.has_keys()) continue;
+        const std::vector<float> row(std::size_t{dims.n_kv_heads} * std::max(dims.key_dim, dims.value_dim),
+                                     0.5f);
+        const Rows keys = {row.data(), 0, dims.key_dim}, values = {row.data(), 0, dims.value_dim};
+        std::vector<float> out(std::size_t{dims.n_kv_heads} * dims.value_dim);
+        const Queries queries = {row.data(), 0, dims.key_dim, 1, dims.n_kv_heads, 0.3f, true};
         if (cache->n_tokens(layer) > 0 &&
             cache->attend(layer, queries, out.data(), out.size(), serial_executor()).ok()) {
             for (const float x : out) {
@@ -68,7 +75,16 @@ void use(Cache* cache) {
     if (!cache->fork(&fork).ok()) return;
     (void)fork->remove(2, 7).ok();
     (void)fork->truncate(20).ok();
-    (void)cache->attend(0, queries, out.data(), out.size(), serial_executor()).ok();
+}
+
+// Of a token of any layer.
+std::uint64_t most_floats(const CacheConfig& config) {
+    std::uint64_t most = 0;
+    for (std::uint32_t i = 0; i < config.n_layers; ++i) {
+        const LayerDims dims = config.dims_of(i);
+        most = std::max(most, dims.n_kv_heads * (std::uint64_t{dims.key_dim} + dims.value_dim));
+    }
+    return most;
 }
 
 // Gives the bytes in pieces, whose lengths follow from them.
@@ -126,8 +142,7 @@ void load(const std::uint8_t* bytes, std::size_t n_bytes, bool later) {
         if (verify_state(path, serial_executor(), &verified).ok() && !inspected.ok()) std::abort();
         // No frequencies are in the file; a shape that takes gigabytes is not what is tested here.
         if (inspected.ok() && info.config.rope.n_pairs == 0 && info.config.n_layers <= 8 &&
-            info.config.max_tokens <= 100000 &&
-            std::uint64_t{info.config.n_kv_heads} * (info.config.key_dim + info.config.value_dim) <= 4096) {
+            info.config.max_tokens <= 100000 && most_floats(info.config) <= 4096) {
             LoadOptions options;
             options.model = info.model;
             options.loading = later ? StateLoading::map : StateLoading::copy;

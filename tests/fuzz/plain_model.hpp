@@ -22,10 +22,9 @@ struct PlainLayer {
 };
 
 // Keys that move by `shift` tokens.
-inline void turn_key(const CacheConfig& config, const RopeConfig& rope, double shift,
-                     std::vector<double>* key) {
-    for (std::uint32_t head = 0; head < config.n_kv_heads; ++head) {
-        double* x = key->data() + std::size_t{head} * config.key_dim;
+inline void turn_key(const LayerDims& dims, const RopeConfig& rope, double shift, std::vector<double>* key) {
+    for (std::uint32_t head = 0; head < dims.n_kv_heads; ++head) {
+        double* x = key->data() + std::size_t{head} * dims.key_dim;
         for (std::uint32_t i = 0; i < rope.n_pairs; ++i) {
             double& a = x[rope.interleaved ? 2 * i : i];
             double& b = x[rope.interleaved ? 2 * i + 1 : i + rope.n_pairs];
@@ -40,7 +39,7 @@ inline void turn_key(const CacheConfig& config, const RopeConfig& rope, double s
 // Attention of one query row over rows [n_tokens, n_kv_heads, dim] as a cache reads them, and how far an
 // output may be from it.
 struct PlainAttention {
-    const CacheConfig& config;
+    const LayerDims& dims;
     const Queries& queries;
     const std::vector<float>&keys, &values;
     std::uint64_t n_tokens;
@@ -49,33 +48,33 @@ struct PlainAttention {
 
     // out [value_dim] in double; *margin is how far off each entry may be.
     void attend(std::uint32_t query, std::uint32_t head, std::vector<double>* out, double* margin) const {
-        const std::uint32_t kv_head = head / (queries.n_heads / config.n_kv_heads);
+        const std::uint32_t kv_head = head / (queries.n_heads / dims.n_kv_heads);
         const float* q = queries.data + query * queries.query_stride + head * queries.head_stride;
         const std::uint64_t end = queries.causal ? n_tokens - (queries.n_queries - 1 - query) : n_tokens;
         const std::uint64_t first = queries.window > 0 && end > queries.window ? end - queries.window : 0;
         const bool has_sink = queries.sinks != nullptr && std::isfinite(queries.sinks[head]);
         double most = has_sink ? static_cast<double>(queries.sinks[head]) : -HUGE_VAL;
         double largest_query = 0.0, largest_key = 0.0, largest_rule = 0.0, low = 0.0, high = 0.0;
-        for (std::uint32_t c = 0; c < config.key_dim; ++c)
+        for (std::uint32_t c = 0; c < dims.key_dim; ++c)
             largest_query = std::max(largest_query, std::fabs(static_cast<double>(q[c])));
         std::vector<double> scores(end, -HUGE_VAL);
         for (std::uint64_t t = first; t < end; ++t) {
             if (t >= gap_first && t < gap_end) continue;
-            const float* k = keys.data() + (t * config.n_kv_heads + kv_head) * config.key_dim;
+            const float* k = keys.data() + (t * dims.n_kv_heads + kv_head) * dims.key_dim;
             double score = 0.0;
-            for (std::uint32_t c = 0; c < config.key_dim; ++c) {
+            for (std::uint32_t c = 0; c < dims.key_dim; ++c) {
                 score += static_cast<double>(q[c]) * static_cast<double>(k[c]);
                 largest_key = std::max(largest_key, std::fabs(static_cast<double>(k[c])));
             }
             scores[t] = rule(score * static_cast<double>(queries.scale), query, head, t, end, &largest_rule);
             most = std::max(most, scores[t]);
-            const float* v = values.data() + (t * config.n_kv_heads + kv_head) * config.value_dim;
-            for (std::uint32_t c = 0; c < config.value_dim; ++c) {
+            const float* v = values.data() + (t * dims.n_kv_heads + kv_head) * dims.value_dim;
+            for (std::uint32_t c = 0; c < dims.value_dim; ++c) {
                 low = std::min(low, static_cast<double>(v[c]));
                 high = std::max(high, static_cast<double>(v[c]));
             }
         }
-        out->assign(config.value_dim, 0.0);
+        out->assign(dims.value_dim, 0.0);
         *margin = 0.0;
         if (most == -HUGE_VAL) return;
         double sum = has_sink ? std::exp(static_cast<double>(queries.sinks[head]) - most) : 0.0;
@@ -83,15 +82,15 @@ struct PlainAttention {
             if (scores[t] == -HUGE_VAL) continue;
             const double weight = std::exp(scores[t] - most);
             sum += weight;
-            const float* v = values.data() + (t * config.n_kv_heads + kv_head) * config.value_dim;
-            for (std::uint32_t c = 0; c < config.value_dim; ++c)
+            const float* v = values.data() + (t * dims.n_kv_heads + kv_head) * dims.value_dim;
+            for (std::uint32_t c = 0; c < dims.value_dim; ++c)
                 (*out)[c] += weight * static_cast<double>(v[c]);
         }
         for (double& x : *out)
             x /= sum;
         // Scores that are off by so much change no weight by more than this factor, and no output by more
         // than the values reach.
-        double off = noise * largest_query * largest_key * config.key_dim *
+        double off = noise * largest_query * largest_key * dims.key_dim *
                      std::fabs(static_cast<double>(queries.scale));
         off = std::min(off, 1e300) + 0x1p-19 * (largest_rule + std::min(std::fabs(most), 1e300));
         *margin = (high - low) * (std::min(std::expm1(std::min(2.0 * off, 10.0)), 1.0) + 20.0 * noise + 1e-5);
