@@ -1,0 +1,80 @@
+"""Arrays as the library takes them, without a copy where it can."""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Sequence, Union
+
+import numpy as np
+
+from ._gearkv import ffi
+
+Array = np.ndarray
+Tokens = Union[Sequence[int], np.ndarray]
+
+
+def floats(values: Any, name: str, n_axes: Sequence[int]) -> Array:
+    """A float32 array of one of these numbers of axes, whose last axis is contiguous: `values` itself if it is
+    one, else a copy. float16, bfloat16 and float64 are converted."""
+    array = np.asarray(values)
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{name} of type {array.dtype}, expected float32, float16, bfloat16 or float64")
+    if array.ndim not in n_axes:
+        raise ValueError(f"{name} of shape {array.shape}, expected {' or '.join(map(str, n_axes))} axes")
+    if array.dtype != np.float32:
+        # What float32 cannot hold becomes Inf, and that is refused.
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+    usable = all(
+        n <= 1 or (stride > 0 and stride % 4 == 0) for n, stride in zip(array.shape, array.strides)
+    )
+    usable = usable and array.ctypes.data % 4 == 0 and (array.shape[-1] <= 1 or array.strides[-1] == 4)
+    return array if usable else np.ascontiguousarray(array)
+
+
+def stride(array: Array, axis: int) -> int:
+    """In floats; of an axis of one element what it would be if it had more."""
+    if array.shape[axis] > 1:
+        return array.strides[axis] // 4
+    n = 1
+    for length in array.shape[axis + 1 :]:
+        n *= length
+    return n
+
+
+def pointer(array: Array) -> Any:
+    return ffi.cast("float*", array.ctypes.data)
+
+
+def output(out: Optional[Array], shape: tuple[int, ...]) -> Array:
+    """`out` if it can be written to as it is, a new array if there is none."""
+    if out is None:
+        return np.empty(shape, np.float32)
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
+        raise ValueError(f"out must be a float32 array of shape {shape}")
+    if not out.flags.c_contiguous or not out.flags.writeable or not out.flags.aligned:
+        raise ValueError("out must be contiguous, aligned and writable")
+    return out
+
+
+def rows(array: Array) -> Any:
+    """A view of [tokens, heads, channels]; valid as long as the array."""
+    view = ffi.new("gearkv_rows*")
+    view.data = pointer(array)
+    view.token_stride = stride(array, 0)
+    view.head_stride = stride(array, 1)
+    return view
+
+
+def tokens(values: Tokens, name: str = "tokens") -> Array:
+    array = np.asarray(values)
+    if array.size == 0:
+        return np.empty(0, np.int32)
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise TypeError(f"{name} must be a sequence of integers")
+    if array.min() < -(2**31) or array.max() >= 2**31:
+        raise ValueError(f"{name} beyond 32 bits")
+    return np.ascontiguousarray(array, np.int32)
+
+
+def token_pointer(array: Array) -> Any:
+    return ffi.cast("gearkv_token*", array.ctypes.data)
