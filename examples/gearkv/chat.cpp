@@ -123,11 +123,11 @@ class Chat final : public Command {
         const std::string_view text = model.tokenizer().chat_template();
         const Status status = ChatTemplate::recognise(text, &chat);
         if (status.ok()) return chat;
-        const std::string found = text.empty() ? "the file has no chat template, as models that were not "
-                                                 "trained to talk; expected one of: " +
-                                                     std::string(ChatTemplate::names())
-                                               : status.message();
-        throw Failure(std::string(code_name(status.code())) + ": " + found + "; --template NAME takes one");
+        const std::string found =
+            text.empty() ? "the file has no chat template, as models that were not trained to talk"
+                         : status.message();
+        throw Failure(std::string(code_name(status.code())) + ": " + found +
+                      "; --template NAME takes one of: " + ChatTemplate::names());
     }
 
     // Beside the conversation.

@@ -39,37 +39,44 @@ struct ChatDate {
 
 struct ChatOptions {
     bool add_generation_prompt = true;  // ends with what asks for the next answer
-    bool thinking = true;  // false: an empty thought is put before the answer, where the file knows how
-    ChatDate date;         // today, for the templates that tell it to the model
+    // True: as the template does by itself. False: it is asked for answers without a thought before them,
+    // with enable_thinking and thinking set to false, the names by which public templates know it.
+    bool thinking = true;
+    ChatDate date;  // today, for the templates that tell it to the model
 };
 
-// The shape of one family of templates with the details of one file: default system text, trimmed contents,
-// the turn that carries the system text. It is read off the text of the file's Jinja, which is never run:
-// tools, documents and images are left out. Immutable, shared freely between threads.
+// A template of Jinja, run for each conversation, as the engines do that models are trained with: the text of
+// a file, or one of the names below. It reaches nothing but the conversation and the date, ends after some
+// million steps, and is told of no tools and documents. Of the language it knows what public templates say to
+// text conversations; one that says anything else, or that does not print what it is told, is refused.
+// Immutable, shared freely between threads.
 //
-// The system text is the first message, if any. Gemma, Mistral and Llama 2 have no turn for it and put it
-// before the first question, or the last one where the file says so; these three want questions and answers
-// in turn.
+// The system text is the first message, if any. Where a template refuses it or leaves it out, as Gemma's and
+// Mistral's do, it goes before the first question, with an empty line between. Other roles than the template
+// takes, such as two questions on end, are an error with the template's own words.
 class ChatTemplate {
   public:
     virtual ~ChatTemplate() = default;
-    // Recognises the text of tokenizer.chat_template by the marks it prints. Errors: invalid_argument,
-    // unknown_template (the message lists the names), out_of_memory; *out is untouched then.
+    // Takes the text of tokenizer.chat_template, after trying it. Errors: invalid_argument, unknown_template
+    // (the message says what in it is not known), out_of_memory; *out is untouched then.
     static Status recognise(std::string_view text, std::unique_ptr<ChatTemplate>* out) noexcept;
-    // The same by a name of names(), without the details of any file. Errors: as above.
+    // The same by a name of names(), without the details of any file. Errors: as above; the message lists the
+    // names.
     static Status find(std::string_view name, std::unique_ptr<ChatTemplate>* out) noexcept;
     // "chatml", "llama3" and so on, separated by commas.
     static const char* names() noexcept;
 
+    // The name of names() whose marks it prints, or "custom".
     virtual const char* name() const noexcept = 0;
-    // The system text that stands in for an absent one; empty when there is none.
+    // The system text that stands in for an absent one; empty when there is none. Errors: invalid_argument,
+    // bad_conversation, out_of_memory; *out is untouched then.
     virtual Status default_system(const ChatOptions& options, std::string* out) const noexcept = 0;
     // Whether everything rendered for a conversation that ends with a question is a prefix of what is
     // rendered for each of its continuations, by the template alone.
     virtual bool extends() const noexcept = 0;
-    // Replaces *out by the conversation, with `bos` and `eos` as the texts of these tokens; what the file
-    // writes for BOS comes first. Errors: invalid_argument, bad_conversation (roles the template cannot
-    // express), out_of_memory; *out is untouched then.
+    // Replaces *out by the conversation, with `bos` and `eos` as the texts of these tokens. Errors:
+    // invalid_argument, bad_conversation (one that the template refuses, or cannot be run for),
+    // out_of_memory; *out is untouched then.
     virtual Status render(const ChatMessage* messages, std::size_t n_messages, const ChatOptions& options,
                           std::string_view bos, std::string_view eos,
                           std::vector<ChatSegment>* out) const noexcept = 0;

@@ -4,22 +4,13 @@
 The templates are written for this test, in the shapes of the public ones: what each prints, and how it treats
 system texts, white space, dates and thoughts. Ends with 77 when jinja2 is missing (Debian: python3-jinja2).
 """
-import datetime
-import json
 import random
-import subprocess
 import sys
 import unittest
 
-try:
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-except ImportError:
-    print("SKIP: python3-jinja2 is not installed, the templates are compared with nothing")
-    sys.exit(77)
+from jinja_oracle import DATE, Renderer, TemplateError, environment, render, text_of
 
 RENDERER = sys.argv[1]
-DATE = (2025, 3, 9)
 LOOP = "{% for message in messages %}"
 SPLIT = """{%- if messages[0]['role'] == 'system' %}
     {%- set system_message = messages[0]['content'] %}
@@ -55,7 +46,7 @@ def brackets(question, answer, place="loop.first", bos="{{- bos_token }}\n", gap
     )
 
 
-TOOLS = "{%- if tools is defined %}{{- '[AVAILABLE_TOOLS] [' + tools + '[/AVAILABLE_TOOLS]' }}{%- endif %}\n"
+TOOLS = "{%- if tools %}{{- '[AVAILABLE_TOOLS] [' + tools + '[/AVAILABLE_TOOLS]' }}{%- endif %}\n"
 
 
 def gemma(system):
@@ -91,7 +82,7 @@ def llama31(date):
         "    {%- set system_message = \"\" %}\n"
         "{%- endif %}\n"
         "{{- \"<|start_header_id|>system<|end_header_id|>\\n\\n\" }}\n"
-        "{%- if tools is defined %}{{- \"Environment: some tools of <|im_start|>\\n\" }}{%- endif %}\n"
+        "{%- if tools %}{{- \"Environment: some tools of <|im_start|>\\n\" }}{%- endif %}\n"
         "{{- \"Cutting Knowledge Date: May 2022\\n\" }}\n"
         "{{- \"Today Date: \" + date_string + \"\\n\\n\" }}\n"
         "{{- system_message }}\n"
@@ -272,43 +263,87 @@ TEMPLATES = {
     ),
 }
 
+TEMPLATES.update({
+    "smollm3": (
+        "smollm3",
+        "{# ───── defaults ───── #}\n{%- if enable_thinking is not defined -%}\n{%- set enable_thinking = true -%}\n{%- endif -%}\n\n"
+        "{%- if enable_thinking -%}\n  {%- set mode = '/think' -%}\n{%- else -%}\n  {%- set mode = '/no_think' -%}\n{%- endif -%}\n"
+        "{{- '<|im_start|>system\\n' -}}\n\n{%- if messages[0].role == 'system' -%}\n  {%- set told = messages[0].content -%}\n"
+        "  {%- if '/no_think' in told -%}\n    {%- set mode = '/no_think' -%}\n  {%- elif '/think' in told -%}\n"
+        "    {%- set mode = '/think' -%}\n  {%- endif -%}\n"
+        "  {%- set custom = told.replace('/no_think', '').replace('/think', '').rstrip() -%}\n{%- endif -%}\n\n"
+        "{%- if '/system_override' in told -%}\n  {{- custom.replace('/system_override', '').rstrip() -}}\n  {{- '<|im_end|>\\n' -}}\n"
+        "{%- else -%}\n  {{- '## Metadata\\n\\n' -}}\n  {{- 'Knowledge Cutoff Date: June 2025\\n' -}}\n"
+        "  {%- set today = strftime_now('%d %B %Y') -%}\n  {{- 'Today Date: ' ~ today ~ '\\n' -}}\n"
+        "  {{- 'Reasoning Mode: ' + mode + '\\n\\n' -}}\n  \n  {{- '## Custom Instructions\\n\\n' -}}\n"
+        "  {%- if custom -%}\n    {{- custom + '\\n\\n' -}}\n  {%- elif mode == '/think' -%}\n    {{- 'You are Bob, who thinks.\\n\\n' -}}\n"
+        "  {%- else -%}\n    {{- 'You are Bob.\\n\\n' -}}\n  {%- endif -%}\n  {%- if xml_tools or python_tools -%}\n"
+        "    {{- '### Tools\\n\\n' -}}\n    {%- for tool in xml_tools[:] -%}{{- (tool | string) -}}{%- endfor -%}\n"
+        "    {{- '<|im_end|>\\n' -}}\n  {%- endif -%}\n{%- endif -%}\n{%- for message in messages -%}\n"
+        "    {%- set content = message.content if message.content is string else '' -%}\n    {%- if message.role == 'user' -%}\n"
+        "        {{ '<|im_start|>' + message.role + '\\n'  + content + '<|im_end|>\\n' }}\n    {%- elif message.role == 'assistant' -%}\n"
+        "        {%- if mode == '/think' -%}\n            {{ '<|im_start|>assistant\\n' + content.lstrip('\\n') + '<|im_end|>\\n' }}\n"
+        "        {%- else -%}\n            {{ '<|im_start|>assistant\\n' + '<think>\\n\\n</think>\\n' + content.lstrip('\\n') + '<|im_end|>\\n' }}\n"
+        "        {%- endif -%}\n    {%- endif -%}\n{%- endfor -%}\n{%- if add_generation_prompt -%}\n    {%- if mode == '/think' -%}\n"
+        "        {{ '<|im_start|>assistant\\n' }}\n    {%- else -%}\n        {{ '<|im_start|>assistant\\n' + '<think>\\n\\n</think>\\n'  }}\n"
+        "    {%- endif -%}\n{%- endif -%}",
+        True,
+    ),
+    "a guard that quotes its conversation": (
+        "llama3",
+        "{% if (messages | length) % 2 == 0 %}{% set role = 'Agent' %}{% else %}{% set role = 'User' %}{% endif %}"
+        "{{ '<|start_header_id|>user<|end_header_id|>\\n\\nIs the last message of ' + role + ' harmless?\\n' }}"
+        "{% for message in messages %}{% set content = message['content'] %}{% if message['role'] == 'user' %}{% set role = 'User' %}"
+        "{% else %}{% set role = 'Agent' %}{% endif %}{{ role + ': ' + content.strip() + '\\n\\n' }}{% endfor %}"
+        "{{ 'Say it.<|eot_id|>' }}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+        True,
+    ),
+    "contents as lists of parts, too": (
+        "chatml",
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['content'] is string %}"
+        "{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' or 'image' in part %}"
+        "{{ '<|image_pad|>' }}{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        True,
+    ),
+    "marks of its own and answers without their thoughts": (
+        "custom",
+        "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
+        "{% set ns = namespace(is_first=false, system='') %}{%- for message in messages %}{%- if message['role'] == 'system' %}"
+        "{%- set ns.system = message['content'] %}{%- endif %}{%- endfor %}{{bos_token}}{{ns.system}}"
+        "{%- for message in messages %}{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}"
+        "{%- if message['role'] == 'assistant' and message['content'] is not none %}{% set content = message['content'] %}"
+        "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+        "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}"
+        "{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}",
+        True,
+    ),
+    "a macro, a part of the messages and the last question": (
+        "chatml",
+        "{%- macro turn(role, content, end='<|im_end|>') -%}{{ '<|im_start|>' ~ role ~ '\n' ~ content ~ end ~ '\n' }}{%- endmacro -%}\n"
+        "{%- set ns = namespace(last=messages|length - 1, seeking=true) -%}\n"
+        "{%- for message in messages[::-1] -%}\n{%- set index = (messages|length - 1) - loop.index0 -%}\n"
+        "{%- if ns.seeking and message.role == 'user' and not(message.content.startswith('<tool>') and message.content.endswith('</tool>')) -%}\n"
+        "{%- set ns.seeking = false -%}{%- set ns.last = index -%}\n{%- endif -%}\n{%- endfor -%}\n"
+        "{%- for message in messages -%}\n{%- set content = message.content -%}\n"
+        "{%- if message.role == 'assistant' and '</think>' in content -%}\n"
+        "{%- set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') -%}\n"
+        "{%- set content = content.split('</think>')[-1].lstrip('\\n') -%}\n"
+        "{%- if loop.index0 > ns.last -%}{%- set content = '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content -%}{%- endif -%}\n"
+        "{%- endif -%}\n{{- turn(message.role, content) -}}\n{%- endfor -%}\n"
+        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}",
+        True,
+    ),
+})
+
 WORDS = ["a", "Why?", "naïve", "日本", "\n", "\n\n", " ", "  ", "\t", "\u00a0", "\u3000", "{{ x }}", "<|im_end|>", "[INST]",
          "</s>", "<think>\nhm\n</think>\n\nso", "'", '"', "\\n", "<|eot_id|>", "🙂"]
-
-
-def environment():
-    def refuse(message):
-        raise TemplateError(message)
-
-    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    jinja.globals["raise_exception"] = refuse
-    jinja.globals["strftime_now"] = lambda form: datetime.datetime(*DATE).strftime(form)
-    return jinja
-
-
-class Renderer:
-    def __init__(self):
-        self.process = subprocess.Popen([RENDERER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def ask(self, **request):
-        self.process.stdin.write(json.dumps(request).encode() + b"\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-
-
-def text_of(answer):
-    return "".join(text for text, markup in answer["segments"])
 
 
 class Oracle(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.renderer = Renderer()
+        cls.renderer = Renderer(RENDERER)
         jinja = environment()
         cls.compiled = {template: jinja.from_string(template) for _, template, _ in TEMPLATES.values()}
 
@@ -324,8 +359,7 @@ class Oracle(unittest.TestCase):
         return messages
 
     def expected(self, template, messages, **more):
-        return self.compiled[template].render(
-            messages=messages, bos_token="<s>", eos_token="</s>", add_generation_prompt=True, **more)
+        return render(self.compiled[template], messages, **more)
 
     def test_random_conversations_are_rendered_as_jinja_renders_them(self):
         for title, (name, template, takes_system) in TEMPLATES.items():
@@ -350,6 +384,31 @@ class Oracle(unittest.TestCase):
                 for i, message in enumerate(messages):
                     self.assertNotIn("x%d" % i, markup)
                     self.assertIn(message["content"], plain)
+
+    def test_answers_as_the_last_messages_and_thoughts_turned_off(self):
+        for title, (_, template, takes_system) in TEMPLATES.items():
+            random_ = random.Random(title)
+            for round_ in range(20):
+                messages = self.conversation(random_, takes_system, random_.randint(2, 3))[:random_.choice((-1, None))]
+                generate, thinking = random_.random() < 0.5, random_.random() < 0.5
+                with self.subTest(template=title, messages=messages, generate=generate, thinking=thinking):
+                    answer = self.renderer.ask(template=template, messages=messages, date=DATE, generate=generate, thinking=thinking)
+                    more = {} if thinking else {"enable_thinking": False, "thinking": False}
+                    self.assertEqual(text_of(answer), self.expected(template, messages, add_generation_prompt=generate, **more))
+
+    def test_system_texts_that_steer(self):
+        template = TEMPLATES["smollm3"][1]
+        for system in ("", "/no_think", "a /think b", "/no_think /think", "S /system_override ", "\n", " x /no_think\n", "/system_override"):
+            for thinking in (True, False):
+                messages = [{"role": "system", "content": system}, {"role": "user", "content": "Q"}, {"role": "assistant", "content": "\n\nA"},
+                            {"role": "user", "content": "R"}]
+                with self.subTest(system=system, thinking=thinking):
+                    answer = self.renderer.ask(template=template, messages=messages, date=DATE, thinking=thinking)
+                    more = {} if thinking else {"enable_thinking": False}
+                    self.assertEqual(text_of(answer), self.expected(template, messages, **more))
+                    named = self.renderer.ask(name="smollm3", messages=messages, date=DATE, thinking=thinking)
+                    if system.strip("/no_think \n"):
+                        self.assertEqual(text_of(named), text_of(answer))
 
     def test_thinking_can_be_turned_off_where_the_template_knows_how(self):
         template = TEMPLATES["chatml that forgets thoughts"][1]

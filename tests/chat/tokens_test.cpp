@@ -45,7 +45,7 @@ const char* const all_names[] = {"chatml",     "phi-4",
                                  "gemma",      "phi-3",
                                  "phi-4-mini", "zephyr",
                                  "tulu",       "llama2",
-                                 "granite"};
+                                 "granite",    "smollm3"};
 
 TokenizerPointer make(const GgufWriter& writer) {
     TokenizerPointer tokenizer;

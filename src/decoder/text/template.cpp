@@ -1,11 +1,12 @@
-// Conversations laid out in a shape.
+// Conversations through the Jinja of a file, or of a name.
 #include "decoder/text/template.hpp"
 
-#include <array>
-#include <cstdio>
+#include <algorithm>
+#include <map>
 
 #include "decoder/gguf/gguf.hpp"
 #include "decoder/gguf/guarded.hpp"
+#include "decoder/text/jinja_run.hpp"
 
 namespace gearkv {
 namespace {
@@ -13,28 +14,38 @@ namespace {
 constexpr std::size_t max_template_bytes = std::size_t{1} << 20;
 constexpr std::size_t max_messages = std::size_t{1} << 20;
 
-// White space of Unicode, as an encoded character at the front of a text; 0 bytes when there is none.
-std::size_t space_bytes(std::string_view text) {
-    const auto byte = [&](std::size_t i) {
-        return i < text.size() ? static_cast<unsigned char>(text[i]) : 0;
-    };
-    const unsigned a = byte(0), b = byte(1), c = byte(2);
-    if ((a >= 9 && a <= 13) || (a >= 28 && a <= 32)) return 1;
-    if (a == 0xc2 && (b == 0x85 || b == 0xa0)) return 2;
-    if (a == 0xe1 && b == 0x9a && c == 0x80) return 3;
-    if (a == 0xe2 && b == 0x80 && ((c >= 0x80 && c <= 0x8a) || c == 0xa8 || c == 0xa9 || c == 0xaf)) return 3;
-    if ((a == 0xe2 && b == 0x81 && c == 0x9f) || (a == 0xe3 && b == 0x80 && c == 0x80)) return 3;
-    return 0;
+const char* role_name(ChatRole role) {
+    return role == ChatRole::system ? "system" : role == ChatRole::user ? "user" : "assistant";
 }
 
-std::string_view trimmed_front(std::string_view text) {
+// Messages that tell how a template treats conversations.
+const ChatMessage probed_system = {ChatRole::system, "Rules apply"};
+const ChatMessage probed_questions[] = {
+    {ChatRole::user, "First thing"}, {ChatRole::user, "Next thing"}, {ChatRole::user, "Last thing"}};
+const ChatMessage probed_answer = {ChatRole::assistant, "Some answer"};
+const ChatMessage probed_thought = {ChatRole::assistant, "<think>\nA thought\n</think>\n\nThe answer"};
+
+// Where a message stands in what was rendered; no bytes when it does not.
+struct Span {
+    std::size_t begin = 0;
+    std::size_t end = 0;
+};
+
+std::vector<Span> find_spans(const MarkedText& text, std::size_t n_messages) {
+    std::vector<Span> spans(n_messages);
+    for (std::size_t i = 0; i < text.origins.size(); i++) {
+        if (text.origins[i] == 0) continue;
+        Span& span = spans[text.origins[i] - 1];
+        if (span.end == 0) span.begin = i;
+        span.end = i + 1;
+    }
+    return spans;
+}
+
+std::string_view trimmed(std::string_view text) {
     while (const std::size_t n = space_bytes(text)) {
         text.remove_prefix(n);
     }
-    return text;
-}
-
-std::string_view trimmed_back(std::string_view text) {
     for (bool found = true; found;) {
         found = false;
         for (std::size_t n = 1; n <= 3 && n <= text.size() && !found; n++) {
@@ -45,31 +56,28 @@ std::string_view trimmed_back(std::string_view text) {
     return text;
 }
 
-std::string format_date(const std::string& format, const ChatDate& date) {
-    static constexpr std::array<const char*, 12> months = {"January",   "February", "March",    "April",
-                                                           "May",       "June",     "July",     "August",
-                                                           "September", "October",  "November", "December"};
-    const std::string month = months[static_cast<std::size_t>(date.month - 1)];
-    std::string text;
-    for (std::size_t i = 0; i < format.size(); i++) {
-        const char kind = format[i] == '%' && i + 1 < format.size() ? format[i + 1] : '\0';
-        char number[16] = {};
-        if (kind == 'Y') std::snprintf(number, sizeof(number), "%04d", date.year);
-        if (kind == 'm') std::snprintf(number, sizeof(number), "%02d", date.month);
-        if (kind == 'd') std::snprintf(number, sizeof(number), "%02d", date.day);
-        const std::string value = kind == 'B' ? month : kind == 'b' ? month.substr(0, 3) : number;
-        if (value.empty()) {
-            text += format[i];
-        } else {
-            text += value;
-            i++;
-        }
-    }
-    return text;
+// Whether a message stands there as it was written, but for white space around it.
+bool is_whole(const MarkedText& text, const Span& span, const ChatMessage& message) {
+    const std::string_view found = std::string_view(text.bytes).substr(span.begin, span.end - span.begin);
+    const bool pure = std::all_of(text.origins.begin() + static_cast<std::ptrdiff_t>(span.begin),
+                                  text.origins.begin() + static_cast<std::ptrdiff_t>(span.end),
+                                  [&](char32_t origin) { return origin == text.origins[span.begin]; });
+    return span.end > 0 && pure && trimmed(found) == trimmed(message.content);
 }
 
-const char* role_name(ChatRole role) {
-    return role == ChatRole::system ? "system" : role == ChatRole::user ? "user" : "assistant";
+bool is_markup(const MarkedText& text, std::size_t begin, std::size_t end) {
+    return std::all_of(text.origins.begin() + static_cast<std::ptrdiff_t>(begin),
+                       text.origins.begin() + static_cast<std::ptrdiff_t>(end),
+                       [](char32_t origin) { return origin == 0; });
+}
+
+// Whether a message stands there at least once.
+bool is_told(const MarkedText& text, std::size_t index, const std::string& content) {
+    const std::u32string origins(content.size(), static_cast<char32_t>(index + 1));
+    for (std::size_t at = 0; (at = text.bytes.find(content, at)) != std::string::npos; at++) {
+        if (text.origins.compare(at, origins.size(), origins) == 0) return true;
+    }
+    return false;
 }
 
 // What a conversation is made of: text, or the tokens of an answer as they were generated.
@@ -79,143 +87,62 @@ struct Piece {
     const std::vector<Token>* tokens = nullptr;
 };
 
-class Renderer {
-  public:
-    Renderer(const ChatShape& shape, const ChatOptions& options, std::string_view bos, std::string_view eos)
-        : shape_(shape), options_(options), bos_(bos), eos_(eos) {}
-
-    std::vector<Piece> render(const ChatMessage* messages, std::size_t n) {
-        const bool has_system = messages[0].role == ChatRole::system;
-        if (shape_.writes_bos) add(bos_text, true);
-        if (shape_.system_place == SystemPlace::own_turn && !has_system) {
-            const std::string text =
-                shape_.system_prelude.with(options_.date) + shape_.default_system.with(options_.date);
-            if (shape_.always_system || !text.empty()) add_default(text);
+void add_text(const MarkedText& text, std::size_t begin, std::size_t end, std::vector<Piece>* pieces) {
+    for (std::size_t at = begin; at < end;) {
+        const bool is_markup = text.origins[at] == 0;
+        std::size_t next = at;
+        while (next < end && (text.origins[next] == 0) == is_markup) {
+            next++;
         }
-        std::size_t last_question = n;
-        for (std::size_t i = 0; i < n; i++) {
-            if (messages[i].role == ChatRole::user) last_question = i;
-        }
-        const bool merges = has_system && shape_.system_place != SystemPlace::own_turn;
-        const std::size_t merged_into = !merges                                              ? n
-                                        : shape_.system_place == SystemPlace::first_question ? 1
-                                                                                             : last_question;
-        for (std::size_t i = merges ? 1 : 0; i < n; i++) {
-            const ChatMessage& message = messages[i];
-            if (message.role == ChatRole::system) {
-                add_system(message.content, i == 0);
-            } else if (message.role == ChatRole::user) {
-                if (shape_.bos_each_turn && i > (merges ? 1u : 0u)) add(bos_text, true);
-                add_question(message.content, i == merged_into ? &messages[0].content : nullptr);
-            } else {
-                add_answer(message, i > last_question || last_question == n);
-            }
-        }
-        if (options_.add_generation_prompt) {
-            add(shape_.generation, true);
-            if (!options_.thinking) add(shape_.no_thinking, true);
-        }
-        return std::move(pieces_);
-    }
-
-  private:
-    void add(std::string_view text, bool is_markup) {
-        std::string whole;
-        for (const char c : text) {
-            if (is_markup && c == bos_mark) {
-                whole += bos_;
-            } else if (is_markup && c == eos_mark) {
-                whole += eos_;
-            } else {
-                whole += c;
-            }
-        }
-        if (whole.empty()) return;
-        if (!pieces_.empty() && pieces_.back().tokens == nullptr && pieces_.back().is_markup == is_markup) {
-            pieces_.back().text += whole;
+        const std::string_view part = std::string_view(text.bytes).substr(at, next - at);
+        const bool joins =
+            !pieces->empty() && pieces->back().tokens == nullptr && pieces->back().is_markup == is_markup;
+        if (joins) {
+            pieces->back().text += part;
         } else {
-            pieces_.push_back({std::move(whole), is_markup});
+            pieces->push_back({std::string(part), is_markup});
         }
+        at = next;
     }
+}
 
-    // The file's own text, but no markup either: no control token belongs there.
-    void add_default(std::string_view text) {
-        add(shape_.system.before, true);
-        add(text, false);
-        add(shape_.system.after, true);
-    }
-
-    void add_system(std::string_view content, bool first) {
-        add(shape_.system.before, true);
-        if (first) add(shape_.system_prelude.with(options_.date), false);
-        add(shape_.system.trim ? trimmed(content) : content, false);
-        add(shape_.system.after, true);
-    }
-
-    void add_question(std::string_view content, const std::string* system) {
-        const bool as_one = system != nullptr && shape_.trims_merged;
-        if (shape_.user.trim) content = as_one ? trimmed_back(content) : trimmed(content);
-        add(shape_.user.before, true);
-        if (system != nullptr) {
-            const bool nothing_follows = as_one && content.empty();
-            add(shape_.system.before, true);
-            add(*system, false);
-            add(nothing_follows ? trimmed_back(shape_.system.after) : shape_.system.after, true);
-        }
-        add(content, false);
-        add(shape_.user.after, true);
-    }
-
-    void add_answer(const ChatMessage& message, bool is_last) {
-        std::string_view content = message.content;
-        const std::size_t thought = content.rfind(thought_end);
-        const bool forgets = shape_.forgets_thoughts && !is_last && thought != content.npos;
-        if (forgets) {
-            content.remove_prefix(thought + thought_end.size());
-            content.remove_prefix(std::min(content.find_first_not_of('\n'), content.size()));
-        }
-        if (!forgets && !message.tokens.empty()) {
-            add(shape_.generation, true);
-            if (!options_.thinking) add(shape_.no_thinking, true);
-            pieces_.push_back({{}, false, &message.tokens});
-        } else {
-            add(shape_.assistant.before, true);
-            add(shape_.assistant.trim ? trimmed(content) : content, false);
-        }
-        std::string_view after = shape_.assistant.after;
-        // A model ends an answer without the space its template has there.
-        if (!pieces_.empty() && pieces_.back().tokens != nullptr)
-            after.remove_prefix(std::min(after.find_first_not_of(' '), after.size()));
-        add(after, true);
-    }
-
-    static constexpr std::string_view thought_end = "</think>";
-    static constexpr std::string_view bos_text{&bos_mark, 1};
-
-    const ChatShape& shape_;
-    const ChatOptions& options_;
-    std::string_view bos_;
-    std::string_view eos_;
-    std::vector<Piece> pieces_;
-};
-
-class ShapedTemplate final : public ChatTemplate {
+class JinjaTemplate final : public ChatTemplate {
   public:
-    explicit ShapedTemplate(ChatShape shape) : shape_(std::move(shape)) {}
+    // Reads and tries a template; throws JinjaError, also when it does not say what it is told.
+    explicit JinjaTemplate(std::string_view text) : tree_(parse_jinja(text)) {
+        const ChatMessage &first = probed_questions[0], &second = probed_questions[1],
+                          &answer = probed_answer;
+        try {
+            (void)run_probe({first});
+        } catch (const JinjaError&) {
+            // Some templates take tools that are none for tools; engines differ in what they give.
+            tools_are_none_ = false;
+        }
+        if (!tells_all({first})) throw JinjaError{"it does not print a question"};
+        if (!tells_all({first, answer, second}))
+            throw JinjaError{"it does not print an answer between questions"};
+        merges_system_ = !tells_all_or_fails({probed_system, first});
+        MarkedText whole = run_probe({first, answer, second});
+        if (tells_all_or_fails({probed_system, first, answer, second}))
+            whole = run_probe({probed_system, first, answer, second});
+        std::string markup;
+        for (std::size_t i = 0; i < whole.bytes.size(); i++) {
+            markup += whole.origins[i] == 0 ? whole.bytes[i] : '\0';
+        }
+        name_ = kin_of(markup);
+        extends_ = goes_on({}) && goes_on({probed_system});
+    }
 
-    const char* name() const noexcept override { return shape_.name; }
+    const char* name() const noexcept override { return name_; }
+    bool extends() const noexcept override { return extends_; }
 
     Status default_system(const ChatOptions& options, std::string* out) const noexcept override {
         if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
         if (Status status = check(options); !status.ok()) return status;
-        return guarded([&] {
-            *out = shape_.default_system.with(options.date);
+        return reporting([&] {
+            *out = default_system(options);
             return Status();
         });
-    }
-
-    bool extends() const noexcept override {
-        return shape_.system_place != SystemPlace::last_question && !shape_.forgets_thoughts;
     }
 
     Status render(const ChatMessage* messages, std::size_t n_messages, const ChatOptions& options,
@@ -225,9 +152,12 @@ class ShapedTemplate final : public ChatTemplate {
         Status status = check(options);
         if (status.ok()) status = check(messages, n_messages);
         if (!status.ok()) return status;
-        return guarded([&] {
+        return reporting([&] {
+            const MarkedText text = run(messages, n_messages, options, bos, eos);
+            std::vector<Piece> pieces;
+            add_text(text, 0, text.bytes.size(), &pieces);
             std::vector<ChatSegment> segments;
-            for (Piece& piece : Renderer(shape_, options, bos, eos).render(messages, n_messages)) {
+            for (Piece& piece : pieces) {
                 segments.push_back({std::move(piece.text), piece.is_markup});
             }
             *out = std::move(segments);
@@ -241,16 +171,16 @@ class ShapedTemplate final : public ChatTemplate {
         Status status = check(options);
         if (status.ok()) status = check(messages, n_messages);
         if (!status.ok()) return status;
-        return guarded([&] {
+        return reporting([&] {
+            std::vector<Piece> pieces = with_answers(messages, n_messages, options, tokenizer);
             // BOS is put first here, once, whoever asks for it.
-            ChatShape shape = shape_;
-            shape.writes_bos = false;
-            Renderer renderer(shape, options, tokenizer.text(tokenizer.bos()),
-                              tokenizer.text(tokenizer.eos()));
-            const std::vector<Piece> pieces = renderer.render(messages, n_messages);
+            const std::string_view bos = tokenizer.text(tokenizer.bos());
+            const bool writes_bos = !bos.empty() && !pieces.empty() && pieces[0].is_markup &&
+                                    pieces[0].text.compare(0, bos.size(), bos) == 0;
+            if (writes_bos) pieces[0].text.erase(0, bos.size());
             std::vector<Token> tokens;
-            const bool has_bos = shape_.writes_bos || tokenizer.adds_bos();
-            if (has_bos && tokenizer.bos() >= 0) tokens.push_back(tokenizer.bos());
+            if ((writes_bos || tokenizer.adds_bos()) && tokenizer.bos() >= 0)
+                tokens.push_back(tokenizer.bos());
             const Status encoded = append_tokens(pieces, tokenizer, &tokens);
             if (encoded.ok()) *out = std::move(tokens);
             return encoded;
@@ -258,6 +188,172 @@ class ShapedTemplate final : public ChatTemplate {
     }
 
   private:
+    template <class Function>
+    static Status reporting(Function&& fn) noexcept {
+        return guarded([&] {
+            try {
+                return fn();
+            } catch (const JinjaError& error) {
+                return Status::error(Code::bad_conversation, "the chat template %s: %s",
+                                     error.raised ? "refuses the conversation" : "fails",
+                                     escape_text(std::string_view(error.message).substr(0, 200)).c_str());
+            }
+        });
+    }
+
+    MarkedText run(const ChatMessage* messages, std::size_t n, const ChatOptions& options,
+                   std::string_view bos, std::string_view eos) const {
+        std::size_t n_bytes = 0;
+        for (std::size_t i = 0; i < n; i++) {
+            n_bytes += messages[i].content.size();
+        }
+        JinjaRun run(options.date, (std::size_t{1} << 22) + 4096 * n + 256 * n_bytes);
+        JinjaList list;
+        const bool merges = merges_system_ && messages[0].role == ChatRole::system;
+        for (std::size_t i = merges ? 1 : 0; i < n; i++) {
+            MarkedText content(messages[i].content, static_cast<std::uint32_t>(i + 1));
+            if (merges && i == 1) {
+                MarkedText merged(messages[0].content, 1);
+                merged.append({"\n\n", 0});
+                merged.append(content);
+                content = std::move(merged);
+            }
+            list.push_back(run.dict({{"role", run.text({role_name(messages[i].role), 0})},
+                                     {"content", run.text(std::move(content))}}));
+        }
+        run.set("messages", run.list(std::move(list)));
+        run.set("add_generation_prompt", JinjaValue::boolean(options.add_generation_prompt));
+        run.set("bos_token", run.text({std::string(bos), 0}));
+        run.set("eos_token", run.text({std::string(eos), 0}));
+        if (tools_are_none_) {
+            run.set("tools", JinjaValue::none());
+            run.set("documents", JinjaValue::none());
+        }
+        if (!options.thinking) {
+            // The names by which public templates ask for it.
+            run.set("enable_thinking", JinjaValue::boolean(false));
+            run.set("thinking", JinjaValue::boolean(false));
+        }
+        return run.run(*tree_);
+    }
+
+    MarkedText run_probe(const std::vector<ChatMessage>& messages, const ChatOptions& options = {}) const {
+        return run(messages.data(), messages.size(), options, "<s>", "</s>");
+    }
+
+    bool tells_all(const std::vector<ChatMessage>& messages) const {
+        const MarkedText text = run_probe(messages);
+        for (std::size_t i = 0; i < messages.size(); i++) {
+            if (!is_told(text, i, messages[i].content)) return false;
+        }
+        return true;
+    }
+
+    bool tells_all_or_fails(const std::vector<ChatMessage>& messages) const {
+        try {
+            return tells_all(messages);
+        } catch (const JinjaError&) {
+            return false;
+        }
+    }
+
+    // Whether what is rendered for a question is a prefix of what is rendered when the conversation goes on.
+    bool goes_on(std::vector<ChatMessage> messages) const try {
+        std::string before;
+        for (const ChatMessage& question : probed_questions) {
+            messages.push_back(question);
+            const std::string now = run_probe(messages).bytes;
+            if (now.compare(0, before.size(), before) != 0) return false;
+            before = now;
+            messages.push_back(probed_thought);
+        }
+        return true;
+    } catch (const JinjaError&) {
+        return false;
+    }
+
+    // What stands where a system text would.
+    std::string default_system(const ChatOptions& options) const {
+        const std::vector<ChatMessage> with = {probed_system, probed_questions[0]},
+                                       without = {probed_questions[0]};
+        if (merges_system_) return {};
+        const MarkedText told = run_probe(with, options), untold = run_probe(without, options);
+        const std::vector<Span> spans = find_spans(told, 2);
+        const std::string_view before = std::string_view(told.bytes).substr(0, spans[0].begin);
+        if (spans[1].begin < spans[0].end) return {};
+        const std::string_view behind =
+            std::string_view(told.bytes).substr(spans[0].end, spans[1].begin - spans[0].end);
+        const std::string_view all = std::string_view(untold.bytes).substr(0, find_spans(untold, 1)[0].begin);
+        if (all.size() < before.size() + behind.size()) return {};
+        const std::size_t end = all.size() - behind.size();
+        if (all.substr(0, before.size()) != before || all.substr(end) != behind) return {};
+        return std::string(all.substr(before.size(), end - before.size()));
+    }
+
+    // The conversation, with answers as the tokens they were generated as, behind what had asked for them.
+    std::vector<Piece> with_answers(const ChatMessage* messages, std::size_t n, const ChatOptions& options,
+                                    const Tokenizer& tokenizer) const {
+        const std::string_view bos = tokenizer.text(tokenizer.bos()), eos = tokenizer.text(tokenizer.eos());
+        const MarkedText whole = run(messages, n, options, bos, eos);
+        const std::vector<Span> spans = find_spans(whole, n);
+        ChatOptions asking = options;
+        asking.add_generation_prompt = true;
+        std::vector<Piece> pieces;
+        std::size_t last = n, at = 0;
+        const auto add_from = [&](const MarkedText& text, std::size_t begin, std::size_t end) {
+            // A model ends an answer without the space its template has there.
+            while (last < n && begin < end && text.bytes[begin] == ' ' && text.origins[begin] == 0) {
+                begin++;
+            }
+            add_text(text, begin, end, &pieces);
+        };
+        // What stands between a question and its answer, and what had asked for it there.
+        std::map<std::string, std::string> headers;
+        for (std::size_t i = 1; i < n; i++) {
+            if (messages[i].tokens.empty() || messages[i].role != ChatRole::assistant) continue;
+            if (!is_whole(whole, spans[i], messages[i]) || spans[i].begin < at) continue;
+            const Span& question = spans[i - 1];
+            const bool follows = is_whole(whole, question, messages[i - 1]) && question.end > at &&
+                                 is_markup(whole, question.end, spans[i].begin);
+            const std::string header =
+                follows ? whole.bytes.substr(question.end, spans[i].begin - question.end) : std::string();
+            auto known = follows ? headers.find(header) : headers.end();
+            if (known == headers.end()) {
+                const MarkedText asked = asked_text(messages, i, asking, bos, eos);
+                const std::vector<Span> earlier = find_spans(asked, n);
+                const std::size_t n_asked = asked.bytes.size();
+                if (follows && is_whole(asked, earlier[i - 1], messages[i - 1]) &&
+                    is_markup(asked, earlier[i - 1].end, n_asked)) {
+                    known = headers.emplace(header, asked.bytes.substr(earlier[i - 1].end)).first;
+                } else if (asked.bytes.empty() ||
+                           (last < n && !is_whole(asked, earlier[last], messages[last]))) {
+                    add_from(whole, at, spans[i].begin);
+                } else {
+                    add_from(asked, last < n ? earlier[last].end : 0, n_asked);
+                }
+            }
+            if (known != headers.end()) {
+                add_from(whole, at, question.end);
+                add_text({known->second, 0}, 0, known->second.size(), &pieces);
+            }
+            pieces.push_back({{}, false, &messages[i].tokens});
+            last = i;
+            at = spans[i].end;
+        }
+        add_from(whole, at, whole.bytes.size());
+        return pieces;
+    }
+
+    // What the answer of this index was generated behind; empty when its template does not say.
+    MarkedText asked_text(const ChatMessage* messages, std::size_t n, const ChatOptions& options,
+                          std::string_view bos, std::string_view eos) const {
+        try {
+            return run(messages, n, options, bos, eos);
+        } catch (const JinjaError&) {
+            return {};
+        }
+    }
+
     // Texts between answers that have their tokens are encoded as one.
     static Status append_tokens(const std::vector<Piece>& pieces, const Tokenizer& tokenizer,
                                 std::vector<Token>* tokens) {
@@ -294,74 +390,67 @@ class ShapedTemplate final : public ChatTemplate {
         if (n == 0 || n > max_messages) {
             return Status::error(Code::bad_conversation, "%zu messages, expected 1 to %zu", n, max_messages);
         }
-        const bool merges = shape_.system_place != SystemPlace::own_turn;
-        std::size_t n_turns = 0;
         for (std::size_t i = 0; i < n; i++) {
             const ChatRole role = messages[i].role;
             if (role > ChatRole::assistant) {
                 return Status::error(Code::invalid_argument, "message %zu has role %d, expected 0 to 2", i,
                                      static_cast<int>(role));
             }
-            if (role == ChatRole::system && merges && i > 0) {
-                return Status::error(Code::bad_conversation,
-                                     "message %zu is a system message, expected by %s as the first only", i,
-                                     shape_.name);
+            if (!merges_system_ || role != ChatRole::system) continue;
+            if (i > 0) {
+                return Status::error(
+                    Code::bad_conversation,
+                    "message %zu is a system message, expected by this template as the first only", i);
             }
-            if (role == ChatRole::system) continue;
-            const ChatRole expected = n_turns++ % 2 == 0 ? ChatRole::user : ChatRole::assistant;
-            if (shape_.alternates && role != expected) {
-                return Status::error(Code::bad_conversation,
-                                     "message %zu is the %s's, expected by %s: the %s's", i, role_name(role),
-                                     shape_.name, role_name(expected));
+            if (n == 1 || messages[1].role != ChatRole::user) {
+                return Status::error(
+                    Code::bad_conversation,
+                    "a system message without a question behind it, which this template puts it into");
             }
-        }
-        if (merges && n_turns == 0) {
-            return Status::error(Code::bad_conversation,
-                                 "a system message alone, expected by %s: a question behind it", shape_.name);
         }
         return {};
     }
 
-    ChatShape shape_;
+    JinjaPointer tree_;
+    const char* name_ = "custom";
+    bool tools_are_none_ = true;  // rather than undefined
+    bool merges_system_ = false;  // it has no place for a system text
+    bool extends_ = false;
 };
 
 }  // namespace
 
-std::string DatedText::with(const ChatDate& date) const {
-    std::string text;
-    for (const Piece& piece : pieces) {
-        text += piece.is_date ? format_date(piece.text, date) : piece.text;
-    }
-    return text;
-}
-
-std::string_view trimmed(std::string_view text) noexcept {
-    return trimmed_back(trimmed_front(text));
-}
-
 Status ChatTemplate::recognise(std::string_view text, std::unique_ptr<ChatTemplate>* out) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
     return guarded([&] {
-        ChatShape shape;
-        if (text.size() > max_template_bytes || !recognise_shape(text, &shape)) {
-            return Status::error(Code::unknown_template,
-                                 "a chat template of %zu bytes, expected the shape of one of: %s",
-                                 text.size(), names());
+        std::string why = "longer than 1 MiB";
+        if (text.size() <= max_template_bytes) {
+            try {
+                *out = std::make_unique<JinjaTemplate>(text);
+                return Status();
+            } catch (const JinjaError& error) {
+                why = error.message;
+            }
         }
-        *out = std::make_unique<ShapedTemplate>(std::move(shape));
-        return Status();
+        return Status::error(Code::unknown_template, "a chat template of %zu bytes that cannot be run: %s",
+                             text.size(), escape_text(std::string_view(why).substr(0, 160)).c_str());
     });
 }
 
 Status ChatTemplate::find(std::string_view name, std::unique_ptr<ChatTemplate>* out) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
     return guarded([&] {
-        const ChatShape* shape = find_shape(name);
-        if (shape == nullptr) {
+        const std::string text = named_template(name);
+        if (text.empty()) {
             return Status::error(Code::unknown_template, "chat template '%s', expected one of: %s",
                                  escape_text(name.substr(0, 24)).c_str(), names());
         }
-        *out = std::make_unique<ShapedTemplate>(*shape);
+        try {
+            *out = std::make_unique<JinjaTemplate>(text);
+        } catch (const JinjaError& error) {
+            return Status::error(Code::unknown_template, "chat template '%s': %s", std::string(name).c_str(),
+                                 error.message.c_str());
+        }
         return Status();
     });
 }
