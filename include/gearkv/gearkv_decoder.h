@@ -335,7 +335,7 @@ typedef struct gearkv_chat_options {
 /* Defaults. Call it as gearkv_chat_options_init(&options, sizeof(options)). */
 void gearkv_chat_options_init(gearkv_chat_options* options, size_t struct_size);
 
-/* Recognises the text of tokenizer.chat_template, which is never run. Errors: invalid_argument,
+/* Takes the text of tokenizer.chat_template. Errors: invalid_argument,
  * unknown_template (the message lists the names), out_of_memory. */
 gearkv_code gearkv_chat_template_recognise(const char* text, size_t n_bytes, gearkv_chat_template** out,
                                            gearkv_error* error);

@@ -47,6 +47,15 @@ class Config:
     soft_bytes: int = 0
     close_prompts: bool = False
     level: Optional[str] = None
+    # Where layers differ, of each (KV heads, channels of a key, channels of a value), all 0 of one without keys of its
+    # own; n_kv_heads and head_dim are 0 then.
+    dims: Optional[Sequence[tuple[int, int, int]]] = None
+
+    def layer_dims(self, layer: int) -> tuple[int, int, int]:
+        """KV heads, channels of a key and channels of a value of a layer."""
+        if self.dims is not None:
+            return tuple(self.dims[layer]) if 0 <= layer < len(self.dims) else (0, 0, 0)  # type: ignore[return-value]
+        return self.n_kv_heads, self.head_dim, self.head_dim if self.value_dim is None else self.value_dim
 
     def _c(self) -> tuple[Any, list[Any]]:
         config = ffi.new("gearkv_config*")
@@ -77,6 +86,12 @@ class Config:
             windows = ffi.new("uint32_t[]", [int(n) for n in self.windows])
             kept.append(windows)
             config.windows = windows
+        if self.dims is not None:
+            if len(self.dims) != self.n_layers:
+                raise ValueError(f"dims of {len(self.dims)} layers, expected {self.n_layers}")
+            dims = ffi.new("gearkv_layer_dims[]", [tuple(int(n) for n in layer) for layer in self.dims])
+            kept.append(dims)
+            config.dims = dims
         if self.rope is not None:
             frequencies = ffi.new("double[]", [float(x) for x in self.rope.frequencies])
             kept.append(frequencies)
@@ -210,8 +225,11 @@ class Cache(Object):
         key_array = arrays.floats(keys, "keys", (3,))
         value_array = arrays.floats(values, "values", (3,))
         n_tokens = key_array.shape[0]
-        self._check_rows(key_array, "keys", n_tokens, self.config.head_dim)
-        self._check_rows(value_array, "values", n_tokens, self._value_dim)
+        n_kv_heads, key_dim, value_dim = self.config.layer_dims(layer)
+        for name, array, dim in (("keys", key_array, key_dim), ("values", value_array, value_dim)):
+            # What the library says of a layer without keys, or of none, is better.
+            if dim > 0 and array.shape != (n_tokens, n_kv_heads, dim):
+                raise ValueError(f"{name} of shape {array.shape}, expected {(n_tokens, n_kv_heads, dim)}")
         with self._using() as cache:
             call(
                 lib.gearkv_cache_append,
@@ -222,15 +240,6 @@ class Cache(Object):
                 n_tokens,
                 self.threads._handle,
             )
-
-    @property
-    def _value_dim(self) -> int:
-        return self.config.head_dim if self.config.value_dim is None else self.config.value_dim
-
-    def _check_rows(self, array: np.ndarray, name: str, n_tokens: int, dim: int) -> None:
-        expected = (n_tokens, self.config.n_kv_heads, dim)
-        if array.shape != expected:
-            raise ValueError(f"{name} of shape {array.shape}, expected {expected}")
 
     def attend(
         self,
@@ -256,8 +265,9 @@ class Cache(Object):
         if single:
             array = array[np.newaxis]
         n_queries, n_heads, dim = array.shape
-        if dim != self.config.head_dim:
-            raise ValueError(f"queries of {dim} channels, expected {self.config.head_dim}")
+        _, key_dim, value_dim = self.config.layer_dims(layer)
+        if dim != key_dim > 0:
+            raise ValueError(f"queries of {dim} channels, expected {key_dim}")
         asked = ffi.new("gearkv_queries*")
         lib.gearkv_queries_init(asked, ffi.sizeof("gearkv_queries"))
         kept = [array]
@@ -286,7 +296,7 @@ class Cache(Object):
             asked.mask = arrays.pointer(taken)
             asked.mask_query_stride = arrays.stride(taken, 0)
             asked.mask_head_stride = arrays.stride(taken, 1) if per_head else 0
-        shape = (n_heads, self._value_dim) if single else (n_queries, n_heads, self._value_dim)
+        shape = (n_heads, value_dim) if single else (n_queries, n_heads, value_dim)
         result = arrays.output(out, shape)
         with self._using() as cache:
             if mask is not None:
@@ -318,9 +328,9 @@ class Cache(Object):
             if n_tokens is None:
                 n_tokens = max(0, lib.gearkv_cache_n_tokens(cache, layer) - first)
             self._check_range(first, n_tokens, lib.gearkv_cache_n_tokens(cache, layer))
-            heads = self.config.n_kv_heads
-            keys = np.empty((n_tokens, heads, self.config.head_dim), np.float32)
-            values = np.empty((n_tokens, heads, self._value_dim), np.float32)
+            n_kv_heads, key_dim, value_dim = self.config.layer_dims(layer)
+            keys = np.empty((n_tokens, n_kv_heads, key_dim), np.float32)
+            values = np.empty((n_tokens, n_kv_heads, value_dim), np.float32)
             call(
                 lib.gearkv_cache_read,
                 cache,

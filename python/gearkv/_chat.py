@@ -24,8 +24,8 @@ class Message:
 
 
 class ChatTemplate:
-    """The shape of a conversation, by a name ("chatml"), or recognised from the text of a file's template, which is
-    never run. Used by any number of threads at once."""
+    """The shape of a conversation, by a name ("chatml") or by the text of a file's template. Used by any number of
+    threads at once."""
 
     def __init__(self, name: Optional[str] = None, *, text: Optional[str] = None) -> None:
         out = ffi.new("gearkv_chat_template**")

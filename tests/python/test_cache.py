@@ -233,6 +233,31 @@ def test_life():
     assert repr(other) == "<gearkv.Cache, closed>"
 
 
+def test_layers_may_differ():
+    dims = [(2, 64, 64), (1, 32, 16), (0, 0, 0)]
+    cache = gearkv.Cache(config(n_layers=3, n_kv_heads=0, head_dim=0, dims=dims, spec="f16"))
+    for layer, (heads, key_dim, value_dim) in enumerate(dims[:2]):
+        keys = random_rows(20)[:, :heads, :key_dim]
+        values = random_rows(20, 2)[:, :heads, :value_dim]
+        cache.append(layer, keys, values)
+        out = cache.attend(layer, random_rows(1, 3, N_HEADS)[0][:, :key_dim])
+        assert out.shape == (N_HEADS, value_dim)
+        read = cache.read(layer)
+        assert np.allclose(read[0], keys, atol=2e-3) and np.allclose(read[1], values, atol=2e-3)
+    with pytest.raises(ValueError, match="keys of shape"):
+        cache.append(1, random_rows(4), random_rows(4))
+    with pytest.raises(gearkv.Error, match="no_keys"):
+        cache.append(2, random_rows(4), random_rows(4))
+    with pytest.raises(gearkv.Error, match="no_keys"):
+        cache.attend(2, random_rows(1, 3, N_HEADS)[0])
+    with pytest.raises(ValueError, match="dims of 1 layers"):
+        gearkv.Cache(config(n_layers=3, n_kv_heads=0, head_dim=0, dims=dims[:1]))
+    with pytest.raises(gearkv.InvalidValue):
+        cache.append(3, random_rows(4), random_rows(4))
+    with pytest.raises((gearkv.InvalidValue, OverflowError)):
+        cache.attend(-1, random_rows(1, 3, N_HEADS)[0])
+
+
 def test_states_go_to_files_bytes_and_objects(tmp_path):
     cache, queries = filled(), random_rows(1, 3, N_HEADS)[0]
     expected, mark = cache.attend(1, queries), bytes(range(32))
