@@ -3,8 +3,9 @@
 // The text is cut into windows of ctx tokens, each starting with BOS and overlapping the one before by half,
 // so that every token is scored once, with at least half a window before it. Tokens are fed in small chunks:
 // a chunk attends itself uncompressed and everything before it as the cache holds it, so nearly all of what a
-// scored token sees is compressed. All caches are fed in lockstep with one in f16, which is the base of the
-// divergence.
+// scored token sees is compressed. With --second-halves, windows lie side by side and the second half of each
+// is scored, which is what llama-perplexity does. All caches are fed in lockstep with one in f16, which is
+// the base of the divergence.
 #include <algorithm>
 #include <cmath>
 #include <iostream>
@@ -70,6 +71,8 @@ class Perplexity final : public Command {
         app_->add_option("--max-tokens", n_max_, "Score no more tokens than this; 0: all")
             ->check(in_range(0, most_tokens))
             ->capture_default_str();
+        app_->add_flag("--second-halves", second_halves_,
+                       "Score as llama-perplexity does: windows side by side, the second half of each");
         add_kv_option(*app_, options_, true);
         add_session_options(*app_, options_);
         add_json_option(*app_, options_);
@@ -93,14 +96,17 @@ class Perplexity final : public Command {
 
   private:
     void read_tokens() {
-        check(model_->tokenizer().encode(read_text(file_), {.add_special = false}, &tokens_));
+        const Tokenizer& tokenizer = model_->tokenizer();
+        check(tokenizer.encode(read_text(file_), {.add_special = second_halves_}, &tokens_));
         if (n_max_ != 0 && tokens_.size() > n_max_) tokens_.resize(n_max_);
         if (tokens_.empty()) throw Failure(file_ + ": no tokens to score");
-        if (model_->tokenizer().bos() < 0) throw Failure("the model has no BOS token to start a window with");
-        std::string bytes;
-        for (const Token token : tokens_)
-            check(model_->tokenizer().decode(token, &bytes));
-        n_text_bytes_ = bytes.size();
+        if (second_halves_) {
+            if (tokens_.size() < options_.n_ctx)
+                throw Failure(file_ + ": " + std::to_string(tokens_.size()) +
+                              " tokens, less than a window of " + std::to_string(options_.n_ctx));
+        } else if (tokenizer.bos() < 0) {
+            throw Failure("the model has no BOS token to start a window with");
+        }
     }
 
     Subject make_subject(const NamedSpec& spec, Machine& machine) const {
@@ -111,37 +117,53 @@ class Perplexity final : public Command {
         return subject;
     }
 
-    // Token i of the text is scored from the logits at its predecessor, BOS for the first of a window.
     void score_text() {
-        const std::size_t n_window = options_.n_ctx - 1;
         Progress progress(options_, "tokens scored", tokens_.size());
-        std::size_t n_scored = 0;
-        for (std::size_t start = 0; n_scored < tokens_.size(); start += options_.n_ctx / 2) {
+        second_halves_ ? score_second_halves(&progress) : score_all(&progress);
+    }
+
+    // Token i of the text is scored from the logits at its predecessor, BOS for the first of a window.
+    void score_all(Progress* progress) {
+        const std::size_t n_window = options_.n_ctx - 1;
+        std::size_t n_done = 0;
+        for (std::size_t start = 0; n_done < tokens_.size(); start += options_.n_ctx / 2) {
             const std::size_t end = std::min(start + n_window, tokens_.size());
-            score_window(start, end, n_scored, &progress);
-            n_scored = end;
+            std::vector<Token> window = {model_->tokenizer().bos()};
+            window.insert(window.end(), at(start), at(end));
+            score_window(window, n_done - start + 1);
+            progress->step(end - n_done);
+            n_done = end;
         }
     }
 
-    // Feeds BOS and tokens [start, end), and scores [first_scored, end).
-    void score_window(std::size_t start, std::size_t end, std::size_t first_scored, Progress* progress) {
-        std::vector<Token> window = {model_->tokenizer().bos()};
-        window.insert(window.end(), tokens_.begin() + static_cast<std::ptrdiff_t>(start),
-                      tokens_.begin() + static_cast<std::ptrdiff_t>(end));
+    // BOS, if there is to be one, takes the place of a window's first token.
+    void score_second_halves(Progress* progress) {
+        for (std::size_t start = 0; start + options_.n_ctx <= tokens_.size(); start += options_.n_ctx) {
+            std::vector<Token> window(at(start), at(start + options_.n_ctx));
+            if (model_->tokenizer().adds_bos()) window[0] = model_->tokenizer().bos();
+            score_window(window, options_.n_ctx / 2 + 1);
+            progress->step(options_.n_ctx);
+        }
+    }
+
+    std::vector<Token>::const_iterator at(std::size_t token) const {
+        return tokens_.begin() + static_cast<std::ptrdiff_t>(token);
+    }
+
+    // Feeds a window, and scores its tokens from first_scored (at least 1) on.
+    void score_window(const std::vector<Token>& window, std::size_t first_scored) {
         base_.session->reset();
         for (Subject& subject : subjects_)
             subject.session->reset();
-        for (std::size_t at = 0; at < window.size(); at += options_.chunk) {
-            const std::size_t n = std::min<std::size_t>(options_.chunk, window.size() - at);
-            feed(&base_, window.data() + at, n);
+        for (std::size_t begin = 0; begin < window.size(); begin += options_.chunk) {
+            const std::size_t n = std::min<std::size_t>(options_.chunk, window.size() - begin);
+            feed(&base_, window.data() + begin, n);
             for (Subject& subject : subjects_)
-                feed(&subject, window.data() + at, n);
-            // The logits of window[i] predict window[i + 1], token start + i of the text.
-            const std::size_t first = std::max(at, first_scored - start);
-            const std::size_t last = std::min(at + n, window.size() - 1);
-            for (std::size_t i = first; i < last; ++i)
-                score_token(i - at, window[i + 1]);
-            progress->step(last > first ? last - first : 0);
+                feed(&subject, window.data() + begin, n);
+            // The logits of window[i] predict window[i + 1].
+            const std::size_t last = std::min(begin + n, window.size() - 1);
+            for (std::size_t i = std::max(begin, first_scored - 1); i < last; ++i)
+                score_token(i - begin, window[i + 1]);
         }
         for (Subject& subject : subjects_)
             subject.score.add_cache(subject.session->cache().stats());
@@ -153,6 +175,10 @@ class Perplexity final : public Command {
 
     void score_token(std::size_t row, Token next) {
         check_interrupt();
+        std::string bytes;
+        check(model_->tokenizer().decode(next, &bytes));
+        n_text_bytes_ += bytes.size();
+        ++n_scored_;
         const std::size_t n_vocab = model_->params().n_vocab;
         log_softmax(base_.logits.data() + row * n_vocab, n_vocab, &base_probabilities_);
         for (Subject& subject : subjects_) {
@@ -161,12 +187,16 @@ class Perplexity final : public Command {
         }
     }
 
-    double n_scored() const { return static_cast<double>(tokens_.size()); }
-    double perplexity(const Score& score) const { return std::exp(score.loss / n_scored()); }
+    double perplexity(const Score& score) const {
+        return std::exp(score.loss / static_cast<double>(n_scored_));
+    }
     double bits_per_byte(const Score& score) const {
         return score.loss / std::log(2.0) / static_cast<double>(n_text_bytes_);
     }
-    double agreement(const Score& score) const { return static_cast<double>(score.n_agree) / n_scored(); }
+    double divergence(const Score& score) const { return score.divergence / static_cast<double>(n_scored_); }
+    double agreement(const Score& score) const {
+        return static_cast<double>(score.n_agree) / static_cast<double>(n_scored_);
+    }
 
     void print_as_json(const Machine& machine) const {
         Json json = start_json("perplexity", &machine);
@@ -174,14 +204,14 @@ class Perplexity final : public Command {
         json["file"] = file_;
         json["ctx"] = options_.n_ctx;
         json["chunk"] = options_.chunk;
-        json["tokens"] = tokens_.size();
+        json["tokens"] = n_scored_;
         json["bytes"] = n_text_bytes_;
         for (const Subject& subject : subjects_) {
             const Score& score = subject.score;
             json["results"].push_back({{"kv", subject.spec.canonical},
                                        {"perplexity", perplexity(score)},
                                        {"bits_per_byte", bits_per_byte(score)},
-                                       {"kl_divergence", score.divergence / n_scored()},
+                                       {"kl_divergence", divergence(score)},
                                        {"top1_agreement", agreement(score)},
                                        {"bits_per_element", score.bits / score.weight}});
         }
@@ -189,7 +219,7 @@ class Perplexity final : public Command {
     }
 
     void print_as_text(const Machine& machine) const {
-        std::cout << in_one_line(file_) << ": " << grouped(tokens_.size()) << " tokens, "
+        std::cout << in_one_line(file_) << ": " << grouped(n_scored_) << " tokens scored, "
                   << grouped(n_text_bytes_) << " bytes, ctx " << options_.n_ctx << ", chunk "
                   << options_.chunk << ", level " << level_name(machine.level) << ", threads "
                   << machine.executor->n_threads() << "\n\n";
@@ -197,7 +227,7 @@ class Perplexity final : public Command {
         for (const Subject& subject : subjects_) {
             const Score& score = subject.score;
             table.add({subject.spec.text, fixed(perplexity(score), 3), fixed(bits_per_byte(score), 4),
-                       fixed(score.divergence / n_scored(), 5), fixed(100 * agreement(score), 2) + " %",
+                       fixed(divergence(score), 5), fixed(100 * agreement(score), 2) + " %",
                        fixed(score.bits / score.weight, 2)});
         }
         table.print(std::cout);
@@ -206,9 +236,10 @@ class Perplexity final : public Command {
     Options options_;
     std::string file_;
     std::size_t n_max_ = 0;
+    bool second_halves_ = false;
     std::shared_ptr<const Model> model_;
     std::vector<Token> tokens_;
-    std::size_t n_text_bytes_ = 0;
+    std::uint64_t n_scored_ = 0, n_text_bytes_ = 0;  // of the scored tokens
     Subject base_;
     std::vector<Subject> subjects_;
     std::vector<double> base_probabilities_, own_probabilities_;  // natural logarithms

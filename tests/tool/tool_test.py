@@ -535,6 +535,20 @@ class Perplexity(ToolTest):
         self.assertGreater(two - one, 0)
         self.assertNotAlmostEqual(two - one, whole - whole_start, delta=1e-3)
 
+    def test_second_halves_are_scored_of_windows_side_by_side(self):
+        def loss(*arguments):
+            answer = self.perplexity("--kv", "f32", "--ctx", 64, *arguments)
+            return answer["tokens"], answer["tokens"] * math.log(answer["results"][0]["perplexity"]), answer["bytes"]
+
+        # Of BOS and 63 tokens the last 31; and no window that is not whole.
+        n, half, n_bytes = loss("--second-halves", "--max-tokens", 100)
+        (_, whole, all_bytes), (_, start, start_bytes) = loss("--max-tokens", 63), loss("--max-tokens", 32)
+        self.assertEqual((n, n_bytes), (31, all_bytes - start_bytes))
+        self.assertAlmostEqual(half, whole - start, delta=1e-3 * whole)
+        self.assertEqual(loss("--second-halves", "--max-tokens", 128)[0], 62)
+        self.fails(1, "40 tokens, less than a window of 64", "perplexity", MODEL, "--file", self.write("text.txt", TEXT * 4), "--ctx", 64,
+                   "--second-halves", "--max-tokens", 40)
+
     def test_several_specs_in_one_run_equal_single_runs(self):
         both = self.perplexity("--kv", "paper:gear-2", "k=paper:gear-2:s=0;v=kivi-4", "--ctx", 256)["results"]
         self.assertEqual(both[1]["kv"], "k=gearl-2;v=kivi-4")
