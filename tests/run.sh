@@ -121,13 +121,13 @@ stage_address() {
 stage_thread() {
   configure thread --buildtype=debugoptimized -Db_sanitize=thread -Db_lundef=false -Dthreads=std -Dblas=none \
     -Dbench=false
-  build thread tests/unit/unit-test tests/state/state-test tests/decoder/decoder-test
+  build thread tests/unit/unit-test tests/state/state-test tests/decoder/decoder-test tests/engine/engine-test
   # The sanitizer of older compilers cannot live with much randomness in addresses.
   if setarch -R true 2>/dev/null; then plain_addresses=(setarch -R); fi
   local best
   best=$(best_level thread)
   TSAN_OPTIONS=halt_on_error=1 GEARKV_TESTS='[thread]~[slow]' run_tests thread thread --timeout-multiplier 3 \
-    "unit-$best" "state-$best" "decoder-$best"
+    "unit-$best" "state-$best" "decoder-$best" "engine-$best"
 }
 
 # What clang makes of the kernels in a release; the address stage compiles all of the tree with it.
