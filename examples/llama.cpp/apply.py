@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Puts gearkv into a llama.cpp tree: apply.py TREE. Copies the adapter to TREE/src and inserts its calls in six files
+"""Puts gearkv into a llama.cpp tree: apply.py TREE. Copies the adapter to TREE/src and inserts its calls in seven files
 of the engine, each at a place that a regular expression must match exactly once; otherwise nothing is written. A tree
 that has the calls already gets the adapter anew."""
 
@@ -19,6 +19,10 @@ def edit(name, anchor, new, where="after"):
     text = texts.get(name)
     if text is None:
         text = (tree / name).read_text()
+    if applied:
+        if new not in text:
+            misses.append(f"{name}: has none of {new.strip().splitlines()[0]!r}")
+        return
     places = list(re.finditer(anchor, text, re.MULTILINE))
     if len(places) != 1:
         misses.append(f"{name}: {len(places)} places match {anchor!r}, expected 1")
@@ -46,6 +50,13 @@ set_source_files_properties(llama-gearkv.cpp llama-gearkv-seqs.cpp PROPERTIES CO
 target_include_directories(llama PRIVATE $<TARGET_PROPERTY:gearkv::core,INTERFACE_INCLUDE_DIRECTORIES>)
 target_link_libraries(llama PRIVATE $<LINK_ONLY:gearkv::core>)
 """)
+
+    # A SPEC as the engine's cache type.
+    options = "common/arg.cpp"
+    edit(options, r"^static ggml_type kv_cache_type_from_str\(", "LLAMA_API bool llama_gearkv_cache_type(const char * value, int which); // llama-gearkv.h\n\n", "before")
+    for which, x in enumerate("kv"):
+        edit(options, rf"^            (?=params\.cache_type_{x} = kv_cache_type_from_str\(value\);\n)",
+             f"            if (llama_gearkv_cache_type(value.c_str(), {which})) {{ return; }}\n            ", "instead")
 
     # The context's parameters, for caches that are made with them; and a step that failed.
     model = "src/llama-model.cpp"
@@ -116,14 +127,14 @@ if len(sys.argv) != 2:
 tree = pathlib.Path(sys.argv[1])
 if not (tree / "src/llama-kv-cache.cpp").is_file():
     sys.exit(f"{tree} is not a llama.cpp tree: no src/llama-kv-cache.cpp")
-if "gearkv" in (tree / "src/llama-kv-cache.cpp").read_text():
-    print("the calls are there already")
-else:
-    insert_all()
-    if misses:
-        sys.exit("\n".join(misses + ["nothing was written: this tree is not of a version the anchors fit"]))
-    for name, text in texts.items():
-        (tree / name).write_text(text)
-    print(f"{n_lines} lines more in {len(texts)} files of {tree}")
+applied = "gearkv" in (tree / "src/llama-kv-cache.cpp").read_text()
+insert_all()
+if misses:
+    why = "its calls are those of another version of this script: begin with a fresh tree" if applied else \
+        "this tree is not of a version the anchors fit"
+    sys.exit("\n".join(misses + [f"nothing was written: {why}"]))
+for name, text in texts.items():
+    (tree / name).write_text(text)
+print("the calls are there already" if applied else f"{n_lines} lines more in {len(texts)} files of {tree}")
 for name in own_files:
     shutil.copyfile(here / name, tree / "src" / name)

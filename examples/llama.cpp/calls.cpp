@@ -1,7 +1,6 @@
 // Random calls on the memory of two contexts of one model, one as the engine is and one with gearkv: the same
-// positions, the same answers, and nothing left behind. Built against llama.h alone:
-//   c++ -std=c++17 -I DIR/llama.cpp/include -I DIR/llama.cpp/ggml/include calls.cpp -L
-//   DIR/llama.cpp/build/bin -lllama calls MODEL [SEQUENCES OF CALLS] [SPEC] [STREAMS: unified or own] [SEED]
+// positions, the same answers, and nothing left behind. Knows llama.h alone (build.sh DIR calls).
+//   calls MODEL [SEQUENCES OF CALLS] [SPEC] [STREAMS: unified or own] [SEED]
 #include <llama.h>
 
 #include <algorithm>

@@ -19,8 +19,9 @@ using gearkv::Status;
 namespace {
 
 constexpr std::size_t chunk_tokens = 512;  // read and appended at once
-// How far drafts may go back in layers with a window; beyond it pos_min tells what is there.
-constexpr std::uint32_t rollback_tokens = 64;
+// How many tokens of a draft are taken back without a trace; and how far back layers with a window can go at
+// all (pos_min tells what is there).
+constexpr std::uint32_t draft_tokens = 16, window_rollback_tokens = 64;
 
 std::int32_t end_of(std::int32_t p1) {
     return p1 < 0 ? std::numeric_limits<std::int32_t>::max() : p1;
@@ -37,10 +38,11 @@ Status Sequences::create(const Setup& setup) {
     if (Status status = gearkv::Workspace::create(setup.cache.allocator, &workspace_); !status.ok())
         return status;
     setup_.cache.workspace = workspace_.get();
+    setup_.cache.rollback_tokens = draft_tokens;
     if (setup_.give_back) {
         windows_.assign(setup_.cache.n_layers, setup_.window);
         setup_.cache.windows = windows_.data();
-        setup_.cache.rollback_tokens = rollback_tokens;
+        setup_.cache.rollback_tokens = window_rollback_tokens;
     }
     ropes_.clear();
     for (const auto& frequencies : setup_.frequencies)

@@ -52,15 +52,38 @@ struct Operator {
 };
 
 [[noreturn]] void refuse(const std::string& why) {
-    throw std::runtime_error("gearkv: " + why + "; unset GEARKV_SPEC for this model");
+    throw std::runtime_error("gearkv: " + why + "; this model needs a cache of the engine's own");
 }
 
+std::string& chosen_spec() {
+    static std::string spec;
+    return spec;
+}
+
+// Null for none.
 const char* spec_text() {
+    if (!chosen_spec().empty()) return chosen_spec().c_str();
     const char* const text = std::getenv("GEARKV_SPEC");
     return text != nullptr && *text != 0 ? text : nullptr;
 }
 
 }  // namespace
+
+bool llama_gearkv_cache_type(const char* value, int which) {
+    static std::string chosen[2];
+    for (int type = 0; type < GGML_TYPE_COUNT; ++type) {
+        const char* const name = ggml_type_name(static_cast<ggml_type>(type));
+        if (name != nullptr && std::strcmp(name, value) == 0) return false;
+    }
+    gearkv::KvSpec spec;
+    if (!gearkv::parse_spec(value, &spec).ok()) return false;
+    chosen[which] = value;
+    if (chosen[1].empty() || chosen[0] == chosen[1])
+        chosen_spec() = chosen[0];
+    else
+        chosen_spec() = "k=" + (chosen[0].empty() ? "f16" : chosen[0]) + ";v=" + chosen[1];
+    return true;
+}
 
 struct llama_gearkv {
     Sequences sequences;
@@ -119,7 +142,7 @@ llama_gearkv_scope::llama_gearkv_scope(const llama_cparams& cparams) : outer_(co
 llama_gearkv_scope::~llama_gearkv_scope() {
     context_params = outer_;
     if (spec_text() != nullptr && !made_one)
-        LLAMA_LOG_WARN("gearkv: GEARKV_SPEC is set, but this context has no KV cache\n");
+        LLAMA_LOG_WARN("gearkv: this context has no KV cache that a SPEC could be for\n");
 }
 
 namespace {
@@ -162,7 +185,7 @@ void check_supported(const llama_model& model, const llama_hparams& hparams, con
         refuse("chunked and symmetric windows are not supported");
     if (ggml_is_quantized(static_cast<ggml_type>(shape.type_k)) ||
         ggml_is_quantized(static_cast<ggml_type>(shape.type_v)))
-        refuse("GEARKV_SPEC takes the place of quantised cache types (-ctk, -ctv)");
+        refuse("a SPEC takes the place of quantised cache types, and is given for keys and values");
     for (const std::uint32_t il : layers) {
         if (shape.offload &&
             ggml_backend_dev_type(model.dev_layer(static_cast<int>(il))) != GGML_BACKEND_DEVICE_TYPE_CPU)
@@ -210,8 +233,7 @@ llama_gearkv_ptr llama_gearkv_new(const llama_model& model, const llama_hparams&
     Status status = gearkv::parse_spec(spec, &config.spec);
     llama_gearkv_ptr gear(new llama_gearkv);
     if (status.ok()) status = gear->sequences.create(setup);
-    if (!status.ok())
-        throw std::runtime_error(std::string("gearkv: GEARKV_SPEC=") + spec + ": " + status.message());
+    if (!status.ok()) throw std::runtime_error(std::string("gearkv: ") + spec + ": " + status.message());
     gear->spec = spec;
     gear->window = setup.window;
     gear->n_seq_max = shape.n_seq_max;

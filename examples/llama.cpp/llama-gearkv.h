@@ -3,7 +3,7 @@
 //
 // The engine's own cells stay what they are: they say which positions each sequence has, and when there is no
 // room. gearkv holds the rows. llama_kv_cache calls what is declared here at the head of its own methods when
-// GEARKV_SPEC is set (apply.py puts these calls there); without it none of this runs. Errors are logged once,
+// a SPEC is chosen (apply.py puts these calls there); without it none of this runs. Errors are logged once,
 // and then are what the engine has for them: no context, llama_decode() != 0, false of seq_rm, 0 bytes of
 // state.
 #pragma once
@@ -22,6 +22,11 @@ struct llama_model;
 struct llama_ubatch;
 class llama_io_read_i;
 class llama_io_write_i;
+
+// The engine's own options -ctk (which 0) and -ctv (1): true when the value is a SPEC and no type of the
+// engine's, and then contexts of this process use it, before GEARKV_SPEC. -ctk alone is for keys and values,
+// -ctv alone leaves keys in f16. Not for several threads at once.
+LLAMA_API bool llama_gearkv_cache_type(const char* value, int which);
 
 // What takes the place of the tensors of one llama_kv_cache, which owns it.
 struct llama_gearkv;
@@ -51,7 +56,7 @@ struct llama_gearkv_shape {
     int type_k, type_v;
 };
 
-// Null without GEARKV_SPEC, and when the cache has no layers. Throws std::runtime_error, which the engine
+// Null without a SPEC, and when the cache has no layers. Throws std::runtime_error, which the engine
 // makes "no context", when the model or the options are not supported.
 llama_gearkv_ptr llama_gearkv_new(const llama_model& model, const llama_hparams& hparams,
                                   const llama_gearkv_shape& shape,

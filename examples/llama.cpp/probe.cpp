@@ -1,9 +1,7 @@
 // What a SPEC would do to a model: runs a text through llama.cpp as it is, looks at the keys, values and
 // queries of every attention with the engine's evaluation callback, and prints the errors that the SPEC makes
 // on them, layer by layer: relative L2 norms of keys, values, and of the attention output of the last
-// queries. Every model with flash attention and a cache of fp16 can be asked.
-//   c++ -std=c++20 -O2 -I DIR/llama.cpp/include -I DIR/llama.cpp/ggml/include -I DIR/gearkv/include probe.cpp
-//     -L DIR/gearkv/lib -lgearkv -L DIR/llama.cpp/build/bin -lllama -lggml -lggml-base -o probe
+// queries. Every model with flash attention and a cache of fp16 can be asked. Built by build.sh DIR probe.
 //   probe MODEL TEXT [N_TOKENS] SPEC...
 #include <ggml-backend.h>
 #include <ggml.h>

@@ -11,22 +11,31 @@ if [ ! -f "$1/llama.cpp/src/llama-kv-cache.cpp" ] && ! timeout 240 "$adapter/get
 fi
 rm -rf "$1/tree"
 mkdir "$1/tree"
-cp -r "$1/llama.cpp/"{src,include,ggml} "$1/tree"
+cp -r "$1/llama.cpp/"{src,include,ggml,common,vendor} "$1/tree"
 python3 "$adapter/apply.py" "$1/tree"
 
-sum() { (cd "$1" && find src -type f | LC_ALL=C sort | xargs sha256sum) | sha256sum; }
+sum() { (cd "$1" && find src common -type f | LC_ALL=C sort | xargs sha256sum) | sha256sum; }
 
-# A second time changes nothing; in a tree where one anchor is gone, nothing is written.
+# A second time changes nothing; in a tree where one anchor is gone, or that has the calls of another version of the
+# script, nothing is written.
 before=$(sum "$1/tree")
 python3 "$adapter/apply.py" "$1/tree" | grep -q 'there already'
 [ "$before" = "$(sum "$1/tree")" ]
 rm -rf "$1/other"
 mkdir "$1/other"
-cp -r "$1/llama.cpp/src" "$1/other"
+cp -r "$1/llama.cpp/"{src,common} "$1/other"
 sed -i 's/llama_kv_cache::seq_keep(/llama_kv_cache::seq_retain(/' "$1/other/src/llama-kv-cache.cpp"
 before=$(sum "$1/other")
 if python3 "$adapter/apply.py" "$1/other" 2>"$1/message"; then echo "an anchor is gone, and nobody noticed" >&2; exit 1; fi
 grep -q seq_keep "$1/message"
+[ "$before" = "$(sum "$1/other")" ]
+rm -rf "$1/other"
+mkdir "$1/other"
+cp -r "$1/tree/"{src,common} "$1/other"
+cp "$1/llama.cpp/common/arg.cpp" "$1/other/common"
+before=$(sum "$1/other")
+if python3 "$adapter/apply.py" "$1/other" 2>"$1/message"; then echo "calls are missing, and nobody noticed" >&2; exit 1; fi
+grep -q 'another version' "$1/message"
 [ "$before" = "$(sum "$1/other")" ]
 
 cd "$1/tree/src"
@@ -35,6 +44,8 @@ for file in llama-kv-cache llama-context llama-model llama-graph; do
   echo "c++ $file.cpp"
   ${CXX:-c++} -std=c++17 "${flags[@]}" "$file.cpp"
 done
+echo "c++ arg.cpp"
+${CXX:-c++} -std=c++17 "${flags[@]}" -I../common -I../vendor ../common/arg.cpp
 for file in llama-gearkv llama-gearkv-seqs; do
   echo "c++ $file.cpp"
   ${CXX:-c++} -std=c++20 -Werror "${flags[@]}" -I"$include" "$file.cpp"
