@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# check.sh DIR MODEL [TEXT]: builds the engine with gearkv in DIR (build.sh) and prints it beside itself with gear-4 and
-# gear-2: perplexity and KL divergence on TEXT (default: the engine's own manuals), tokens per second at three depths,
-# peak memory. What it measures and how long, says measure.py --help; MEASURE_ARGS are passed on to it.
+# check.sh DIR MODEL [TEXT]: builds the engine with gearkv in DIR (build.sh) and prints it beside itself: perplexity and
+# KL divergence on TEXT (default: the engine's own manuals), beside gearkv's own decoder if quickstart.sh has built it;
+# then tokens per second at four depths, bytes, and peak memory. The numbers need a machine with nothing else to do for
+# their last minutes: PARTS="quality fill" and PARTS=speed are the two halves. MEASURE_ARGS go to measure.py (--help).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-[ $# = 2 ] || [ $# = 3 ] || { sed -n '2,4p' "$0" >&2; exit 2; }
-"$here/build.sh" "$1" llama-bench llama-perplexity
+[ $# = 2 ] || [ $# = 3 ] || { sed -n '2,5p' "$0" >&2; exit 2; }
+"$here/build.sh" "$1" llama-perplexity rates
 text=${3:-$1/manuals.txt}
 [ $# = 3 ] || (cd "$1/llama.cpp" && LC_ALL=C find docs tools -name '*.md' | LC_ALL=C sort | xargs cat) >"$text"
+gearkv=${GEARKV_BUILD_DIR:-$here/../../build-quickstart}/examples/gearkv/gearkv
+decoder=()
+[ -x "$gearkv" ] && decoder=(--decoder "$gearkv")
 # shellcheck disable=SC2086
-python3 "$here/measure.py" "$1/llama.cpp/build/bin" "$2" "$text" ${MEASURE_ARGS:-}
+python3 "$here/measure.py" "$1/llama.cpp/build/bin" "$2" "$text" "$1/states" --parts ${PARTS:-quality fill speed} "${decoder[@]}" ${MEASURE_ARGS:-}
