@@ -168,7 +168,7 @@ struct CacheBytes {
     std::uint64_t bytes = 0;
     BlockBytes keys;  // all blocks, the one being compressed included
     BlockBytes values;
-    std::uint64_t buffer = 0;   // fp16 (f32 with raw32) tokens not yet in a closed block, capacity
+    std::uint64_t buffer = 0;   // fp16 (f32 with raw32) tokens not yet in a closed block, and room for more
     std::uint64_t scratch = 0;  // working memory of attend and compress that is kept
     std::uint64_t tables = 0;   // block tables and bookkeeping
     // Of these:
@@ -204,7 +204,8 @@ struct LayerStats {
 // Exact bytes a cache of this configuration holds in blocks and buffers with n_tokens in every layer, less
 // what windows leave behind, when the first prompt_tokens came in one append, the others one by one, and
 // compress was called after the first and the last of them; scratch and tables are not in it, and nothing has
-// shrunk. Errors: as Cache::create; wrong_size, when 64 bits do not hold them. *out is untouched then.
+// shrunk. Buffers of layers with windows, which grow and shrink with their tokens, count as full. Errors: as
+// Cache::create; wrong_size, when 64 bits do not hold them. *out is untouched then.
 Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::uint64_t prompt_tokens,
                       CacheBytes* out) noexcept;
 

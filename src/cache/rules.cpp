@@ -33,6 +33,10 @@ std::uint32_t base_tokens(const CacheConfig& config) noexcept {
            reopen_tokens(config);
 }
 
+std::uint32_t buffer_step(const CacheConfig& config, std::uint32_t layer) noexcept {
+    return window_of(config, layer) == 0 ? 0 : std::max(config.spec.buffer_tokens / 4, 1u);
+}
+
 std::uint64_t buffer_bytes(const CacheConfig& config, std::uint32_t layer, TensorKind kind,
                            std::uint64_t n_tokens) noexcept {
     const LayerDims dims = config.dims_of(layer);

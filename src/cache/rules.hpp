@@ -35,6 +35,9 @@ inline std::uint32_t reopen_tokens(const CacheConfig& config) noexcept {
 }
 // Tokens that a buffer always has room for: a unit, and those that come while it is compressed.
 std::uint32_t base_tokens(const CacheConfig& config) noexcept;
+// The buffer of a layer with a window, most of which it would be, takes memory by so many tokens as they
+// come; 0 of any other: it takes all at once.
+std::uint32_t buffer_step(const CacheConfig& config, std::uint32_t layer) noexcept;
 // Tokens of the next unit out of n_buffered; 0 when they do not fill one.
 std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) noexcept;
 // Bytes of n_tokens keys or values in the buffer of a layer.

@@ -8,15 +8,17 @@
 namespace gearkv {
 
 bool TokenBuffer::create(const CacheConfig& config, std::uint32_t layer, const Memory& memory,
-                         TensorKind kind, std::uint32_t n_tokens) noexcept {
+                         TensorKind kind, std::uint32_t n_tokens, std::uint32_t step) noexcept {
     const LayerDims dims = config.dims_of(layer);
     dim_ = dim_of(dims, kind);
     row_stride_ = round_up(dim_, 16);
     n_heads_ = dims.n_kv_heads;
     token_stride_ = n_heads_ * row_stride_;
     element_bytes_ = static_cast<std::size_t>(buffer_bytes(config, layer, kind, 1) / token_stride_);
-    capacity_ = base_tokens_ = n_tokens;
-    if (n_tokens == 0) return true;
+    step_ = step;
+    usual_tokens_ = n_tokens;
+    capacity_ = base_tokens_ = step == 0 ? n_tokens : 0;
+    if (base_tokens_ == 0) return true;
     base_ = static_cast<unsigned char*>(memory.take(n_bytes(capacity_), Use::buffer));
     if (base_ == nullptr) return false;
     data_ = base_;
@@ -24,23 +26,44 @@ bool TokenBuffer::create(const CacheConfig& config, std::uint32_t layer, const M
 }
 
 void TokenBuffer::destroy(const Memory& memory) noexcept {
-    if (base_ == nullptr) return;
-    keep(memory, 0, 0);
-    n_aside_ = n_tokens_ = 0;
+    if (data_ != base_) memory.give_back(data_, n_bytes(capacity_), Use::buffer);
     memory.give_back(base_, n_bytes(base_tokens_), Use::buffer);
     base_ = data_ = nullptr;
+    n_aside_ = n_tokens_ = capacity_ = 0;
+}
+
+std::uint64_t TokenBuffer::room_for(std::uint64_t n_tokens) const noexcept {
+    if (step_ == 0 || n_tokens > usual_tokens_) return n_tokens;
+    return std::min(round_up(n_tokens, step_), usual_tokens_);
 }
 
 bool TokenBuffer::reserve(const Memory& memory, std::uint64_t n_more) noexcept {
     const std::uint64_t n_held = n_aside_ + n_tokens_, n_needed = n_held + n_more;
     if (n_needed <= capacity_) return true;
-    auto* larger = static_cast<unsigned char*>(memory.take(n_bytes(n_needed), Use::buffer));
+    const std::uint64_t n_room = room_for(n_needed);
+    auto* larger = static_cast<unsigned char*>(memory.take(n_bytes(n_room), Use::buffer));
     if (larger == nullptr) return false;
     if (n_held > 0) std::memcpy(larger, data_, n_bytes(n_held));
     if (data_ != base_) memory.give_back(data_, n_bytes(capacity_), Use::buffer);
     data_ = larger;
-    capacity_ = n_needed;
+    capacity_ = n_room;
     return true;
+}
+
+void TokenBuffer::fit(const Memory& memory, std::uint64_t n_tokens) noexcept {
+    const std::uint64_t n_room = room_for(n_tokens);
+    // Drafts come and go, but what only a prompt takes is given back as soon as that can be.
+    const bool is_usual = capacity_ <= usual_tokens_ || n_room > usual_tokens_;
+    if (n_room > 0 && is_usual && capacity_ < n_room + 2 * step_) return;
+    unsigned char* smaller = nullptr;
+    if (n_room > 0) {
+        smaller = static_cast<unsigned char*>(memory.take(n_bytes(n_room), Use::buffer));
+        if (smaller == nullptr) return;
+        std::memcpy(smaller, data_, n_bytes(n_tokens));
+    }
+    memory.give_back(data_, n_bytes(capacity_), Use::buffer);
+    data_ = smaller;
+    capacity_ = n_room;
 }
 
 bool TokenBuffer::copy(const Memory& memory, const TokenBuffer& other) noexcept {
@@ -84,6 +107,10 @@ void TokenBuffer::drop_aside(const Memory& memory, std::uint64_t n) noexcept {
 }
 
 void TokenBuffer::keep(const Memory& memory, std::uint64_t first, std::uint64_t n_left) noexcept {
+    if (step_ > 0) {
+        if (first > 0 && n_left > 0) std::memmove(data_, data_ + n_bytes(first), n_bytes(n_left));
+        return fit(memory, n_left);
+    }
     unsigned char* to = n_left <= base_tokens_ ? base_ : data_;
     const unsigned char* from = data_ + n_bytes(first);
     if (to != from) std::memmove(to, from, n_bytes(n_left));

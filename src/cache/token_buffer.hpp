@@ -15,12 +15,14 @@ namespace gearkv {
 // may be set aside in front: they keep their room and are none of the buffer's until they are brought back.
 //
 // Invariants: n_aside + n_tokens of them lie in a row from the start of the memory; that is the base room
-// whenever they fit into it and some were dropped since.
+// whenever they fit into it and some were dropped since. With a step there is no base room: memory comes and
+// goes with the tokens, some steps at a time.
 class TokenBuffer {
   public:
-    // Room for n_tokens that is never given back before destroy.
+    // Room for n_tokens that is never given back before destroy; with a step above 0 none yet, and usually no
+    // more than that.
     bool create(const CacheConfig& config, std::uint32_t layer, const Memory& memory, TensorKind kind,
-                std::uint32_t n_tokens) noexcept;
+                std::uint32_t n_tokens, std::uint32_t step = 0) noexcept;
     void destroy(const Memory& memory) noexcept;
     // Room for n_more. False when memory is short.
     bool reserve(const Memory& memory, std::uint64_t n_more) noexcept;
@@ -57,10 +59,16 @@ class TokenBuffer {
     unsigned char* data() noexcept { return data_ + n_bytes(n_aside_); }
     // Keeps n_left tokens from `first` on, counted with those aside, in the base room when they fit.
     void keep(const Memory& memory, std::uint64_t first, std::uint64_t n_left) noexcept;
+    // With a step: what n_tokens take, and after some were dropped less than two steps more, of the usual
+    // room, unless memory is too short to move.
+    std::uint64_t room_for(std::uint64_t n_tokens) const noexcept;
+    void fit(const Memory& memory, std::uint64_t n_tokens) noexcept;
 
     unsigned char* data_ = nullptr;  // base_ or a larger run while a prompt is fed
-    unsigned char* base_ = nullptr;  // always there
+    unsigned char* base_ = nullptr;  // always there, without a step
     std::uint64_t base_tokens_ = 0;
+    std::uint64_t usual_tokens_ = 0;
+    std::uint64_t step_ = 0;
     std::uint64_t capacity_ = 0;  // tokens
     std::uint64_t n_aside_ = 0;
     std::uint64_t n_tokens_ = 0;
@@ -71,10 +79,10 @@ class TokenBuffer {
 // Keys and values of the same tokens, in step.
 class KvBuffer {
   public:
-    bool create(const CacheConfig& config, std::uint32_t layer, const Memory& memory,
-                std::uint32_t n_tokens) noexcept {
-        return key_.create(config, layer, memory, TensorKind::key, n_tokens) &&
-               value_.create(config, layer, memory, TensorKind::value, n_tokens);
+    bool create(const CacheConfig& config, std::uint32_t layer, const Memory& memory, std::uint32_t n_tokens,
+                std::uint32_t step = 0) noexcept {
+        return key_.create(config, layer, memory, TensorKind::key, n_tokens, step) &&
+               value_.create(config, layer, memory, TensorKind::value, n_tokens, step);
     }
     void destroy(const Memory& memory) noexcept {
         key_.destroy(memory);

@@ -122,7 +122,9 @@ inline void check_planned(const Cache& cache, std::uint64_t n_tokens, std::uint6
     const CacheBytes found = cache.stats().bytes;
     CHECK(planned.keys.bytes == found.keys.bytes);
     CHECK(planned.values.bytes == found.values.bytes);
-    CHECK(planned.buffer == found.buffer);
+    // Those of windows come and go.
+    CHECK((cache.config().windows == nullptr ? planned.buffer == found.buffer
+                                             : planned.buffer >= found.buffer));
 }
 
 // Attention of the cache against double-precision attention on what it holds.

@@ -93,6 +93,57 @@ TEST_CASE("a token buffer keeps what it is told to, aside or not, and returns to
     CHECK(bench.counting.held == 0);
 }
 
+TEST_CASE("a buffer that grows by steps keeps what it is told to, in room for that and two steps",
+          "[pieces]") {
+    Bench bench(make_config("k=f32;v=f32", n_heads, dim, dim));
+    const Kernels& kernels = *bench.context.kernels;
+    const Memory memory = bench.memory();
+    {
+        TokenBuffer buffer, other;
+        REQUIRE(buffer.create(bench.context.config, 0, memory, TensorKind::key, 30, 8));
+        REQUIRE(other.create(bench.context.config, 0, memory, TensorKind::key, 30, 8));
+        const std::uint64_t row = n_heads * dim * sizeof(float);
+        const auto n_rooms = [&] { return bench.held.total() / row; };
+        CHECK(n_rooms() == 0);
+        const auto append = [&](std::size_t first, std::uint32_t n) {
+            REQUIRE(buffer.reserve(memory, n));
+            buffer.append(kernels, rows_from(floats(), first), n);
+        };
+        append(0, 1);
+        CHECK(n_rooms() == 8);
+        append(1, 8);
+        CHECK(n_rooms() == 16);
+        append(9, 20);
+        CHECK(n_rooms() == 30);  // of 32
+        append(29, 70);
+        CHECK(n_rooms() == 99);
+        buffer.set_aside(5);
+        REQUIRE(other.copy(memory, buffer));
+        other.destroy(memory);
+        buffer.drop_aside(memory, 5);
+        CHECK(shown(kernels, buffer) == expected({{5, 99}}));
+        buffer.drop_front(memory, 74);
+        CHECK(shown(kernels, buffer) == expected({{79, 99}}));
+        CHECK(n_rooms() == 24);
+        buffer.drop_back(memory, 11);  // a draft
+        CHECK(n_rooms() == 24);
+        bench.counting.budget = 0;  // it can stay where it is
+        buffer.drop_back(memory, 8);
+        CHECK(n_rooms() == 24);
+        CHECK_FALSE(buffer.reserve(memory, 30));
+        CHECK(shown(kernels, buffer) == expected({{79, 80}}));
+        buffer.drop_back(memory, 1);
+        CHECK(n_rooms() == 0);
+        CHECK_FALSE(buffer.reserve(memory, 1));
+        bench.counting.budget = INT64_MAX;
+        append(3, 2);
+        CHECK(shown(kernels, buffer) == expected({{3, 5}}));
+        buffer.destroy(memory);
+        CHECK(n_rooms() == 0);
+    }
+    CHECK(bench.counting.held == 0);
+}
+
 TEST_CASE("a shape knows what becomes of it, and what a window has left of it", "[pieces]") {
     const LayerShape shape = {4, 100, 60, 30, 80};
     CHECK(shape.n_tokens() == 194);

@@ -123,6 +123,44 @@ TEST_CASE("windows stay whole for rollbacks longer than a buffer, which are loss
     CHECK(make_cache(make_config("f16", n_heads, dim, dim))->first_token(1) == 0);
 }
 
+TEST_CASE("the buffer of a windowed layer takes memory as its tokens come, and no more than others do",
+          "[window]") {
+    for (const char* spec : {"gear-4", "kivi-4:nb=64,recent=10", "f32:nb=64"}) {
+        CAPTURE(spec);
+        const std::uint32_t window = 100;
+        CacheConfig config = make_config(spec, n_heads, dim, dim, 3000);
+        config.close_prompts = true;
+        auto plain = make_cache(config);
+        config.windows = &window;
+        auto cache = make_cache(config);
+        const std::uint64_t n_sinks = config.spec.sink_tokens, step = config.spec.buffer_tokens / 4;
+        const std::uint64_t row =
+            2 * n_heads * dim * (config.spec.key.backbone == Backbone::raw32 ? sizeof(float) : 2);
+        CHECK(cache->stats().bytes.buffer == n_sinks * row);
+        std::uint64_t sum = 0, of_plain = 0;
+        for (std::size_t t = 0; t < 600;) {
+            const std::size_t n = t == 0 ? 300 : 1;
+            for (Cache* one : {plain.get(), cache.get()}) {
+                REQUIRE(append(one, source().keys, source().values, t, n).ok());
+                (void)attend(one, gaussian(n, n_heads, dim, 3), dim, true);
+            }
+            t += n;
+            LayerStats stats;
+            REQUIRE(cache->layer_stats(0, &stats).ok());
+            const std::uint64_t n_buffered = t - stats.n_sinks - stats.n_forgotten - stats.n_closed;
+            const std::uint64_t held = cache->stats().bytes.buffer, most = plain->stats().bytes.buffer;
+            REQUIRE(held <= (n_sinks + n_buffered + 3 * step) * row);
+            REQUIRE(held <= most);
+            sum += held;
+            of_plain += most;
+        }
+        CHECK(sum < of_plain * 3 / 4);
+        CHECK(window_error(cache.get(), window) < 0.2);
+        cache->reset();
+        CHECK(cache->stats().bytes.buffer == n_sinks * row);
+    }
+}
+
 TEST_CASE("a removal is refused where the window would show what was given back", "[window]") {
     const std::uint32_t window = 100;
     CacheConfig config = make_config("gear-4", n_heads, dim, dim, 1000);

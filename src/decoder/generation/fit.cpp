@@ -75,8 +75,9 @@ Status measure_unit(Cache& cache, Counter& counter, std::uint32_t layer, std::ui
     return {};
 }
 
-// A real cache with a token in every layer: its tables, base buffers and working memory for this many heads
-// and queries. Then, where the codec takes scratch for a long block, a chunk in one layer of each kind.
+// A real cache with a token in every layer: its tables and working memory for this many heads and queries,
+// but for buffers, of which those of windows are not all there yet. Then, where the codec takes scratch for a
+// long block, a chunk in one layer of each kind.
 Status measure_cache(CacheConfig config, std::uint32_t n_heads, std::uint32_t chunk, Executor& executor,
                      std::uint64_t* fixed, std::uint64_t* unit_scratch) {
     Counter counter;
@@ -95,7 +96,7 @@ Status measure_cache(CacheConfig config, std::uint32_t n_heads, std::uint32_t ch
             !status.ok())
             return status;
     }
-    *fixed = counter.held;
+    *fixed = counter.held - cache->stats().bytes.buffer;
     *unit_scratch = 0;
     // Behind a full buffer.
     const auto n = static_cast<std::uint32_t>(
@@ -177,14 +178,14 @@ Status add_cache(const CacheConfig& config, std::uint32_t n_heads, std::uint32_t
     // A chunk behind a full buffer, in the one layer that has not compressed it yet.
     const std::uint64_t chunk_bytes = chunk > 1 ? token_bytes * (n_base + chunk) : 0;
     const std::uint64_t n_blocks = config.n_layers * (config.max_tokens / config.spec.buffer_tokens + 1);
-    std::uint64_t scratch =
-        fixed - std::min(fixed, required.buffer) + unit_scratch + chunk_bytes + n_blocks * bytes_beside_block;
+    std::uint64_t scratch = fixed + unit_scratch + chunk_bytes + n_blocks * bytes_beside_block;
     if (config.spec.auto_bits > 0.0f && config.max_tokens > 1) {
         std::uint64_t choice = 0;
         status = measure_choice(config, n_heads, chunk, chunk_bytes, executor, &choice);
         if (!status.ok()) return status;
         // Before there are blocks.
-        scratch = std::max(scratch, fixed + choice - std::min(fixed + choice, required.bytes));
+        const std::uint64_t all = fixed + required.buffer + choice;
+        scratch = std::max(scratch, all - std::min(all, required.bytes));
     }
     out->cache = required.bytes;
     out->scratch += scratch;
