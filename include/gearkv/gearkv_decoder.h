@@ -327,7 +327,7 @@ typedef struct gearkv_chat_message {
 typedef struct gearkv_chat_options {
     size_t struct_size;
     int32_t add_generation_prompt; /* 1: ends with what asks for the next answer */
-    int32_t thinking;              /* 1; 0: an empty thought before the answer, where the file knows how */
+    int32_t thinking;              /* 1; 0: asks the template for an answer without a thought before it */
     int32_t year;                  /* today, for the templates that tell it to the model */
     int32_t month;                 /* [1, 12] */
     int32_t day;                   /* [1, 31] */
@@ -335,11 +335,11 @@ typedef struct gearkv_chat_options {
 /* Defaults. Call it as gearkv_chat_options_init(&options, sizeof(options)). */
 void gearkv_chat_options_init(gearkv_chat_options* options, size_t struct_size);
 
-/* Takes the text of tokenizer.chat_template. Errors: invalid_argument,
- * unknown_template (the message lists the names), out_of_memory. */
+/* Takes the text of tokenizer.chat_template, which is run for each conversation, within bounds. Errors:
+ * invalid_argument, unknown_template (the message says what in it is not known), out_of_memory. */
 gearkv_code gearkv_chat_template_recognise(const char* text, size_t n_bytes, gearkv_chat_template** out,
                                            gearkv_error* error);
-/* The same by a name, without the details of any file. Errors: as above. */
+/* The same by a name, without the details of any file. Errors: as above; the message lists the names. */
 gearkv_code gearkv_chat_template_find(const char* name, gearkv_chat_template** out, gearkv_error* error);
 void gearkv_chat_template_destroy(gearkv_chat_template* chat_template);
 /* "chatml", "llama3" and so on, separated by commas. */
@@ -350,7 +350,7 @@ const char* gearkv_chat_template_name(const gearkv_chat_template* chat_template)
  * for each of its continuations. */
 int gearkv_chat_template_extends(const gearkv_chat_template* chat_template);
 /* The system text that stands in for an absent one, with a zero behind it as in gearkv_tokenizer_decode.
- * options may be null. Errors: invalid_argument, out_of_memory; wrong_size (see "Room"). */
+ * options may be null. Errors: invalid_argument, bad_conversation, out_of_memory; wrong_size (see "Room"). */
 gearkv_code gearkv_chat_template_default_system(const gearkv_chat_template* chat_template,
                                                 const gearkv_chat_options* options, char* out, size_t n_room,
                                                 size_t* n_bytes, gearkv_error* error);

@@ -69,9 +69,16 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t n_by
     if (!status.ok() && status.code() != Code::unknown_template) std::abort();
     if (chat != nullptr) render(*chat, messages, options, prints_written);
     if (ChatTemplate::find(text, &chat).ok()) render(*chat, messages, options, false);
-    for (const char* name : {"llama2", "gemma", "zephyr"}) {
-        if (!ChatTemplate::find(name, &chat).ok()) std::abort();
-        render(*chat, messages, options, false);
+    static const auto* const named = new std::vector<std::unique_ptr<ChatTemplate>>([] {
+        std::vector<std::unique_ptr<ChatTemplate>> all(4);
+        const char* names[] = {"llama2", "gemma", "zephyr", "smollm3"};
+        for (std::size_t i = 0; i < all.size(); i++) {
+            if (!ChatTemplate::find(names[i], &all[i]).ok()) std::abort();
+        }
+        return all;
+    }());
+    for (const auto& one : *named) {
+        render(*one, messages, options, false);
     }
     return 0;
 }
