@@ -3,9 +3,14 @@
 # KL divergence on TEXT (default: the engine's own manuals), beside gearkv's own decoder if quickstart.sh has built it;
 # then tokens per second at four depths, bytes, and peak memory. The numbers need a machine with nothing else to do for
 # their last minutes: PARTS="quality fill" and PARTS=speed are the two halves. MEASURE_ARGS go to measure.py (--help).
+# PARTS=programs builds the engine's server too, and does with its programs what programs.py tells.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-[ $# = 2 ] || [ $# = 3 ] || { sed -n '2,5p' "$0" >&2; exit 2; }
+[ $# = 2 ] || [ $# = 3 ] || { sed -n '2,6p' "$0" >&2; exit 2; }
+if [ "${PARTS:-}" = programs ]; then
+  "$here/build.sh" "$1" llama-completion llama-speculative-simple llama-server
+  exec python3 "$here/programs.py" "$1/llama.cpp/build/bin" "$2"
+fi
 "$here/build.sh" "$1" llama-perplexity rates
 text=${3:-$1/manuals.txt}
 [ $# = 3 ] || (cd "$1/llama.cpp" && LC_ALL=C find docs tools -name '*.md' | LC_ALL=C sort | xargs cat) >"$text"

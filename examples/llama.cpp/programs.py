@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""What people do with llama.cpp's programs, done with a gear cache: programs.py BIN MODEL [SPEC]... Several threads, drafts, a
+cache of prompts on disk, and a server with four slots must give the answers they give without. Needs llama-completion,
+llama-speculative-simple and llama-server in BIN."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
+folder, model, specs = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3:] or ["gear-4"]
+story = ("The harbour lay still under the first light. A woman in a grey coat counted the boats, as she had done every "
+         "morning for eleven years, and wrote the number in a small book.\n")
+beginning = story + "Once upon a time, the keeper of a lighthouse"
+questions = ["What did the woman count?", "What colour was her coat?", "Where did she write?", "What time of day was it?"]
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the engine's workers spin, which takes minutes beside other work
+failed = []
+
+
+def told(name, right, more=""):
+    print(f"  {'ok    ' if right else 'FAILED'} {name}{more}", flush=True)
+    if not right:
+        failed.append(name)
+
+
+def run(program, spec, *options):
+    """What a program writes, and its log."""
+    command = [str(folder / program), "-m", model, "--temp", 0, "--ignore-eos", "-p", beginning, "-n", 48, *options]
+    done = subprocess.run(list(map(str, command)), env={**os.environ, "GEARKV_SPEC": spec}, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, errors="replace")
+    if done.returncode != 0:
+        sys.exit(f"{command} with GEARKV_SPEC={spec} ended with {done.returncode}\n{done.stderr[-3000:]}")
+    return done.stdout.strip(), done.stderr
+
+
+def complete(spec, threads, *options):
+    return run("llama-completion", spec, "-no-cnv", "--no-warmup", "--no-display-prompt", "-t", threads, *options)[0]
+
+
+def one_program(spec):
+    one = complete(spec, 1)
+    told("two and three threads, and others for the prompt, say what one says",
+         len(one) > 100 and complete(spec, 2) == one and complete(spec, 3, "-tb", 2) == one)
+    told("-ctk says the same as the variable", complete("", 1, "-ctk", spec) == one)
+    output, log = run("llama-speculative-simple", spec, "-md", model, "--spec-type", "draft-simple", "--spec-draft-n-max", 7, "-t", 1, "-td", 1)
+    accepted = re.search(r"n_accept\s*=\s*(\d+)", output + log)
+    told("drafts leave the text as it is", one in output and accepted is not None and int(accepted.group(1)) > 20,
+         f" ({accepted.group(1)} drafted tokens accepted)" if accepted else "")
+    with tempfile.TemporaryDirectory() as place:
+        first, again = (complete(spec, 1, "--prompt-cache", f"{place}/cache") for _ in range(2))
+        told("a prompt from disk goes on as it did", first == again == one, f" ({os.path.getsize(f'{place}/cache') / 1e6:.1f} MB)")
+
+
+def ask(port, path, body):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return json.load(answer)
+
+
+def server(spec):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen([str(folder / "llama-server"), "-m", model, "-np", "4", "-c", "8192", "-t", "1", "--port", str(port),
+                                    "--slot-save-path", place, "--no-warmup"],
+                                   env={**os.environ, "GEARKV_SPEC": spec}, stdout=subprocess.DEVNULL, stderr=log)
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            use_server(port)
+        finally:
+            process.terminate()
+            code = process.wait(timeout=60)
+        log.seek(0)
+        told("the server ends without a complaint of gearkv", code == 0 and "gearkv: layer" not in log.read(), f" (exit code {code})")
+
+
+def use_server(port):
+    def answer(question, slot, cached=True):
+        return ask(port, "/completion", {"prompt": story * 4 + question + "\n", "n_predict": 16, "temperature": 0, "id_slot": slot,
+                                         "cache_prompt": cached})
+
+    alone = [answer(question, 0, False)["content"] for question in questions]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(answer, questions, range(4)))
+    same = sum(a == b["content"] for a, b in zip(alone, together))
+    told("four slots at once answer as one by one", same >= 3, f" ({same} of 4 word for word)")
+    again = answer(questions[2], 2)
+    n_cached, n_prompt = again["timings"]["cache_n"], again["tokens_evaluated"]
+    told("a prompt again comes out of the cache", again["content"] == together[2]["content"] and n_cached >= n_prompt - 1,
+         f" ({n_cached} of {n_prompt} tokens)")
+    saved = ask(port, "/slots/2?action=save", {"filename": "slot.bin"})
+    ask(port, "/slots/2?action=erase", {})
+    restored = ask(port, "/slots/3?action=restore", {"filename": "slot.bin"})
+    later = answer(questions[2], 3)
+    told("a slot is saved and goes on in another", saved["n_saved"] == restored["n_restored"] >= n_prompt and
+         later["content"] == again["content"] and later["timings"]["cache_n"] >= n_prompt - 1, f" ({saved['n_written'] / 1e6:.1f} MB)")
+    several = ask(port, "/v1/completions", {"prompt": story * 4 + questions[0] + "\n", "max_tokens": 16, "temperature": 1, "seed": 1, "n": 4})
+    texts = [choice["text"] for choice in several["choices"]]
+    told("four answers to one prompt", len(texts) == 4 and all(texts) and len(set(texts)) > 1)
+
+
+for each in specs:
+    print(each, flush=True)
+    one_program(each)
+    server(each)
+print("FAILED: " + ", ".join(failed) if failed else "all as without")
+sys.exit(bool(failed))
