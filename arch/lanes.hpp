@@ -33,6 +33,8 @@ namespace {
 //   Words bits(Float a), Float from_bits(Words a)
 //   Float load_half(const uint16_t*)       width halves
 //   void store_half(uint16_t*, Float a)    round to nearest even
+//   Words load_shorts(const uint16_t*)     width shorts, widened
+//   void store_low_shorts(uint16_t*, Words)   words below 65536
 //   Words load_bytes(const uint8_t*)       width bytes, widened
 //   void store_bytes(uint8_t*, Float a)    integers in [0, 255]
 //   float sum(Float a), smallest(Float a), largest(Float a)    over the lanes; none may be NaN
@@ -172,6 +174,31 @@ struct BasicLanes {
     static void store_half_first(std::uint16_t* x, Float a, std::size_t n) {
         std::uint16_t lanes[width];
         Self::store_half(lanes, a);
+        for (std::size_t i = 0; i < n; ++i)
+            x[i] = lanes[i];
+    }
+    // Upper halves of floats; round to nearest even, NaN quiet.
+    static Float load_bfloat(const std::uint16_t* x) {
+        return Self::from_bits(Self::template shift_left<16>(Self::load_shorts(x)));
+    }
+    static void store_bfloat(std::uint16_t* x, Float a) {
+        const Words bits = Self::bits(a), upper = Self::template shift_right<16>(bits);
+        const Words rounded = bits + Self::broadcast_word(0x7fff) + (upper & Self::broadcast_word(1));
+        // The difference is negative for NaN alone.
+        const Words above = Self::broadcast_word(0x7f800000) - (bits & Self::broadcast_word(0x7fffffff));
+        const Words is_nan = Self::broadcast_word(0) - Self::template shift_right<31>(above);
+        Self::store_low_shorts(x, Self::merge(is_nan, upper | Self::broadcast_word(0x40),
+                                              Self::template shift_right<16>(rounded)));
+    }
+    static Float load_bfloat_first(const std::uint16_t* x, std::size_t n) {
+        std::uint16_t lanes[width];
+        for (std::size_t i = 0; i < width; ++i)
+            lanes[i] = i < n ? x[i] : 0;
+        return load_bfloat(lanes);
+    }
+    static void store_bfloat_first(std::uint16_t* x, Float a, std::size_t n) {
+        std::uint16_t lanes[width];
+        store_bfloat(lanes, a);
         for (std::size_t i = 0; i < n; ++i)
             x[i] = lanes[i];
     }

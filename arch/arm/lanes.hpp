@@ -46,6 +46,8 @@ struct NeonLanes : BasicLanes<Self, Arch> {
     static Float from_bits(Words a) { return vreinterpretq_f32_u32(a); }
     static Float load_half(const std::uint16_t* x) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x))); }
     static void store_half(std::uint16_t* x, Float a) { vst1_u16(x, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
+    static Words load_shorts(const std::uint16_t* x) { return vmovl_u16(vld1_u16(x)); }
+    static void store_low_shorts(std::uint16_t* x, Words a) { vst1_u16(x, vmovn_u32(a)); }
     static Words load_bytes(const std::uint8_t* x) {
         std::uint32_t four;
         __builtin_memcpy(&four, x, sizeof(four));

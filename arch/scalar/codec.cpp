@@ -222,6 +222,25 @@ void from_half(float* out, const uint16_t* x, size_t n) {
         out[i] = half_to_float(x[i]);
 }
 
+void to_bfloat(uint16_t* out, const float* x, size_t n) {
+    for (size_t i = 0; i < n; ++i)
+        out[i] = float_to_bfloat(x[i]);
+}
+
+void from_bfloat(float* out, const uint16_t* x, size_t n) {
+    for (size_t i = 0; i < n; ++i)
+        out[i] = bfloat_to_float(x[i]);
+}
+
+uint16_t max_magnitude(const uint16_t* x, size_t n) {
+    uint16_t most = 0;
+    for (size_t i = 0; i < n; ++i) {
+        const auto magnitude = static_cast<uint16_t>(x[i] & 0x7fff);
+        if (magnitude > most) most = magnitude;
+    }
+    return most;
+}
+
 }  // namespace
 
 constinit const CodecKernels codec_scalar = {
@@ -247,6 +266,9 @@ constinit const CodecKernels codec_scalar = {
     encode_trellis,
     to_half,
     from_half,
+    to_bfloat,
+    from_bfloat,
+    max_magnitude,
 };
 
 }  // namespace gearkv

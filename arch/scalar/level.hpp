@@ -56,5 +56,16 @@ inline std::uint16_t float_to_half(float x) {
     return static_cast<std::uint16_t>(sign | half);
 }
 
+inline float bfloat_to_float(std::uint16_t bfloat) {
+    return bits_float(std::uint32_t{bfloat} << 16);
+}
+
+// Round to nearest even. NaN becomes quiet and keeps the upper bits of its payload.
+inline std::uint16_t float_to_bfloat(float x) {
+    const std::uint32_t bits = float_bits(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>(bits >> 16 | 0x40u);
+    return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
 }  // namespace
 }  // namespace gearkv

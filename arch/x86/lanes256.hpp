@@ -27,6 +27,13 @@ struct WideLanes : BasicLanes<Self, Arch> {
     static void store_half(std::uint16_t* x, Float a) {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(x), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
     }
+    static Words load_shorts(const std::uint16_t* x) {
+        return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+    }
+    static void store_low_shorts(std::uint16_t* x, Words a) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(x),
+                         _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)));
+    }
     static Words load_bytes(const std::uint8_t* x) {
         return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x)));
     }

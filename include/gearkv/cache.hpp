@@ -1,5 +1,5 @@
-// The streaming KV cache: appended to in float, held compressed, attended in place (paper sections 3.2
-// and 3.3).
+// The streaming KV cache: appended to in float, f16 or bf16, held compressed, attended in place (paper
+// sections 3.2 and 3.3).
 //
 // One layer is a row of immutable compressed blocks followed by a buffer of recent tokens in fp16. Appended
 // tokens go to the buffer and are attended uncompressed; when it holds buffer_tokens or more, whole multiples
@@ -116,15 +116,15 @@ struct CacheConfig {
 };
 
 // Queries of one layer in the caller's memory: element (query, head, channel) is
-// data[query * query_stride + head * head_stride + channel], key_dim channels. Query head h reads KV head
-// h / (n_heads / n_kv_heads). Both are those of the layer.
+// data[query * query_stride + head * head_stride + channel * channel_stride], key_dim channels, as in Rows.
+// Query head h reads KV head h / (n_heads / n_kv_heads). Both are those of the layer.
 //
 // All finite queries, scales, slopes and masks have an answer, the same at every level but for rounding:
 // scores that no float can hold are still compared by their size, and the softmax is that of the exact ones,
 // each to within the rounding of a float of its size. So of scores that far apart the largest has all the
 // weight, and equal ones share it.
 struct Queries {
-    const float* data = nullptr;
+    const void* data = nullptr;  // of `type`, below
     std::size_t query_stride = 0;
     std::size_t head_stride = 0;
     std::uint32_t n_queries = 0;
@@ -153,14 +153,19 @@ struct Queries {
     // in the sum. What is left out weighs at most 128 * negligible for every 128 tokens, where the heaviest
     // has 1. Below 1.
     float negligible = 0.0f;
+
+    // Of data, and of the output. In f16 an output saturates at 65504.
+    ElementType type = ElementType::f32;
+    ElementType out_type = ElementType::f32;
+    std::size_t channel_stride = 1;  // of data; not 0
 };
 
 // What one sequence of a batch asks.
 struct AttendRequest {
     Cache* cache = nullptr;
     Queries queries;
-    float* out = nullptr;      // [n_queries, n_heads, value_dim], contiguous; of no other request
-    std::size_t n_floats = 0;  // there is room for
+    void* out = nullptr;       // [n_queries, n_heads, value_dim] of queries.out_type, contiguous; of no other
+    std::size_t n_floats = 0;  // elements there is room for
 };
 
 // Bytes of a cache by part, as allocated. `bytes` is the sum.
@@ -235,13 +240,13 @@ class Cache {
     Status append(std::uint32_t layer, const Rows& keys, const Rows& values, std::uint32_t n_tokens,
                   Executor& executor) noexcept;
 
-    // Softmax attention of the queries over the layer's tokens; out is [n_queries, n_heads, value_dim] float,
-    // contiguous, with room for n_floats, and not where the queries are. Reads the compressed form in place;
-    // no full-size temporary. Allocates only when a call needs more scratch than all before it. Errors:
-    // invalid_argument, no_keys, wrong_size (more queries than tokens when causal, head counts, no room for
-    // the output), non_finite, forgotten (the first query sees what its window left behind since),
-    // out_of_memory; out is untouched then.
-    Status attend(std::uint32_t layer, const Queries& queries, float* out, std::size_t n_floats,
+    // Softmax attention of the queries over the layer's tokens; out is [n_queries, n_heads, value_dim] of
+    // queries.out_type, contiguous, with room for n_floats elements, and not where the queries are. Reads the
+    // compressed form in place; no full-size temporary. Allocates only when a call needs more scratch than
+    // all before it. Errors: invalid_argument, no_keys, wrong_size (more queries than tokens when causal,
+    // head counts, no room for the output), non_finite, forgotten (the first query sees what its window left
+    // behind since), out_of_memory; out is untouched then.
+    Status attend(std::uint32_t layer, const Queries& queries, void* out, std::size_t n_floats,
                   Executor& executor) noexcept;
 
     // attend for many sequences at once: their heads share one round of the executor instead of one each, and
@@ -257,11 +262,12 @@ class Cache {
     // invalid_argument, out_of_memory, over_budget; the tokens stay in the buffer then.
     Status compress(std::uint32_t layer, Executor& executor) noexcept;
 
-    // Writes tokens [first, first + n_tokens) as they are attended, [n_tokens, n_kv_heads, dim] float each,
-    // to outputs with room for so many floats; either output may be null. Errors: invalid_argument,
-    // wrong_size (no room), forgotten; nothing is written then.
-    Status read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
-                std::size_t n_key_floats, float* values, std::size_t n_value_floats) noexcept;
+    // Writes tokens [first, first + n_tokens) as they are attended, [n_tokens, n_kv_heads, dim] of `type`
+    // each, to outputs with room for so many elements; either output may be null. In f16 numbers saturate at
+    // 65504. Errors: invalid_argument, wrong_size (no room), forgotten; nothing is written then.
+    Status read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, void* keys,
+                std::size_t n_key_floats, void* values, std::size_t n_value_floats,
+                ElementType type = ElementType::f32) noexcept;
 
     // Drops the tokens from n_tokens on in every layer, for speculative decoding and edits. What stays is not
     // touched: a compressed block keeps its bytes and shows fewer tokens, and later tokens start a new one.

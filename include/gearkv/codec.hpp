@@ -18,12 +18,24 @@ namespace gearkv {
 
 enum class TensorKind : std::uint8_t { key = 0, value = 1 };
 
-// Keys or values of some tokens in the caller's memory, read in place: element (token, head, channel) is
-// data[token * token_stride + head * head_stride + channel]. Strides are in elements.
+// What the numbers in the caller's memory are.
+enum class ElementType : std::uint8_t {
+    f32 = 0,   // float
+    f16 = 1,   // IEEE half
+    bf16 = 2,  // the upper half of a float
+};
+
+// Keys or values of some tokens in the caller's memory, read in place: element (token, head, channel) of
+// `type` is data[token * token_stride + head * head_stride + channel * channel_stride]. Strides are in
+// elements; that of channels is not 0. Keys laid out as [head][channel][token] have a token_stride of 1, a
+// channel_stride of the tokens there are in a row, and so on. Rows in f16 come to the same as the floats they
+// stand for, and so do those in bf16.
 struct Rows {
-    const float* data = nullptr;
+    const void* data = nullptr;
     std::size_t token_stride = 0;
     std::size_t head_stride = 0;
+    ElementType type = ElementType::f32;
+    std::size_t channel_stride = 1;
 };
 
 // Shape of one block. n_tokens >= 1, n_heads in [1, 4096], dim a multiple of 8 in [8, 1024].

@@ -289,11 +289,26 @@ typedef struct gearkv_rows {
     size_t head_stride;
 } gearkv_rows;
 
+/* What the numbers in the caller's memory are. */
+typedef GEARKV_ENUM(gearkv_type){GEARKV_F32 = 0, GEARKV_F16 = 1, GEARKV_BF16 = 2} gearkv_type;
+
+/* The same of any type: element (token, head, channel) is data[token * token_stride + head * head_stride +
+ * channel * channel_stride], strides count elements. Keys as [head][channel][token] have a token_stride of 1.
+ * Rows in f16 and bf16 come to the same as the floats they stand for. */
+typedef struct gearkv_typed_rows {
+    size_t struct_size;
+    const void* data;
+    size_t token_stride;
+    size_t head_stride;
+    size_t channel_stride; /* 0 stands for 1 */
+    gearkv_type type;
+} gearkv_typed_rows;
+
 /* Queries of one layer: element (query, head, channel) is data[query * query_stride + head * head_stride +
- * channel]. Query head h reads KV head h / (n_heads / n_kv_heads). */
+ * channel * channel_stride]. Query head h reads KV head h / (n_heads / n_kv_heads). */
 typedef struct gearkv_queries {
     size_t struct_size;
-    const float* data;
+    const void* data; /* of `type`, below */
     size_t query_stride;
     size_t head_stride;
     uint32_t n_queries;
@@ -309,8 +324,11 @@ typedef struct gearkv_queries {
     const float* mask;
     size_t mask_query_stride;
     size_t mask_head_stride;
-    uint64_t window;    /* above 0: of the tokens a query may see, the last ones alone */
-    const float* sinks; /* [n_heads] scores without a value, or null */
+    uint64_t window;       /* above 0: of the tokens a query may see, the last ones alone */
+    const float* sinks;    /* [n_heads] scores without a value, or null */
+    gearkv_type type;      /* of data */
+    gearkv_type out_type;  /* of the output, which saturates at 65504 in f16 */
+    size_t channel_stride; /* of data; 0 stands for 1 */
 } gearkv_queries;
 
 /* Defaults, causal among them. */
@@ -363,16 +381,22 @@ gearkv_code gearkv_cache_append(gearkv_cache* cache, uint32_t layer, const geark
                                 const gearkv_rows* values, uint32_t n_tokens, gearkv_executor* executor,
                                 gearkv_error* error);
 
-/* Softmax attention of the queries over the layer's tokens, to out [n_queries, n_heads, value_dim], with room
- * for n_floats. Errors: invalid_argument, no_keys, wrong_size, non_finite, forgotten, out_of_memory. */
-gearkv_code gearkv_cache_attend(gearkv_cache* cache, uint32_t layer, const gearkv_queries* queries,
-                                float* out, size_t n_floats, gearkv_executor* executor, gearkv_error* error);
+/* The same of rows of any type and stride. */
+gearkv_code gearkv_cache_append_typed(gearkv_cache* cache, uint32_t layer, const gearkv_typed_rows* keys,
+                                      const gearkv_typed_rows* values, uint32_t n_tokens,
+                                      gearkv_executor* executor, gearkv_error* error);
+
+/* Softmax attention of the queries over the layer's tokens, to out [n_queries, n_heads, value_dim] of
+ * queries->out_type, with room for n_floats elements. Errors: invalid_argument, no_keys, wrong_size,
+ * non_finite, forgotten, out_of_memory. */
+gearkv_code gearkv_cache_attend(gearkv_cache* cache, uint32_t layer, const gearkv_queries* queries, void* out,
+                                size_t n_floats, gearkv_executor* executor, gearkv_error* error);
 
 typedef struct gearkv_attend_request {
     gearkv_cache* cache;
     const gearkv_queries* queries;
-    float* out; /* of no other request */
-    size_t n_floats;
+    void* out;       /* of no other request; queries->out_type */
+    size_t n_floats; /* elements there is room for */
 } gearkv_attend_request;
 /* gearkv_cache_attend for many sequences at once, whose caches have one workspace; every output has the same
  * bits. Errors: of attend, naming the request; out_of_memory. No output is touched then. */
@@ -389,6 +413,11 @@ gearkv_code gearkv_cache_compress(gearkv_cache* cache, uint32_t layer, gearkv_ex
 gearkv_code gearkv_cache_read(gearkv_cache* cache, uint32_t layer, uint64_t first, uint64_t n_tokens,
                               float* keys, size_t n_key_floats, float* values, size_t n_value_floats,
                               gearkv_error* error);
+
+/* The same in elements of any type; in f16 they saturate at 65504. */
+gearkv_code gearkv_cache_read_typed(gearkv_cache* cache, uint32_t layer, uint64_t first, uint64_t n_tokens,
+                                    gearkv_type type, void* keys, size_t n_key_elements, void* values,
+                                    size_t n_value_elements, gearkv_error* error);
 
 /* Drops the tokens from n_tokens on in every layer. *lossless, where it is not null, gets 1 when every later
  * output has the bits of a cache that never saw them, else 0. Errors: wrong_size, forgotten, out_of_memory,
@@ -563,6 +592,10 @@ gearkv_code gearkv_block_bytes(const gearkv_block_options* options, uint64_t* ou
 gearkv_code gearkv_compress_block(void* block, size_t n_bytes, const gearkv_rows* rows,
                                   const gearkv_block_options* options, gearkv_executor* executor,
                                   gearkv_error* error);
+/* The same of rows of any type and stride. */
+gearkv_code gearkv_compress_block_typed(void* block, size_t n_bytes, const gearkv_typed_rows* rows,
+                                        const gearkv_block_options* options, gearkv_executor* executor,
+                                        gearkv_error* error);
 /* Writes [n_tokens, n_heads, dim] floats. The block may come from anywhere. Errors: invalid_argument,
  * bad_block, wrong_size. */
 gearkv_code gearkv_decompress_block(float* out, size_t n_floats, const void* block, size_t n_bytes,

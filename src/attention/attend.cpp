@@ -21,7 +21,7 @@ struct RowState {
 
 std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
     const std::uint64_t per_row = 3 * round_up(key_dim, 32) + 3 * tile_tokens + 2 * round_up(value_dim, 16) +
-                                  2 * max_rank + 1 + key_dim + value_dim;
+                                  2 * max_rank + 1 + 2 * key_dim + value_dim;
     return max_rows * per_row;
 }
 
@@ -223,6 +223,7 @@ AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::ui
     s.weight_sum = take(max_rows);
     s.query_rows = take(max_rows * key_dim);
     s.outlier_out = take(max_rows * value_dim);
+    s.given = take(max_rows * key_dim);
     return s;
 }
 

@@ -47,7 +47,7 @@ TensorRun run_of_block(const BlockView& view) noexcept;
 struct RowGroup {
     std::uint32_t n_rows = 0;
     const float* query[max_rows];   // key_dim channels each
-    float* out[max_rows];           // value_dim channels each
+    float* out[max_rows];           // value_dim channels each; may be scratch.out
     float soft_cap = 0.0f;          // > 0: scores become soft_cap tanh(score / soft_cap)
     float slope[max_rows];          // times the distance from the last visible token, taken off
     const float* mask[max_rows];    // null or [token], added
@@ -80,6 +80,7 @@ struct AttendScratch {
     float* mixed = nullptr;        // [row][out_stride] trellis: weighted values of the run, still rotated
     float* weight_sum = nullptr;   // [row] trellis: weights of the run
     float* query_rows = nullptr;   // [key channel][outlier_lanes] the query again, for outliers
+    float* given = nullptr;        // [row][key_dim] for queries that do not come as floats side by side
     float* outlier_out = nullptr;  // [value channel][outlier_lanes] weighted outliers of the run
 };
 

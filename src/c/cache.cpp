@@ -9,6 +9,25 @@
 namespace gearkv::c {
 namespace {
 
+Status take_type(gearkv_type type, const char* name, ElementType* out) noexcept {
+    if (type != GEARKV_F32 && type != GEARKV_F16 && type != GEARKV_BF16) {
+        return Status::error(Code::invalid_argument, "type %d of %s, expected one of gearkv_type",
+                             static_cast<int>(type), name);
+    }
+    *out = static_cast<ElementType>(type);
+    return {};
+}
+
+Status take_rows(const gearkv_typed_rows* in, const char* name, Rows* out) noexcept {
+    gearkv_typed_rows taken = {};
+    if (Status status = take(in, name, &taken); !status.ok()) return status;
+    out->data = taken.data;
+    out->token_stride = taken.token_stride;
+    out->head_stride = taken.head_stride;
+    if (taken.channel_stride > 0) out->channel_stride = taken.channel_stride;
+    return take_type(taken.type, name, &out->type);
+}
+
 Status take_queries(const gearkv_queries* in, Queries* out) noexcept {
     gearkv_queries taken;
     gearkv_queries_init(&taken, sizeof(taken));
@@ -28,7 +47,9 @@ Status take_queries(const gearkv_queries* in, Queries* out) noexcept {
     out->mask_head_stride = taken.mask_head_stride;
     out->window = taken.window;
     out->sinks = taken.sinks;
-    return {};
+    if (taken.channel_stride > 0) out->channel_stride = taken.channel_stride;
+    if (Status status = take_type(taken.type, "queries", &out->type); !status.ok()) return status;
+    return take_type(taken.out_type, "the output", &out->out_type);
 }
 
 Status take_level(gearkv_level level, Level* out) noexcept {
@@ -172,8 +193,18 @@ gearkv_code gearkv_cache_append(gearkv_cache* cache, uint32_t layer, const geark
     return report(cpp(cache)->append(layer, cpp(*keys), cpp(*values), n_tokens, cpp(executor)), error);
 }
 
-gearkv_code gearkv_cache_attend(gearkv_cache* cache, uint32_t layer, const gearkv_queries* queries,
-                                float* out, size_t n_floats, gearkv_executor* executor, gearkv_error* error) {
+gearkv_code gearkv_cache_append_typed(gearkv_cache* cache, uint32_t layer, const gearkv_typed_rows* keys,
+                                      const gearkv_typed_rows* values, uint32_t n_tokens,
+                                      gearkv_executor* executor, gearkv_error* error) {
+    if (Status status = check_cache(cache); !status.ok()) return report(status, error);
+    Rows taken[2];
+    if (Status status = take_rows(keys, "keys", &taken[0]); !status.ok()) return report(status, error);
+    if (Status status = take_rows(values, "values", &taken[1]); !status.ok()) return report(status, error);
+    return report(cpp(cache)->append(layer, taken[0], taken[1], n_tokens, cpp(executor)), error);
+}
+
+gearkv_code gearkv_cache_attend(gearkv_cache* cache, uint32_t layer, const gearkv_queries* queries, void* out,
+                                size_t n_floats, gearkv_executor* executor, gearkv_error* error) {
     if (Status status = check_cache(cache); !status.ok()) return report(status, error);
     Queries taken;
     if (Status status = take_queries(queries, &taken); !status.ok()) return report(status, error);
@@ -223,6 +254,17 @@ gearkv_code gearkv_cache_read(gearkv_cache* cache, uint32_t layer, uint64_t firs
     if (Status status = check_cache(cache); !status.ok()) return report(status, error);
     return report(cpp(cache)->read(layer, first, n_tokens, keys, n_key_floats, values, n_value_floats),
                   error);
+}
+
+gearkv_code gearkv_cache_read_typed(gearkv_cache* cache, uint32_t layer, uint64_t first, uint64_t n_tokens,
+                                    gearkv_type type, void* keys, size_t n_key_elements, void* values,
+                                    size_t n_value_elements, gearkv_error* error) {
+    if (Status status = check_cache(cache); !status.ok()) return report(status, error);
+    ElementType taken;
+    if (Status status = take_type(type, "the output", &taken); !status.ok()) return report(status, error);
+    return report(
+        cpp(cache)->read(layer, first, n_tokens, keys, n_key_elements, values, n_value_elements, taken),
+        error);
 }
 
 gearkv_code gearkv_cache_truncate(gearkv_cache* cache, uint64_t n_tokens, int* lossless,
@@ -350,6 +392,18 @@ gearkv_code gearkv_compress_block(void* block, size_t n_bytes, const gearkv_rows
     BlockOptions taken;
     Status status = take_block(options, &shape, &taken);
     if (status.ok()) status = compress_block(block, n_bytes, cpp(*rows), shape, taken, cpp(executor));
+    return report(status, error);
+}
+
+gearkv_code gearkv_compress_block_typed(void* block, size_t n_bytes, const gearkv_typed_rows* rows,
+                                        const gearkv_block_options* options, gearkv_executor* executor,
+                                        gearkv_error* error) {
+    Rows taken_rows;
+    BlockShape shape;
+    BlockOptions taken;
+    Status status = take_rows(rows, "rows", &taken_rows);
+    if (status.ok()) status = take_block(options, &shape, &taken);
+    if (status.ok()) status = compress_block(block, n_bytes, taken_rows, shape, taken, cpp(executor));
     return report(status, error);
 }
 

@@ -6,6 +6,7 @@
 
 #include "cache/attend_check.hpp"
 #include "cache/impl.hpp"
+#include "cache/query_rows.hpp"
 #include "executor/call.hpp"
 
 namespace gearkv {
@@ -18,7 +19,7 @@ struct Job {
     LayerStream* layer;
     LayerDims dims;
     Queries queries;  // within the window of the layer
-    float* out;
+    void* out;        // of queries.out_type
     KvRun* runs;
     std::uint64_t n_runs, n_tokens, n_tiles;
     std::uint64_t n_groups, n_parts;
@@ -40,13 +41,25 @@ std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) {
 // ---- rows ----
 
 // Row `row` of the rows that share a KV head.
-void add_row(const Job& job, std::uint32_t kv_head, std::uint64_t row, RowGroup* rows) {
+struct RowPlace {
+    std::size_t query, head;
+    std::size_t out;  // number of the output, of value_dim channels
+};
+RowPlace place_of(const Job& job, std::uint32_t kv_head, std::uint64_t row) {
+    const std::uint32_t n_shared = job.queries.n_heads / job.dims.n_kv_heads;
+    const std::size_t query = row / n_shared, head = kv_head * std::size_t{n_shared} + row % n_shared;
+    return {query, head, query * job.queries.n_heads + head};
+}
+
+void add_row(const Job& job, const AttendScratch& scratch, const RowPlace& at, RowGroup* rows) {
     const Queries& queries = job.queries;
-    const std::uint32_t n_shared = queries.n_heads / job.dims.n_kv_heads;
-    const std::uint64_t query = row / n_shared, head = kv_head * n_shared + row % n_shared;
+    const std::uint32_t key_dim = job.dims.key_dim, value_dim = job.dims.value_dim;
     const std::uint32_t i = rows->n_rows++;
-    rows->query[i] = queries.data + query * queries.query_stride + head * queries.head_stride;
-    rows->out[i] = job.out + (query * queries.n_heads + head) * job.dims.value_dim;
+    const std::size_t query = at.query, head = at.head;
+    rows->query[i] = row_floats(job.cache->context.kernels->codec, query_rows(queries), query, head, key_dim,
+                                scratch.given + i * std::size_t{key_dim});
+    rows->out[i] = queries.out_type == ElementType::f32 ? static_cast<float*>(job.out) + at.out * value_dim
+                                                        : scratch.out + i * scratch.out_stride;
     rows->visible[i] = queries.causal ? job.n_tokens - (queries.n_queries - 1 - query) : job.n_tokens;
     if (queries.window > 0 && rows->visible[i] > queries.window)
         rows->first[i] = rows->visible[i] - queries.window;
@@ -63,13 +76,30 @@ void add_row(const Job& job, std::uint32_t kv_head, std::uint64_t row, RowGroup*
 std::uint32_t head_of(const Job& job, std::uint64_t unit) {
     return static_cast<std::uint32_t>(unit / job.n_groups);
 }
-RowGroup rows_of(const Job& job, std::uint64_t unit) {
-    const Queries& queries = job.queries;
-    const std::uint64_t n_rows = std::uint64_t{queries.n_queries} * (queries.n_heads / job.dims.n_kv_heads);
+// Calls take(place) for the rows of the group.
+template <class Take>
+void for_each_row(const Job& job, std::uint64_t unit, const Take& take) {
+    const std::uint64_t n_rows =
+        std::uint64_t{job.queries.n_queries} * (job.queries.n_heads / job.dims.n_kv_heads);
+    const std::uint64_t first = unit % job.n_groups * max_rows;
+    for (std::uint64_t row = first; row < n_rows && row < first + max_rows; ++row)
+        take(place_of(job, head_of(job, unit), row));
+}
+RowGroup rows_of(const Job& job, const AttendScratch& scratch, std::uint64_t unit) {
     RowGroup rows = {};
-    for (std::uint64_t row = unit % job.n_groups * max_rows; row < n_rows && rows.n_rows < max_rows; ++row)
-        add_row(job, head_of(job, unit), row, &rows);
+    for_each_row(job, unit, [&](const RowPlace& at) { add_row(job, scratch, at, &rows); });
     return rows;
+}
+// Outputs that are not floats, from the scratch.
+void write_rows(const Job& job, const RowGroup& rows, std::uint64_t unit) {
+    const ElementType type = job.queries.out_type;
+    if (type == ElementType::f32) return;
+    const std::uint32_t dim = job.dims.value_dim;
+    std::uint32_t i = 0;
+    for_each_row(job, unit, [&](const RowPlace& at) {
+        convert(job.cache->context.kernels->codec, type, element_at(job.out, type, at.out * dim),
+                ElementType::f32, rows.out[i++], dim);
+    });
 }
 
 // Checks one request, and lays out what it will do as far as it needs no memory. Errors: of attend.
@@ -132,7 +162,7 @@ class Call {
                 Status status = job.cache->rates.keep(&context, layer_, job.queries, job.n_tokens);
                 if (!status.ok()) return n_jobs_ == 1 ? status : of_request(i, status);
             }
-            if (!context.errors.keep(context.memory(), layer_, job.dims, job.queries)) {
+            if (!context.errors.keep(*context.kernels, context.memory(), layer_, job.dims, job.queries)) {
                 const Status status = memory_error(context, "to keep a query of layer %u", layer_);
                 return n_jobs_ == 1 ? status : of_request(i, status);
             }
@@ -312,17 +342,24 @@ class Call {
             const std::uint64_t unit = task / job->n_parts, part = task % job->n_parts;
             const TileRange range = {job->n_tiles * part / job->n_parts,
                                      job->n_tiles * (part + 1) / job->n_parts};
-            attend_rows(*job->cache->context.kernels, scratch, rows_of(*job, unit), job->runs, job->n_runs,
+            const RowGroup rows = rows_of(*job, scratch, unit);
+            attend_rows(*job->cache->context.kernels, scratch, rows, job->runs, job->n_runs,
                         head_of(*job, unit), dims.key_dim, dims.value_dim, job->queries.scale, range,
                         job->n_parts > 1 ? job->parts + task * part_stride(*job) : nullptr);
+            if (job->n_parts == 1) write_rows(*job, rows, unit);
         }
     }
 
     void merge(const Job& job) noexcept {
+        if (job.n_parts == 1) return;
         const std::size_t stride = part_stride(job);
-        for (std::uint64_t unit = 0; job.n_parts > 1 && unit < job.n_units(); ++unit) {
-            merge_parts(rows_of(job, unit), job.parts + unit * job.n_parts * stride, stride, job.n_parts,
+        const AttendScratch scratch =
+            place_attend_scratch(work_.attend.data(), job.dims.key_dim, job.dims.value_dim);
+        for (std::uint64_t unit = 0; unit < job.n_units(); ++unit) {
+            const RowGroup rows = rows_of(job, scratch, unit);
+            merge_parts(rows, job.parts + unit * job.n_parts * stride, stride, job.n_parts,
                         job.dims.value_dim);
+            write_rows(job, rows, unit);
         }
     }
 
@@ -341,7 +378,7 @@ class Call {
 
 }  // namespace
 
-Status Cache::attend(std::uint32_t layer, const Queries& queries, float* out, std::size_t n_floats,
+Status Cache::attend(std::uint32_t layer, const Queries& queries, void* out, std::size_t n_floats,
                      Executor& caller) noexcept {
     CallExecutor executor(caller);
     if (Status status = executor.check(); !status.ok()) return status;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cache/query_rows.hpp"
 #include "cache/rules.hpp"
 
 namespace gearkv {
@@ -51,7 +52,7 @@ Status check_rules(const Queries& queries, std::uint64_t n_tokens) {
 Status check_room(std::uint32_t layer, const LayerDims& dims, const Queries& queries, std::size_t n_floats) {
     if (n_floats / dims.value_dim / queries.n_heads >= queries.n_queries) return {};
     return Status::error(Code::wrong_size,
-                         "room for %zu floats, expected %u queries of %u heads of %u channels of layer %u",
+                         "room for %zu numbers, expected %u queries of %u heads of %u channels of layer %u",
                          n_floats, queries.n_queries, queries.n_heads, dims.value_dim, layer);
 }
 }  // namespace
@@ -66,7 +67,8 @@ Queries within_window(const CacheConfig& config, std::uint32_t layer, const Quer
 Status check_queries(const CacheContext& context, std::uint32_t layer, const Queries& queries,
                      std::uint64_t n_tokens, std::size_t n_floats) noexcept {
     const LayerDims dims = context.config.dims_of(layer);
-    if (queries.data == nullptr) return Status::error(Code::invalid_argument, "queries are null");
+    if (Status status = check_layout(query_rows(queries), "queries"); !status.ok()) return status;
+    if (Status status = check_type(queries.out_type, "the output"); !status.ok()) return status;
     if (queries.n_heads == 0 || queries.n_heads % dims.n_kv_heads != 0) {
         return Status::error(Code::wrong_size,
                              "%u query heads, expected a multiple of the %u KV heads of layer %u",
@@ -86,8 +88,12 @@ Status check_queries(const CacheContext& context, std::uint32_t layer, const Que
     if (Status status = check_room(layer, dims, queries, n_floats); !status.ok()) return status;
     for (std::size_t i = 0; i < queries.n_queries; ++i) {
         for (std::size_t head = 0; head < queries.n_heads; ++head) {
-            const float* row = queries.data + i * queries.query_stride + head * queries.head_stride;
-            if (!std::isfinite(context.kernels->codec.max_abs(row, dims.key_dim))) {
+            float most = 0.0f;
+            for_each_part(query_rows(queries), one_row(i, head, dims.key_dim),
+                          [&](std::size_t, std::size_t, std::size_t, const void* part, std::size_t n) {
+                              most = std::max(most, max_abs(context.kernels->codec, queries.type, part, n));
+                          });
+            if (!std::isfinite(most)) {
                 return Status::error(Code::non_finite,
                                      "query %zu, head %zu holds NaN or Inf, expected finite", i, head);
             }

@@ -77,9 +77,8 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     if (Status status = impl_->check_keys(layer); !status.ok()) return status;
     CacheContext& context = impl_->context;
     const CacheConfig& config = context.config;
-    if (keys.data == nullptr || values.data == nullptr) {
-        return Status::error(Code::invalid_argument, "%s are null", keys.data == nullptr ? "keys" : "values");
-    }
+    if (Status status = check_layout(keys, "keys"); !status.ok()) return status;
+    if (Status status = check_layout(values, "values"); !status.ok()) return status;
     if (n_tokens == 0) return Status::error(Code::wrong_size, "append of 0 tokens, expected at least 1");
     if (impl_->n_tokens(layer) + n_tokens > config.max_tokens) {
         return Status::error(Code::capacity_exceeded,
@@ -138,9 +137,11 @@ void Cache::Impl::close_prompt(std::uint32_t layer, std::uint32_t n_queries, Exe
         (void)compress(i, executor).ok();
 }
 
-Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, float* keys,
-                   std::size_t n_key_floats, float* values, std::size_t n_value_floats) noexcept {
+Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, void* keys,
+                   std::size_t n_key_floats, void* values, std::size_t n_value_floats,
+                   ElementType type) noexcept {
     const FloatMode mode;
+    if (Status status = check_type(type, "the output"); !status.ok()) return status;
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
     const std::uint64_t n_held = this->n_tokens(layer);
     if (first > n_held || n_tokens > n_held - first) {
@@ -150,10 +151,10 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
     }
     if (n_tokens == 0) return {};
     const LayerDims dims = config().dims_of(layer);
-    const auto check_room = [&](const float* out, std::size_t n_floats, std::uint32_t dim, const char* name) {
+    const auto check_room = [&](const void* out, std::size_t n_floats, std::uint32_t dim, const char* name) {
         const std::uint64_t expected = n_tokens * dims.n_kv_heads * dim;
         if (out == nullptr || n_floats >= expected) return Status();
-        return Status::error(Code::wrong_size, "room for %zu floats of %s of layer %u, expected %llu",
+        return Status::error(Code::wrong_size, "room for %zu numbers of %s of layer %u, expected %llu",
                              n_floats, name, layer, static_cast<unsigned long long>(expected));
     };
     if (Status status = check_room(keys, n_key_floats, dims.key_dim, "keys"); !status.ok()) return status;
@@ -169,7 +170,8 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
                              static_cast<unsigned long long>(gap_end - 1));
     }
     if (Status status = stream.check_blocks(serial_executor()); !status.ok()) return status;
-    stream.tokens().read_range(impl_->context, stream.rope(impl_->context), first, n_tokens, keys, values);
+    stream.tokens().read_range(impl_->context, stream.rope(impl_->context), first, n_tokens, type, keys,
+                               values);
     return {};
 }
 

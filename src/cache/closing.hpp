@@ -26,7 +26,7 @@ void run_piece(const PieceRun& run, std::uint32_t i, Executor& executor) noexcep
 // What pieces read beside the block, by kind of tensor where there are two.
 struct PieceSource {
     const Kernels* kernels = nullptr;
-    RowSource rows[2];                                      // of the unit's first token
+    Rows rows[2];                                           // of the unit's first token
     const unsigned char* profiles[2] = {nullptr, nullptr};  // of the stream, once it has some
     std::uint64_t seeds[2] = {0, 0};
     const Scratch* shared_scratch = nullptr;  // of all layers; a unit too large for it has its own

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 
+#include "cache/query_rows.hpp"
 #include "gearkv/executor.hpp"
 
 namespace gearkv {
@@ -36,8 +37,8 @@ void ErrorEstimate::reset() noexcept {
     }
 }
 
-bool ErrorEstimate::keep(const Memory& memory, std::uint32_t layer, const LayerDims& dims,
-                         const Queries& queries) noexcept {
+bool ErrorEstimate::keep(const Kernels& kernels, const Memory& memory, std::uint32_t layer,
+                         const LayerDims& dims, const Queries& queries) noexcept {
     if (samples_ == nullptr) return true;
     Query& kept = queries_[layer];
     Query query;
@@ -59,9 +60,12 @@ bool ErrorEstimate::keep(const Memory& memory, std::uint32_t layer, const LayerD
         memory.give_back(kept.rows, kept.n_bytes(), Use::table);
     }
     kept = query;
-    const float* last = queries.data + (queries.n_queries - 1) * queries.query_stride;
-    for (std::size_t head = 0; head < query.n_heads; ++head)
-        std::copy_n(last + head * queries.head_stride, dims.key_dim, query.rows + head * dims.key_dim);
+    for (std::size_t head = 0; head < query.n_heads; ++head) {
+        float* to = query.rows + head * dims.key_dim;
+        const float* row =
+            row_floats(kernels.codec, query_rows(queries), queries.n_queries - 1, head, dims.key_dim, to);
+        if (row != to) std::copy_n(row, dims.key_dim, to);
+    }
     return true;
 }
 

@@ -27,7 +27,7 @@ class ErrorEstimate {
     void reset() noexcept;
 
     // The last of them. False when memory is short; the query before stays then.
-    bool keep(const Memory& memory, std::uint32_t layer, const LayerDims& dims,
+    bool keep(const Kernels& kernels, const Memory& memory, std::uint32_t layer, const LayerDims& dims,
               const Queries& queries) noexcept;
     // Keys and values of the block and of its tokens; `scratch` has a slot of attend_scratch_bytes for every
     // KV head.

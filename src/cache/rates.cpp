@@ -9,6 +9,7 @@
 #include <cstring>
 #include <new>
 
+#include "cache/query_rows.hpp"
 #include "cache/rate_measure.hpp"
 
 namespace gearkv {
@@ -265,8 +266,9 @@ Status RateChooser::keep(CacheContext* context, std::uint32_t layer, const Queri
         const std::size_t query = queries.n_queries - 1 - std::size_t{i} * step;
         const std::uint32_t slot = sample.next;
         for (std::size_t head = 0; head < queries.n_heads; ++head) {
-            std::copy_n(queries.data + query * queries.query_stride + head * queries.head_stride, dim,
-                        sample.rows + (slot * std::size_t{queries.n_heads} + head) * dim);
+            float* to = sample.rows + (slot * std::size_t{queries.n_heads} + head) * dim;
+            const float* row = row_floats(context->kernels->codec, query_rows(queries), query, head, dim, to);
+            if (row != to) std::copy_n(row, dim, to);
         }
         sample.visible[slot] = queries.causal ? n_tokens - (queries.n_queries - 1 - query) : n_tokens;
         sample.next = (slot + 1) % QuerySample::most_queries;

@@ -128,19 +128,14 @@ void TokenBuffer::remove(const Memory& memory, std::uint64_t first, std::uint64_
 }
 
 void TokenBuffer::append(const Kernels& kernels, const Rows& rows, std::uint32_t n_tokens) noexcept {
-    for (std::size_t t = 0; t < n_tokens; ++t) {
-        for (std::size_t head = 0; head < n_heads_; ++head) {
-            const float* row = rows.data + t * rows.token_stride + head * rows.head_stride;
-            unsigned char* to =
-                data() + ((n_tokens_ + t) * token_stride_ + head * row_stride_) * element_bytes_;
-            if (element_bytes_ == sizeof(float)) {
-                std::memcpy(to, row, dim_ * sizeof(float));
-            } else {
-                kernels.codec.to_half(reinterpret_cast<std::uint16_t*>(to), row, dim_);
-            }
-            std::memset(to + dim_ * element_bytes_, 0, (row_stride_ - dim_) * element_bytes_);
-        }
-    }
+    unsigned char* to = data() + n_bytes(n_tokens_);
+    for_each_part(rows, {0, n_tokens, 0, n_heads_, dim_},
+                  [&](std::size_t t, std::size_t head, std::size_t first, const void* part, std::size_t n) {
+                      unsigned char* row = to + (t * token_stride_ + head * row_stride_) * element_bytes_;
+                      convert(kernels.codec, type(), row + first * element_bytes_, rows.type, part, n);
+                      if (first + n == dim_)
+                          std::memset(row + dim_ * element_bytes_, 0, (row_stride_ - dim_) * element_bytes_);
+                  });
     n_tokens_ += n_tokens;
 }
 
@@ -162,17 +157,8 @@ void TokenBuffer::rotate(const Kernels& kernels, const Rotation& turn, std::uint
     }
 }
 
-RowSource TokenBuffer::source(std::uint64_t first) const noexcept {
-    const unsigned char* at = data() + first * token_stride_ * element_bytes_;
-    RowSource rows;
-    rows.token_stride = token_stride_;
-    rows.head_stride = row_stride_;
-    if (element_bytes_ == sizeof(float)) {
-        rows.floats = reinterpret_cast<const float*>(at);
-    } else {
-        rows.halves = reinterpret_cast<const std::uint16_t*>(at);
-    }
-    return rows;
+Rows TokenBuffer::source(std::uint64_t first) const noexcept {
+    return {data() + first * token_stride_ * element_bytes_, token_stride_, row_stride_, type()};
 }
 
 TensorRun TokenBuffer::run() const noexcept {
@@ -184,15 +170,12 @@ TensorRun TokenBuffer::run() const noexcept {
     return run;
 }
 
-void TokenBuffer::read(const Kernels& kernels, std::uint64_t token, float* out) const noexcept {
-    const RowSource rows = source(token);
+void TokenBuffer::read(const Kernels& kernels, std::uint64_t token, ElementType out_type,
+                       void* out) const noexcept {
+    const Rows rows = source(token);
     for (std::size_t head = 0; head < n_heads_; ++head) {
-        const std::size_t at = head * rows.head_stride;
-        if (rows.halves == nullptr) {
-            std::copy_n(rows.floats + at, dim_, out + head * dim_);
-        } else {
-            kernels.codec.from_half(out + head * dim_, rows.halves + at, dim_);
-        }
+        convert(kernels.codec, out_type, element_at(out, out_type, head * dim_), rows.type,
+                element_at(rows.data, rows.type, head * row_stride_), dim_);
     }
 }
 

@@ -46,11 +46,15 @@ class TokenBuffer {
 
     std::uint64_t n_tokens() const noexcept { return n_tokens_; }
     std::uint64_t n_aside() const noexcept { return n_aside_; }
-    RowSource source(std::uint64_t first) const noexcept;
+    Rows source(std::uint64_t first) const noexcept;
     TensorRun run() const noexcept;
-    void read(const Kernels& kernels, std::uint64_t token, float* out) const noexcept;
+    // One token, [n_heads, dim] of this type.
+    void read(const Kernels& kernels, std::uint64_t token, ElementType type, void* out) const noexcept;
     std::uint64_t n_bytes(std::uint64_t n_tokens) const noexcept {
         return n_tokens * token_stride_ * element_bytes_;
+    }
+    ElementType type() const noexcept {
+        return element_bytes_ == sizeof(float) ? ElementType::f32 : ElementType::f16;
     }
     // The rows, for a state file.
     const unsigned char* data() const noexcept { return data_ + n_bytes(n_aside_); }

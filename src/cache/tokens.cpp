@@ -9,13 +9,22 @@
 namespace gearkv {
 namespace {
 
-// Keys that were read, to where their tokens are now.
-void turn_rows(const RopeConfig& rope, std::int64_t shift, std::size_t n_rows, std::size_t dim, float* rows) {
-    if (shift == 0 || rope.n_pairs == 0) return;
-    float angles[max_dim];
-    const Rotation turn = make_rotation(rope.frequencies, rope.n_pairs, rope.interleaved, shift, angles);
-    for (std::size_t i = 0; i < n_rows; ++i)
-        rotate(turn, rows + i * dim);
+// Where the rows of a block go, turned if they are keys that have moved.
+struct ReadRows {
+    const CodecKernels& kernels;
+    Rotation turn;
+    std::uint32_t dim;
+    ElementType type;
+    void* out;
+};
+
+void take_rows(const BlockView& block, std::uint32_t first, std::uint32_t n_tokens, ReadRows to) {
+    decompress_rows(block, first, n_tokens, &to, [](void* context, std::uint64_t row, float* x) {
+        const auto& out = *static_cast<const ReadRows*>(context);
+        rotate(out.turn, x);
+        convert(out.kernels, out.type, element_at(out.out, out.type, row * out.dim), ElementType::f32, x,
+                out.dim);
+    });
 }
 
 }  // namespace
@@ -71,7 +80,9 @@ bool LayerTokens::restore(const Memory& memory, const LayerShape& shape, const v
 void LayerTokens::append(const CacheContext& context, const Rows& keys, const Rows& values,
                          std::uint32_t n_tokens) noexcept {
     const auto skip = [](const Rows& rows, std::size_t n) {
-        return Rows{rows.data + n * rows.token_stride, rows.token_stride, rows.head_stride};
+        Rows rest = rows;
+        rest.data = element_at(rows.data, rows.type, n * rows.token_stride);
+        return rest;
     };
     // Where sinks were removed, what is behind them goes on as it was.
     const bool has_others = this->n_tokens() > sinks_.n_tokens();
@@ -170,15 +181,17 @@ KvRun LayerTokens::run_of(const ClosedBlock& block) const noexcept {
 }
 
 void LayerTokens::read_range(const CacheContext& context, const RopeConfig& rope, std::uint64_t first,
-                             std::uint64_t n, float* keys, float* values) const noexcept {
+                             std::uint64_t n, ElementType type, void* keys, void* values) const noexcept {
     const std::uint64_t key_row = std::uint64_t{dims_.n_kv_heads} * dims_.key_dim;
     const std::uint64_t value_row = std::uint64_t{dims_.n_kv_heads} * dims_.value_dim;
     const LayerShape held = shape();
+    const auto key_at = [&](std::uint64_t at) { return element_at(keys, type, (at - first) * key_row); };
+    const auto value_at = [&](std::uint64_t at) {
+        return element_at(values, type, (at - first) * value_row);
+    };
     const auto read_row = [&](const KvBuffer& from, std::uint64_t token, std::uint64_t at) {
-        if (keys != nullptr)
-            from.of(TensorKind::key).read(*context.kernels, token, keys + (at - first) * key_row);
-        if (values != nullptr)
-            from.of(TensorKind::value).read(*context.kernels, token, values + (at - first) * value_row);
+        if (keys != nullptr) from.of(TensorKind::key).read(*context.kernels, token, type, key_at(at));
+        if (values != nullptr) from.of(TensorKind::value).read(*context.kernels, token, type, value_at(at));
     };
     const std::uint64_t end = first + n;
     std::uint64_t at = first;
@@ -191,13 +204,19 @@ void LayerTokens::read_range(const CacheContext& context, const RopeConfig& rope
             const auto from = blocks_[i].first + static_cast<std::uint32_t>(at - start);
             const auto count = static_cast<std::uint32_t>(std::min(stop, end) - at);
             if (keys != nullptr) {
-                float* to = keys + (at - first) * key_row;
-                decompress_rows(blocks_.view(i, TensorKind::key), from, count, to);
-                turn_rows(rope, blocks_[i].shift, count * std::size_t{dims_.n_kv_heads}, dims_.key_dim, to);
+                // To where their tokens are now.
+                float angles[max_dim];
+                Rotation turn;
+                if (blocks_[i].shift != 0 && rope.n_pairs > 0) {
+                    turn = make_rotation(rope.frequencies, rope.n_pairs, rope.interleaved, blocks_[i].shift,
+                                         angles);
+                }
+                take_rows(blocks_.view(i, TensorKind::key), from, count,
+                          {context.kernels->codec, turn, dims_.key_dim, type, key_at(at)});
             }
             if (values != nullptr) {
-                decompress_rows(blocks_.view(i, TensorKind::value), from, count,
-                                values + (at - first) * value_row);
+                take_rows(blocks_.view(i, TensorKind::value), from, count,
+                          {context.kernels->codec, {}, dims_.value_dim, type, value_at(at)});
             }
             at += count;
         }

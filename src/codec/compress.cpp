@@ -65,21 +65,14 @@ void gather_head(const BlockWork& work, std::size_t head) {
 
 void write_raw_head(const BlockWork& work, std::size_t head) {
     const std::size_t stride = work.view.sizes.raw_stride;
-    const std::size_t first = head * work.n_tokens() * stride;
-    for (std::size_t t = 0; t < work.n_tokens(); ++t) {
-        const std::size_t input = t * work.rows.token_stride + head * work.rows.head_stride;
-        const std::size_t at = first + t * stride;  // the padding is 0 already
-        if (work.header->bits == 32) {
-            std::copy_n(work.rows.floats + input, work.dim(), work.part<float>(work.header->codes) + at);
-            continue;
-        }
-        std::uint16_t* row = work.part<std::uint16_t>(work.header->codes) + at;
-        if (work.rows.halves != nullptr) {
-            std::copy_n(work.rows.halves + input, work.dim(), row);
-        } else {
-            work.kernels->codec.to_half(row, work.rows.floats + input, work.dim());
-        }
-    }
+    const ElementType type = work.header->bits == 32 ? ElementType::f32 : ElementType::f16;
+    unsigned char* out = work.part<unsigned char>(work.header->codes);
+    // The padding is 0 already.
+    for_each_part(work.rows, {0, work.n_tokens(), head, head + 1, work.dim()},
+                  [&](std::size_t t, std::size_t, std::size_t first, const void* part, std::size_t n) {
+                      const std::size_t at = (head * work.n_tokens() + t) * stride + first;
+                      convert(work.kernels->codec, type, element_at(out, type, at), work.rows.type, part, n);
+                  });
 }
 
 bool is_trellis(const BlockHeader& header) {
@@ -124,26 +117,27 @@ void compress_parts(const BlockWork& work, Executor& executor) {
 
 Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& shape, float limit,
                   Executor& executor) noexcept {
-    const auto row_end = [&](std::size_t t, std::size_t head) {
-        return kernels.codec.max_abs(rows.data + t * rows.token_stride + head * rows.head_stride, shape.dim);
+    const auto most_of = [&](const RowRange& range) {
+        float most = 0.0f;
+        for_each_part(rows, range,
+                      [&](std::size_t, std::size_t, std::size_t, const void* part, std::size_t n) {
+                          most = std::max(most, max_abs(kernels.codec, rows.type, part, n));
+                      });
+        return most;
     };
     // Whether all are good is soon told; which one is not is told once.
     std::atomic<bool> all_good = true;
     constexpr std::size_t slice_tokens = 64;
     parallel_for(executor, ceil_div(shape.n_tokens, slice_tokens), [&](std::size_t slice) {
         const std::size_t end = std::min<std::size_t>((slice + 1) * slice_tokens, shape.n_tokens);
-        bool good = true;
-        for (std::size_t t = slice * slice_tokens; t < end; ++t) {
-            for (std::size_t head = 0; head < shape.n_heads; ++head)
-                good &= row_end(t, head) <= limit;
-        }
+        const bool good = most_of({slice * slice_tokens, end, 0, shape.n_heads, shape.dim}) <= limit;
         if (!good) all_good.store(false, std::memory_order_relaxed);
     });
     if (all_good.load(std::memory_order_relaxed)) return {};
     const char* name = shape.kind == TensorKind::key ? "keys" : "values";
     for (std::size_t t = 0; t < shape.n_tokens; ++t) {
         for (std::size_t head = 0; head < shape.n_heads; ++head) {
-            const float most = row_end(t, head);
+            const float most = most_of(one_row(t, head, shape.dim));
             if (!std::isfinite(most)) {
                 return Status::error(Code::non_finite,
                                      "%s of token %zu, head %zu hold NaN or Inf, expected finite", name, t,
@@ -263,13 +257,9 @@ Status compress_block(void* block, std::size_t n_bytes, const Rows& rows, const 
                       const BlockOptions& options, Executor& caller, const Allocator& allocator) noexcept {
     CallExecutor executor(caller);
     if (Status status = executor.check(); !status.ok()) return status;
-    if (block == nullptr || rows.data == nullptr || allocator.allocate == nullptr ||
-        allocator.release == nullptr) {
-        return Status::error(Code::invalid_argument, "%s is null",
-                             block == nullptr       ? "block"
-                             : rows.data == nullptr ? "rows.data"
-                                                    : "allocator");
-    }
+    if (block == nullptr || allocator.allocate == nullptr || allocator.release == nullptr)
+        return Status::error(Code::invalid_argument, "%s is null", block == nullptr ? "block" : "allocator");
+    if (Status status = check_layout(rows, "rows"); !status.ok()) return status;
     if (reinterpret_cast<std::uintptr_t>(block) % block_alignment != 0) {
         return Status::error(Code::invalid_argument,
                              "block at %p, expected an address that is a multiple of %u", block,
@@ -285,7 +275,7 @@ Status compress_block(void* block, std::size_t n_bytes, const Rows& rows, const 
     if (Status status = resolve_level(options.level, &level); !status.ok()) return status;
     CompressTask task;
     task.kernels = find_kernels(level);
-    task.rows = {rows.data, nullptr, rows.token_stride, rows.head_stride};
+    task.rows = rows;
     task.seed = options.seed;
     if (Status status = lay_out_block(shape, options.spec, options.rank, &task.header); !status.ok())
         return status;

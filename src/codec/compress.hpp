@@ -8,7 +8,7 @@ namespace gearkv {
 // What compress_into needs beside its output. The rows are known to be finite and representable.
 struct CompressTask {
     const Kernels* kernels = nullptr;
-    RowSource rows;
+    Rows rows;
     BlockHeader header;  // from lay_out_block
     std::uint64_t seed = 0;
     const unsigned char* profiles = nullptr;  // trellis without a profile of its own: that of the stream

@@ -150,30 +150,29 @@ void read_raw(float* row, const BlockView& view, std::uint32_t head, std::uint32
 
 }  // namespace
 
-void decompress_rows(const BlockView& view, std::uint32_t first, std::uint32_t n_tokens,
-                     float* out) noexcept {
+void decompress_rows(const BlockView& view, std::uint32_t first, std::uint32_t n_tokens, void* context,
+                     void (*take)(void* context, std::uint64_t row, float* x)) noexcept {
     const BlockHeader& header = *view.header;
+    float row[max_dim];
     for (std::uint32_t head = 0; head < header.n_heads; ++head) {
         OutlierCursor outliers(view, head);
         for (std::uint32_t t = 0; t < first + n_tokens; ++t) {
             const std::uint32_t n_outliers = header.n_outliers > 0 ? outliers.next_token() : 0;
             if (t < first) continue;
-            float* row = out + (std::uint64_t{t - first} * header.n_heads + head) * header.dim;
             if (view.trellis()) {
                 TrellisReader(view, head, t / section_tokens).read(t % section_tokens, row);
-                continue;
-            }
-            if (header.bits >= 16) {
+            } else if (header.bits >= 16) {
                 read_raw(row, view, head, t);
-                continue;
+            } else {
+                read_dense(row, view, head, t);
+                add_low_rank(row, view, head, t);
+                for (std::uint32_t i = 0; i < n_outliers; ++i) {
+                    float missing;
+                    kernels_scalar()->codec.from_half(&missing, outliers.values() + i, 1);
+                    row[outliers.channel(i)] += missing;
+                }
             }
-            read_dense(row, view, head, t);
-            add_low_rank(row, view, head, t);
-            for (std::uint32_t i = 0; i < n_outliers; ++i) {
-                float missing;
-                kernels_scalar()->codec.from_half(&missing, outliers.values() + i, 1);
-                row[outliers.channel(i)] += missing;
-            }
+            take(context, std::uint64_t{t - first} * header.n_heads + head, row);
         }
     }
 }
@@ -189,7 +188,14 @@ Status decompress_block(float* out, std::size_t n_floats, const void* block, std
         return Status::error(Code::wrong_size, "room for %zu floats, expected %llu", n_floats,
                              static_cast<unsigned long long>(expected));
     }
-    decompress_rows(view, 0, header.n_tokens, out);
+    struct Place {
+        float* out;
+        std::uint32_t dim;
+    } place = {out, header.dim};
+    decompress_rows(view, 0, header.n_tokens, &place, [](void* context, std::uint64_t row, float* x) {
+        const auto& to = *static_cast<const Place*>(context);
+        std::copy_n(x, to.dim, to.out + row * to.dim);
+    });
     return {};
 }
 

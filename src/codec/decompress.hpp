@@ -5,7 +5,9 @@
 
 namespace gearkv {
 
-// Tokens [first, first + n_tokens) of a block as [n_tokens, n_heads, dim] float.
-void decompress_rows(const BlockView& view, std::uint32_t first, std::uint32_t n_tokens, float* out) noexcept;
+// Gives every row of tokens [first, first + n_tokens) of a block to `take`, which may change its dim floats;
+// row (token - first) * n_heads + head.
+void decompress_rows(const BlockView& view, std::uint32_t first, std::uint32_t n_tokens, void* context,
+                     void (*take)(void* context, std::uint64_t row, float* x)) noexcept;
 
 }  // namespace gearkv

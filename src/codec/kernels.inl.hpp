@@ -307,6 +307,51 @@ void from_half(float* out, const std::uint16_t* x, std::size_t n) {
 }
 
 template <class L>
+void to_bfloat(std::uint16_t* out, const float* x, std::size_t n) {
+    std::size_t i = 0;
+    for (; i + L::width <= n; i += L::width)
+        L::store_bfloat(out + i, L::load(x + i));
+    if (i < n) L::store_bfloat_first(out + i, L::load_first(x + i, n - i), n - i);
+}
+
+template <class L>
+void from_bfloat(float* out, const std::uint16_t* x, std::size_t n) {
+    std::size_t i = 0;
+    for (; i + L::width <= n; i += L::width)
+        L::store(out + i, L::load_bfloat(x + i));
+    if (i < n) L::store_first(out + i, L::load_bfloat_first(x + i, n - i), n - i);
+}
+
+// Two to a word: the upper ones are compared where they are, the lower ones where these are gone.
+template <class L>
+std::uint16_t max_magnitude(const std::uint16_t* x, std::size_t n) {
+    using Words = typename L::Words;
+    constexpr std::size_t step = 2 * L::width;
+    const Words upper = L::broadcast_word(0x7fff0000), lower = L::broadcast_word(0x7fff);
+    Words most = L::broadcast_word(0), other = most;
+    const auto take = [&](const std::uint16_t* at) GEARKV_INLINE {
+        const Words pair = L::load_packed(at);
+        most = xsimd::max(most, pair & upper);
+        other = xsimd::max(other, pair & lower);
+    };
+    std::size_t i = 0;
+    for (; i + step <= n; i += step)
+        take(x + i);
+    if (i < n) {
+        std::uint16_t last[step] = {};
+        for (std::size_t k = 0; i + k < n; ++k)
+            last[k] = x[i + k];
+        take(last);
+    }
+    std::uint32_t lanes[L::width];
+    L::store_words(lanes, xsimd::max(L::template shift_right<16>(most), other));
+    std::uint32_t largest = 0;
+    for (const std::uint32_t lane : lanes)
+        largest = lane > largest ? lane : largest;
+    return static_cast<std::uint16_t>(largest);
+}
+
+template <class L>
 constexpr CodecKernels make_codec_kernels() {
     return {
         max_abs<L>,
@@ -331,6 +376,9 @@ constexpr CodecKernels make_codec_kernels() {
         encode_trellis<L>,
         to_half<L>,
         from_half<L>,
+        to_bfloat<L>,
+        from_bfloat<L>,
+        max_magnitude<L>,
     };
 }
 

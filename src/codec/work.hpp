@@ -4,25 +4,17 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "codec/rows.hpp"
 #include "format/block.hpp"
 #include "kernels/kernels.hpp"
 
 namespace gearkv {
 
-// Rows to compress, in float or in half: element (token, head, channel) is at
-// token * token_stride + head * head_stride + channel.
-struct RowSource {
-    const float* floats = nullptr;
-    const std::uint16_t* halves = nullptr;  // read when not null
-    std::size_t token_stride = 0;
-    std::size_t head_stride = 0;
-};
-
 // The block being written and the scratch of all heads, which a trellis does without. Rows of a head are
 // [n_tokens][stride] with stride = dim padded to 16; the padding of x is 0.
 struct BlockWork {
     const Kernels* kernels = nullptr;
-    RowSource rows;                 // the input
+    Rows rows;                      // the input
     BlockHeader* header = nullptr;  // of the block being written
     BlockView view;                 // the same block
     std::uint64_t seed = 0;
@@ -50,10 +42,7 @@ struct BlockWork {
     float* line(std::size_t head, std::size_t i) const { return lines + (head * 4 + i) * line_floats; }
     // One input row: where it lies, or converted into `buffer` of dim floats.
     const float* row(std::size_t token, std::size_t head, float* buffer) const {
-        const std::size_t at = token * rows.token_stride + head * rows.head_stride;
-        if (rows.halves == nullptr) return rows.floats + at;
-        kernels->codec.from_half(buffer, rows.halves + at, dim());
-        return buffer;
+        return row_floats(kernels->codec, rows, token, head, dim(), buffer);
     }
     template <class T>
     T* part(std::uint64_t offset) const {

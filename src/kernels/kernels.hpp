@@ -128,6 +128,12 @@ struct CodecKernels {
     // IEEE half, round to nearest even; what is too large becomes Inf.
     void (*to_half)(std::uint16_t* out, const float* x, std::size_t n);
     void (*from_half)(float* out, const std::uint16_t* x, std::size_t n);
+    // The upper half of a float, round to nearest even; what is too large becomes Inf.
+    void (*to_bfloat)(std::uint16_t* out, const float* x, std::size_t n);
+    void (*from_bfloat)(float* out, const std::uint16_t* x, std::size_t n);
+    // Largest of n words without their top bit: of halves and of bfloats the magnitude that is largest, with
+    // NaN above Inf.
+    std::uint16_t (*max_magnitude)(const std::uint16_t* x, std::size_t n);
 };
 
 // ---- attention ----

@@ -1,5 +1,7 @@
 // What the C ABI makes of null, of wrong sizes and of wrong order: a code and a text, and nothing changed.
 #include <catch2/catch.hpp>
+#include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -238,6 +240,74 @@ TEST_CASE("wrong values have codes of their own", "[c]") {
     CHECK(gearkv_block_bytes(&block, &n, text) == GEARKV_BAD_SPEC);
     // An error nobody wants to hear is one still.
     CHECK(gearkv_block_bytes(&block, &n, nullptr) == GEARKV_BAD_SPEC);
+}
+
+TEST_CASE("rows of other types come through C, and types that are none do not", "[c]") {
+    Text text;
+    Life life;
+    // 0.5 in bf16, transposed: one head of 16 channels of 20 tokens.
+    const std::vector<std::uint16_t> data(16 * 20, 0x3f00);
+    gearkv_typed_rows rows = {sizeof(rows), data.data(), 1, 0, 20, GEARKV_BF16};
+    const std::uint64_t before = gearkv_cache_n_tokens(life.cache, 0);
+    REQUIRE(gearkv_cache_append_typed(life.cache, 0, &rows, &rows, 20, nullptr, text) == GEARKV_OK);
+    CHECK(gearkv_cache_n_tokens(life.cache, 0) == before + 20);
+    std::vector<std::uint16_t> read(2 * 16);
+    REQUIRE(gearkv_cache_read_typed(life.cache, 0, before, 2, GEARKV_BF16, read.data(), read.size(), nullptr,
+                                    0, text) == GEARKV_OK);
+    CHECK(read == std::vector<std::uint16_t>(32, 0x3f00));
+
+    rows.type = static_cast<gearkv_type>(256);
+    CHECK(gearkv_cache_append_typed(life.cache, 0, &rows, &rows, 20, nullptr, text) == invalid);
+    CHECK(text.says("type 256 of keys"));
+    rows.type = GEARKV_BF16;
+    CHECK(gearkv_cache_append_typed(life.cache, 0, nullptr, &rows, 20, nullptr, text) == invalid);
+    CHECK(gearkv_cache_append_typed(nullptr, 0, &rows, &rows, 20, nullptr, text) == invalid);
+    gearkv_typed_rows empty = {};
+    CHECK(gearkv_cache_append_typed(life.cache, 0, &rows, &empty, 20, nullptr, text) == invalid);
+    CHECK(text.says("struct_size of values is 0"));
+    empty.struct_size = sizeof(empty);
+    CHECK(gearkv_cache_append_typed(life.cache, 0, &rows, &empty, 20, nullptr, text) == invalid);
+    CHECK(text.says("values are null"));
+    CHECK(gearkv_cache_read_typed(life.cache, 0, 0, 1, static_cast<gearkv_type>(-1), read.data(), 16, nullptr,
+                                  0, text) == invalid);
+    CHECK(gearkv_cache_read_typed(nullptr, 0, 0, 1, GEARKV_F16, read.data(), 16, nullptr, 0, text) ==
+          invalid);
+    CHECK(gearkv_cache_n_tokens(life.cache, 0) == before + 20);
+
+    // A program of the header before knew no types: what lies behind its queries is not theirs.
+    float expected[16], found[16];
+    REQUIRE(gearkv_cache_attend(life.cache, 0, &life.queries, expected, 16, nullptr, text) == GEARKV_OK);
+    gearkv_queries old = life.queries;
+    old.struct_size = offsetof(gearkv_queries, type);
+    old.type = old.out_type = static_cast<gearkv_type>(77);
+    REQUIRE(gearkv_cache_attend(life.cache, 0, &old, found, 16, nullptr, text) == GEARKV_OK);
+    CHECK(std::memcmp(expected, found, sizeof(found)) == 0);
+    old.struct_size = sizeof(old);
+    CHECK(gearkv_cache_attend(life.cache, 0, &old, found, 16, nullptr, text) == invalid);
+    CHECK(text.says("type 77 of queries"));
+    old.type = GEARKV_F32;
+    CHECK(gearkv_cache_attend(life.cache, 0, &old, found, 16, nullptr, text) == invalid);
+    CHECK(text.says("type 77 of the output"));
+    std::uint16_t short_found[16];
+    old.out_type = GEARKV_BF16;
+    REQUIRE(gearkv_cache_attend(life.cache, 0, &old, short_found, 16, nullptr, text) == GEARKV_OK);
+    for (int i = 0; i < 16; ++i) {
+        const std::uint32_t bits = std::uint32_t{short_found[i]} << 16;
+        float x;
+        std::memcpy(&x, &bits, sizeof(x));
+        CHECK(std::fabs(x - expected[i]) <= std::fabs(expected[i]) / 256);
+    }
+
+    gearkv_block_options block = {sizeof(block), "f16", GEARKV_KEYS, 20, 1, 16, 0, 0, GEARKV_LEVEL_AUTOMATIC};
+    std::uint64_t n = 0;
+    REQUIRE(gearkv_block_bytes(&block, &n, text) == GEARKV_OK);
+    void* bytes = std::aligned_alloc(64, (n + 63) / 64 * 64);
+    REQUIRE(gearkv_compress_block_typed(bytes, n, &rows, &block, nullptr, text) == GEARKV_OK);
+    std::vector<float> all(320);
+    REQUIRE(gearkv_decompress_block(all.data(), all.size(), bytes, n, text) == GEARKV_OK);
+    CHECK(all == std::vector<float>(320, 0.5f));
+    CHECK(gearkv_compress_block_typed(bytes, n, nullptr, &block, nullptr, text) == invalid);
+    std::free(bytes);
 }
 
 TEST_CASE("a program of an older header leaves new fields as they are by default", "[c]") {

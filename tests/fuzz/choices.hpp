@@ -10,10 +10,12 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "gearkv/cache.hpp"
 #include "gearkv/executor.hpp"
+#include "support/layouts.hpp"
 
 // Prints what a life was, and ends.
 #define EXPECT(condition, ...)                                                   \
@@ -108,6 +110,13 @@ class Asked {
         const float factor = extreme(1.0f);
         for (float& x : data_)
             x = std::clamp(choices.gaussian() * factor, -largest, largest);
+        const ElementType type = choices.of(testing::all_types);
+        constexpr float largest_bfloat = 0x1.fep127f;
+        for (float& x : data_) {
+            if (type == ElementType::bf16) x = std::clamp(x, -largest_bfloat, largest_bfloat);
+        }
+        data_ = testing::rounded(std::move(data_), type);
+        laid_ = testing::Laid(data_, queries.n_heads, dims.key_dim, type, choices.of(testing::all_orders));
         queries.data = data_.data();
         queries.scale = extreme(0.2f);
         if (queries.scale == 0.0f) queries.scale = 1.0f;
@@ -134,9 +143,13 @@ class Asked {
         return std::size_t{queries.n_queries} * queries.n_heads * dims.value_dim;
     }
 
+    // The same numbers in another layout.
+    Queries laid() const { return laid_.queries(queries); }
+
     Queries queries;
 
   private:
+    testing::Laid laid_;
     std::vector<float> data_, slopes_, sinks_, mask_;
 };
 

@@ -177,6 +177,15 @@ class Life {
         }
     }
 
+    // Rows of some type and order; what was to be appended becomes what they hold.
+    testing::Laid lay_out(std::vector<float>* rows, std::uint32_t n_heads, std::uint32_t dim,
+                          std::uint32_t pattern) {
+        ElementType type = choices_.of(testing::all_types);
+        if (spec_ == "f32" && pattern == 4 && type == ElementType::f16) type = ElementType::f32;
+        *rows = testing::rounded(std::move(*rows), type);
+        return {*rows, n_heads, dim, type, choices_.of(testing::all_orders)};
+    }
+
     void append() {
         const std::uint32_t n = 1 + choices_.below(choices_.one_in(3) ? 200 : 6);
         const std::uint32_t pattern = choices_.below(14);
@@ -192,7 +201,11 @@ class Life {
                 x = entry(pattern);
             for (float& x : values)
                 x = entry(pattern);
+            const testing::Laid laid_keys = lay_out(&keys, dims.n_kv_heads, dims.key_dim, pattern),
+                                laid_values = lay_out(&values, dims.n_kv_heads, dims.value_dim, pattern);
             const Code code = on_both("append", [&](Cache* cache, Executor& executor) {
+                if (cache == cache_.get())
+                    return cache->append(layer, laid_keys.rows, laid_values.rows, n, executor);
                 return cache->append(layer, {keys.data(), n_key, dims.key_dim},
                                      {values.data(), n_value, dims.value_dim}, n, executor);
             });
@@ -463,18 +476,22 @@ class Life {
         const Queries& queries = asked.queries;
         const std::size_t room = asked.n_floats(dims_[layer]);
         std::vector<float> outs[2];
-        std::size_t i = 0;
+        Queries laid = asked.laid();
+        laid.out_type = choices_.of(testing::all_types);
+        std::vector<unsigned char> bytes(room * testing::bytes_of(laid.out_type), 0xff);
+        outs[1].assign(room, NAN);
         const Code code = on_both("attend", [&](Cache* cache, Executor& executor) {
-            std::vector<float>& out = outs[i++];
-            out.assign(room, NAN);
-            return cache->attend(layer, queries, out.data(), room, executor);
+            return cache == cache_.get() ? cache->attend(layer, laid, bytes.data(), room, executor)
+                                         : cache->attend(layer, queries, outs[1].data(), room, executor);
         });
         const bool lacks = sees_forgotten(layer, queries);
         EXPECT(code == (lacks ? Code::forgotten : Code::ok), "attend gave %s", code_name(code));
         if (lacks) return;
-        EXPECT(std::memcmp(outs[0].data(), outs[1].data(), room * sizeof(float)) == 0,
+        outs[0] = testing::decoded(bytes, laid.out_type);
+        const std::vector<float> expected = testing::rounded(outs[1], laid.out_type);
+        EXPECT(std::memcmp(outs[0].data(), expected.data(), room * sizeof(float)) == 0,
                "%s: the twin has other bits", spec_.c_str());
-        check_attention(layer, queries, outs[0].data());
+        check_attention(layer, queries, outs[1].data());
     }
 
     // The cache, its twin, which is asked the same, and forks, which are asked something else.
@@ -493,7 +510,7 @@ class Life {
             lacks |= sees_forgotten(layer, one.queries);
             outs[i].assign(one.n_floats(dims_[layer]), NAN);
             Cache* cache = i == 0 ? cache_.get() : i == 1 ? twin_.get() : forks[i].get();
-            requests[i] = {cache, one.queries, outs[i].data(), outs[i].size()};
+            requests[i] = {cache, i == 1 ? one.queries : one.laid(), outs[i].data(), outs[i].size()};
         }
         if (n_requests > 0 && choices_.one_in(8)) {
             requests[choices_.below(static_cast<std::uint32_t>(n_requests))].n_floats -= 1;
@@ -510,7 +527,7 @@ class Life {
         EXPECT(std::memcmp(outs[0].data(), outs[1].data(), outs[0].size() * sizeof(float)) == 0,
                "%s: the twin has other bits in a batch", spec_.c_str());
         for (std::size_t i = 0; i < n_requests; ++i)
-            check_attention(layer, requests[i].queries, outs[i].data());
+            check_attention(layer, asked[i == 1 ? 0 : i].queries, outs[i].data());
         for (std::size_t i = 2; i < n_requests; ++i) {
             std::vector<float> alone(outs[i].size(), NAN);
             const Status status = cache_->fork(&forks[i]);

@@ -49,7 +49,8 @@ struct PlainAttention {
     // out [value_dim] in double; *margin is how far off each entry may be.
     void attend(std::uint32_t query, std::uint32_t head, std::vector<double>* out, double* margin) const {
         const std::uint32_t kv_head = head / (queries.n_heads / dims.n_kv_heads);
-        const float* q = queries.data + query * queries.query_stride + head * queries.head_stride;
+        const float* q = static_cast<const float*>(queries.data) + query * queries.query_stride +
+                         head * queries.head_stride;
         const std::uint64_t end = queries.causal ? n_tokens - (queries.n_queries - 1 - query) : n_tokens;
         const std::uint64_t first = queries.window > 0 && end > queries.window ? end - queries.window : 0;
         const bool has_sink = queries.sinks != nullptr && std::isfinite(queries.sinks[head]);

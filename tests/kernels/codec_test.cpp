@@ -137,6 +137,88 @@ TEST_CASE("half conversions stay inside their arrays at every length") {
     }
 }
 
+// Floats around everything that rounding to bfloat can depend on.
+std::vector<float> floats_around_bfloats() {
+    std::vector<float> x;
+    for (std::uint32_t upper = 0; upper < 65536; ++upper) {
+        for (const std::uint32_t lower : {0x0000u, 0x0001u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu})
+            x.push_back(bits_to_float(upper << 16 | lower));
+    }
+    return x;
+}
+
+TEST_CASE("floats round to the nearest bfloat, ties to even, and back exactly, at every level") {
+    const std::vector<float> x = floats_around_bfloats();
+    std::vector<std::uint16_t> expected(x.size());
+    reference().to_bfloat(expected.data(), x.data(), x.size());
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const std::uint32_t bits = float_to_bits(x[i]);
+        float back;
+        reference().from_bfloat(&back, &expected[i], 1);
+        REQUIRE(float_to_bits(back) == std::uint32_t{expected[i]} << 16);
+        if (std::isnan(x[i])) {
+            REQUIRE((std::isnan(back) && std::signbit(back) == std::signbit(x[i])));
+            continue;
+        }
+        const std::uint32_t lower = bits & 0xffff, upper = bits >> 16;
+        const bool up = lower > 0x8000 || (lower == 0x8000 && upper % 2 == 1);
+        REQUIRE(expected[i] == (upper + up));
+    }
+    for (const Kernels* kernels : all_kernels()) {
+        std::vector<std::uint16_t> out(x.size());
+        kernels->codec.to_bfloat(out.data(), x.data(), x.size());
+        const std::size_t at = first_difference(out.data(), expected.data(), out.size());
+        CAPTURE(level_name(kernels->level), at, at < x.size() ? x[at] : 0.0f);
+        CHECK(at == out.size());
+        std::vector<float> back(x.size()), expected_back(x.size());
+        kernels->codec.from_bfloat(back.data(), expected.data(), x.size());
+        reference().from_bfloat(expected_back.data(), expected.data(), x.size());
+        CHECK(std::memcmp(back.data(), expected_back.data(), x.size() * sizeof(float)) == 0);
+    }
+}
+
+TEST_CASE("bfloat conversions and max_magnitude stay inside their arrays at every length") {
+    for (const Kernels* kernels : all_kernels()) {
+        for (Place place : all_places) {
+            for (std::size_t n : sizes_up_to(most_entries)) {
+                GuardedArray<float> x(make_floats(n, Pattern::wide, n), place);
+                GuardedArray<std::uint16_t> bfloat(n, place);
+                GuardedArray<float> back(n, place);
+                kernels->codec.to_bfloat(bfloat.data(), x.data(), n);
+                kernels->codec.from_bfloat(back.data(), bfloat.data(), n);
+                std::vector<std::uint16_t> expected(n);
+                std::vector<float> expected_back(n);
+                reference().to_bfloat(expected.data(), x.data(), n);
+                reference().from_bfloat(expected_back.data(), expected.data(), n);
+                CAPTURE(level_name(kernels->level), place_name(place), n);
+                CHECK(first_difference(bfloat.data(), expected.data(), n) == n);
+                CHECK(first_difference(back.data(), expected_back.data(), n) == n);
+                CHECK(kernels->codec.max_magnitude(bfloat.data(), n) ==
+                      reference().max_magnitude(expected.data(), n));
+                CHECK((bfloat.is_intact() && back.is_intact()));
+            }
+        }
+    }
+}
+
+TEST_CASE("max_magnitude finds the largest wherever it stands") {
+    for (const Kernels* kernels : all_kernels()) {
+        for (std::size_t n : sizes_up_to(80)) {
+            std::vector<std::uint16_t> x(n, 0x8123);
+            CHECK(kernels->codec.max_magnitude(x.data(), n) == (n > 0 ? 0x123 : 0));
+            for (std::size_t i = 0; i < n; ++i) {
+                for (const unsigned most : {0x0124u, 0x8124u, 0x7c00u, 0xfc01u, 0x7fffu, 0xffffu}) {
+                    x[i] = static_cast<std::uint16_t>(most);
+                    CAPTURE(level_name(kernels->level), n, i, most);
+                    REQUIRE(kernels->codec.max_magnitude(x.data(), n) == (most & 0x7fff));
+                    REQUIRE(reference().max_magnitude(x.data(), n) == (most & 0x7fff));
+                }
+                x[i] = 0x8123;
+            }
+        }
+    }
+}
+
 TEST_CASE("max_abs is the largest magnitude at every length") {
     for (const Kernels* kernels : all_kernels()) {
         for (Place place : all_places) {

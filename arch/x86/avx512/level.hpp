@@ -38,6 +38,12 @@ struct Lanes : BasicLanes<Lanes, Avx512> {
     static void store_half(std::uint16_t* x, Float a) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
     }
+    static Words load_shorts(const std::uint16_t* x) {
+        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+    }
+    static void store_low_shorts(std::uint16_t* x, Words a) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), _mm512_cvtepi32_epi16(a));
+    }
     static Words load_bytes(const std::uint8_t* x) {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
     }
