@@ -155,7 +155,11 @@ Status resolve_level(Level wanted, Level* out) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "out is null");
     bool forced = false;
     if (wanted == Level::automatic) {
+#if defined(GEARKV_NO_ENVIRONMENT)
+        const char* name = nullptr;
+#else
         const char* name = std::getenv(environment_name);
+#endif
         if (name != nullptr && name[0] != '\0') {
             if (Status status = parse_level(name, &wanted); !status.ok()) {
                 return Status::error(status.code(), "%s: %s", environment_name, status.message());

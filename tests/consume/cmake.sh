@@ -44,6 +44,12 @@ fi
 # Of the sources as little as shows all there is: one level beside scalar, and nothing optimised.
 level=$(awk -v family="$(uname -m)" '$2 == family {print $1; exit}' "$source/arch/levels.txt")
 run sources "-DGEARKV_SOURCE=$source" "-DGEARKV_LEVELS=$level" -DGEARKV_THREADS=std \
-  -DCMAKE_BUILD_TYPE=Debug
+  -DGEARKV_ENVIRONMENT=OFF -DCMAKE_BUILD_TYPE=Debug
+# It was built without an ear for the environment; the one above has it.
+GEARKV_LEVEL=nonsense "$work/sources/app"
+if GEARKV_LEVEL=nonsense "$work/installed/app" >/dev/null; then
+  echo "GEARKV_LEVEL was not heard" >&2
+  exit 1
+fi
 cmake --install "$work/sources" --prefix "$work/second" >/dev/null
 run second "-DCMAKE_PREFIX_PATH=$work/second"
