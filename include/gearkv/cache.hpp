@@ -64,7 +64,7 @@ struct CacheConfig {
     // Where layers differ [n_layers], in place of the three above, which are 0 then; null when all are alike;
     // copied. Not all of them are without keys.
     const LayerDims* dims = nullptr;
-    std::uint64_t max_tokens = 0;  // reserved length per layer, [1, 2^31); appending beyond it fails
+    std::uint64_t max_tokens = 0;  // of a layer, [1, 2^31); appending beyond it fails, Cache::reserve raises it
     KvSpec spec;                   // of parse_spec; there is none to begin with
     // Tokens over which the compression of one block is spread, at most buffer_tokens; 0 compresses a full
     // buffer at the next append. Costs room for as many more tokens in fp16. Blocks are the same whatever it
@@ -326,6 +326,10 @@ class Cache {
     // order and used on any threads; the allocator outlives them all. Errors: invalid_argument,
     // out_of_memory, over_budget; *out is untouched then.
     Status fork(std::unique_ptr<Cache>* out) const noexcept;
+
+    // Raises CacheConfig::max_tokens, if it is less. Takes no memory: what there is grows with tokens. Forks
+    // keep theirs. Errors: wrong_size (not in [1, 2^31)).
+    Status reserve(std::uint64_t max_tokens) noexcept;
 
     // Forgets all tokens and gives back their memory.
     void reset() noexcept;

@@ -67,11 +67,10 @@ const char* gearkv_version(void);
 
 /* One code per cause. */
 typedef GEARKV_ENUM(gearkv_code){
-    GEARKV_OK = 0,
-    GEARKV_INVALID_ARGUMENT = 1, /* an argument is null or contradicts another one */
-    GEARKV_BAD_SPEC = 2,         /* a SPEC that is not in the grammar */
-    GEARKV_WRONG_SIZE = 3,       /* a buffer, dimension or count that does not fit its use */
-    GEARKV_NON_FINITE = 4,       /* NaN or Inf in keys, values or queries */
+    GEARKV_OK = 0, GEARKV_INVALID_ARGUMENT = 1, /* an argument is null or contradicts another one */
+    GEARKV_BAD_SPEC = 2,                        /* a SPEC that is not in the grammar */
+    GEARKV_WRONG_SIZE = 3,                      /* a buffer, dimension or count that does not fit its use */
+    GEARKV_NON_FINITE = 4,                      /* NaN or Inf in keys, values or queries */
     GEARKV_NOT_REPRESENTABLE =
         5, /* finite, but beyond what fp16 can hold (65504), or an f32 cache takes (2^64) */
     GEARKV_CAPACITY_EXCEEDED = 6,  /* more tokens than were reserved */
@@ -459,6 +458,8 @@ gearkv_code gearkv_cache_fork(const gearkv_cache* cache, gearkv_cache** out, gea
 
 /* Forgets all tokens and gives back their memory. */
 void gearkv_cache_reset(gearkv_cache* cache);
+/* Raises max_tokens, if it is less; takes no memory. Errors: invalid_argument, wrong_size. */
+gearkv_code gearkv_cache_reserve(gearkv_cache* cache, uint64_t max_tokens, gearkv_error* error);
 
 /* 0 for a layer, or a cache, that does not exist. */
 uint64_t gearkv_cache_n_tokens(const gearkv_cache* cache, uint32_t layer);

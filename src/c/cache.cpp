@@ -320,6 +320,11 @@ gearkv_code gearkv_cache_fork(const gearkv_cache* cache, gearkv_cache** out, gea
     return report(status, error);
 }
 
+gearkv_code gearkv_cache_reserve(gearkv_cache* cache, uint64_t max_tokens, gearkv_error* error) {
+    if (Status status = check_cache(cache); !status.ok()) return report(status, error);
+    return report(cpp(cache)->reserve(max_tokens), error);
+}
+
 void gearkv_cache_reset(gearkv_cache* cache) {
     if (cache != nullptr) cpp(cache)->reset();
 }

@@ -129,13 +129,17 @@ Status add_layers(const CacheConfig& config, std::uint32_t layer, std::uint32_t 
 
 }  // namespace
 
+Status check_max_tokens(std::uint64_t max_tokens) noexcept {
+    return check_range("max_tokens", max_tokens, 1, (std::uint64_t{1} << 31) - 1);
+}
+
 Status check_config(const CacheConfig& config) noexcept {
     if (config.allocator.allocate == nullptr || config.allocator.release == nullptr) {
         return Status::error(Code::invalid_argument, "allocator has a null function");
     }
     Status status = check_range("n_layers", config.n_layers, 1, max_layers);
     if (status.ok()) status = check_all_dims(config);
-    if (status.ok()) status = check_range("max_tokens", config.max_tokens, 1, (std::uint64_t{1} << 31) - 1);
+    if (status.ok()) status = check_max_tokens(config.max_tokens);
     if (status.ok()) status = validate_spec(config.spec);
     if (status.ok()) status = check_rules(config);
     for (std::uint32_t layer = 0; status.ok() && layer < config.n_layers; ++layer) {

@@ -104,6 +104,12 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     if (status = impl_->keep_within(layer); !status.ok()) return status;
     if (!stream.reserve_append(&context, n_tokens))
         return memory_error(context, "to buffer %u tokens of layer %u", n_tokens, layer);
+    // So that attending needs no memory: of those that there are to be, sinks and buffer may be new.
+    const std::uint64_t n_runs = stream.tokens().n_runs() + 2;
+    if (!impl_->working.reserve_runs(impl_->work_memory(), n_runs)) {
+        return memory_error(context, "to list the %llu runs of layer %u",
+                            static_cast<unsigned long long>(n_runs), layer);
+    }
     impl_->note_append(layer);
     stream.append(context, keys, values, n_tokens);
     return {};
@@ -172,6 +178,14 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
     if (Status status = stream.check_blocks(serial_executor()); !status.ok()) return status;
     stream.tokens().read_range(impl_->context, stream.rope(impl_->context), first, n_tokens, type, keys,
                                values);
+    return {};
+}
+
+Status Cache::reserve(std::uint64_t max_tokens) noexcept {
+    if (Status status = check_max_tokens(max_tokens); !status.ok()) return status;
+    // Buffers and tables grow with tokens.
+    std::uint64_t& most = impl_->context.config.max_tokens;
+    most = std::max(most, max_tokens);
     return {};
 }
 

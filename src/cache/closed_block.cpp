@@ -72,15 +72,8 @@ void drop_block(const Memory& memory, const NewBlock& block) noexcept {
     block.owner->drop_user();
 }
 
-bool BlockTable::create(const Memory& memory, std::uint64_t capacity) noexcept {
-    blocks_ = static_cast<ClosedBlock*>(memory.take(capacity * sizeof(ClosedBlock), Use::table));
-    if (blocks_ == nullptr) return false;
-    capacity_ = capacity;
-    return true;
-}
-
 bool BlockTable::copy(const Memory& memory, const BlockTable& other) noexcept {
-    if (!create(memory, other.capacity_)) return false;
+    if (!reserve(memory, other.size_)) return false;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         const void* bytes = other.profiles_[static_cast<int>(kind)];
         if (bytes != nullptr && !set_profiles(memory, kind, bytes, other.profile_bytes(kind))) return false;
@@ -106,7 +99,8 @@ void BlockTable::destroy(const Memory& memory) noexcept {
 
 bool BlockTable::reserve(const Memory& memory, std::uint64_t n) noexcept {
     if (size_ + n <= capacity_) return true;
-    const std::uint64_t capacity = std::max(2 * capacity_, size_ + n);
+    constexpr std::uint64_t least = 4;
+    const std::uint64_t capacity = std::max({2 * capacity_, size_ + n, least});
     auto* larger = static_cast<ClosedBlock*>(memory.take(capacity * sizeof(ClosedBlock), Use::table));
     if (larger == nullptr) return false;
     std::copy_n(blocks_, size_, larger);

@@ -59,12 +59,11 @@ void drop_block(const Memory& memory, const NewBlock& block) noexcept;
 // The closed blocks of one layer, oldest first, and what they have in common.
 class BlockTable {
   public:
-    // False when memory is short; destroy() is right in any case.
-    bool create(const Memory& memory, std::uint64_t capacity) noexcept;
+    // Of an empty one. False when memory is short; destroy() is right in any case.
     bool copy(const Memory& memory, const BlockTable& other) noexcept;
     void destroy(const Memory& memory) noexcept;
 
-    // Room for n more entries.
+    // Room for n more entries: a table grows with its blocks.
     bool reserve(const Memory& memory, std::uint64_t n) noexcept;
     // Takes over the caller's use of the owner and what it counts.
     void push(const ClosedBlock& block) noexcept;

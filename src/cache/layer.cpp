@@ -174,7 +174,7 @@ bool LayerStream::truncate(CacheContext* context, std::uint64_t n_tokens) noexce
 
 void LayerStream::reset(CacheContext* context) noexcept {
     (void)truncate(context, 0);
-    mutable_blocks()->forget_profiles(memory(context));
+    mutable_blocks()->destroy(memory(context));  // and its table
     rope_.forget(memory(context));
     past_ = {};
 }

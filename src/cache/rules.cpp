@@ -45,10 +45,6 @@ std::uint64_t buffer_bytes(const CacheConfig& config, std::uint32_t layer, Tenso
     return n_tokens * dims.n_kv_heads * round_up(dim_of(dims, kind), 16) * element_bytes;
 }
 
-std::uint64_t max_blocks(const CacheConfig& config) noexcept {
-    return config.max_tokens / config.spec.buffer_tokens;
-}
-
 bool can_shrink(const KvSpec& spec) noexcept {
     const auto can = [](const TensorSpec& tensor) {
         return tensor.sparsity > 0.0f || tensor.rank_prompt > 0 || tensor.rank_decode > 0;

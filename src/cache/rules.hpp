@@ -43,8 +43,6 @@ std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) n
 // Bytes of n_tokens keys or values in the buffer of a layer.
 std::uint64_t buffer_bytes(const CacheConfig& config, std::uint32_t layer, TensorKind kind,
                            std::uint64_t n_tokens) noexcept;
-// Most blocks a layer can hold that was never cut.
-std::uint64_t max_blocks(const CacheConfig& config) noexcept;
 
 // Whether blocks of any layer have a part that can go, when memory is short.
 bool can_shrink(const KvSpec& spec) noexcept;

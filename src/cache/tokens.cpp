@@ -48,8 +48,7 @@ LayerShape LayerShape::without(std::uint64_t first, std::uint64_t n) const noexc
 
 bool LayerTokens::create(const CacheConfig& config, std::uint32_t layer, const Memory& memory) noexcept {
     dims_ = config.dims_of(layer);
-    return blocks_.create(memory, std::max<std::uint64_t>(max_blocks(config), 1)) &&
-           buffer_.create(config, layer, memory, base_tokens(config), buffer_step(config, layer)) &&
+    return buffer_.create(config, layer, memory, base_tokens(config), buffer_step(config, layer)) &&
            sinks_.create(config, layer, memory, config.spec.sink_tokens);
 }
 

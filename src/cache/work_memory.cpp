@@ -48,14 +48,13 @@ AttendBytes most_attend_bytes(const CacheConfig& config) noexcept {
 
 bool WorkMemory::create(const CacheConfig& config, const Memory& memory) noexcept {
     std::uint64_t compress_bytes = 0;
-    return reserve_runs(memory, max_blocks(config) + 3) &&
-           attend.ensure(memory, most_attend_bytes(config).of_heads) &&
+    return reserve_runs(memory, 4) && attend.ensure(memory, most_attend_bytes(config).of_heads) &&
            most_compress_bytes(config, &compress_bytes) && compress.ensure(memory, compress_bytes);
 }
 
 bool WorkMemory::reserve_runs(const Memory& memory, std::uint64_t n) noexcept {
     if (n <= max_runs) return true;
-    n = std::max(n, 2 * max_runs);
+    n = std::max(n, 2 * max_runs);  // so that few calls of many find them too few
     auto* more = static_cast<KvRun*>(memory.take(n * sizeof(KvRun), Use::table));
     if (more == nullptr) return false;
     memory.give_back(runs, max_runs * sizeof(KvRun), Use::table);

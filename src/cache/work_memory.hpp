@@ -25,8 +25,7 @@ struct WorkMemory {
 
     // What calls on a cache of this configuration are sure to need. False when memory is short.
     bool create(const CacheConfig& config, const Memory& memory) noexcept;
-    // Room for n runs, of a table that may be cut into more blocks than its tokens would make. What it held
-    // is forgotten. False when memory is short.
+    // Room for n runs. What it held is forgotten. False when memory is short.
     bool reserve_runs(const Memory& memory, std::uint64_t n) noexcept;
     void free(const Memory& memory) noexcept;
 };

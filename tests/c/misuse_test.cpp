@@ -310,6 +310,17 @@ TEST_CASE("rows of other types come through C, and types that are none do not", 
     std::free(bytes);
 }
 
+TEST_CASE("C raises the number of tokens there may be", "[c]") {
+    Text text;
+    const Life life;  // 50 of 100
+    CHECK(gearkv_cache_append(life.cache, 0, &life.view, &life.view, 51, nullptr, text) ==
+          GEARKV_CAPACITY_EXCEEDED);
+    CHECK(gearkv_cache_reserve(nullptr, 200, text) == invalid);
+    CHECK(gearkv_cache_reserve(life.cache, 0, text) == GEARKV_WRONG_SIZE);
+    CHECK(gearkv_cache_reserve(life.cache, 200, text) == GEARKV_OK);
+    CHECK(gearkv_cache_append(life.cache, 0, &life.view, &life.view, 51, nullptr, text) == GEARKV_OK);
+}
+
 TEST_CASE("a program of an older header leaves new fields as they are by default", "[c]") {
     Text text;
     gearkv_cache* cache = nullptr;
