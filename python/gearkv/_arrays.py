@@ -6,35 +6,53 @@ from typing import Any, Optional, Sequence, Union
 
 import numpy as np
 
-from ._gearkv import ffi
+from ._gearkv import ffi, lib
+from ._native import sized
 
 Array = np.ndarray
 Tokens = Union[Sequence[int], np.ndarray]
 
 
-def floats(values: Any, name: str, n_axes: Sequence[int]) -> Array:
-    """A float32 array of one of these numbers of axes, whose last axis is contiguous: `values` itself if it is
-    one, else a copy. float16, bfloat16 and float64 are converted."""
+def _type_of(dtype: np.dtype[Any]) -> Optional[int]:
+    """That of gearkv_type, where there is one."""
+    if dtype == np.float32:
+        return lib.GEARKV_F32  # type: ignore[no-any-return]
+    if dtype == np.float16:
+        return lib.GEARKV_F16  # type: ignore[no-any-return]
+    if dtype.name == "bfloat16" and dtype.itemsize == 2:
+        return lib.GEARKV_BF16  # type: ignore[no-any-return]
+    return None
+
+
+def typed(values: Any, name: str, n_axes: Sequence[int]) -> Array:
+    """A float32, float16 or bfloat16 array of one of these numbers of axes: `values` itself if it is one, with whatever
+    strides the library walks, else a copy. Other floats become float32."""
     array = np.asarray(values)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name} of type {array.dtype}, expected float32, float16, bfloat16 or float64")
     if array.ndim not in n_axes:
         raise ValueError(f"{name} of shape {array.shape}, expected {' or '.join(map(str, n_axes))} axes")
-    if array.dtype != np.float32:
+    if _type_of(array.dtype) is None or not array.dtype.isnative:
         # What float32 cannot hold becomes Inf, and that is refused.
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
-    usable = all(
-        n <= 1 or (stride > 0 and stride % 4 == 0) for n, stride in zip(array.shape, array.strides)
-    )
-    usable = usable and array.ctypes.data % 4 == 0 and (array.shape[-1] <= 1 or array.strides[-1] == 4)
-    return array if usable else np.ascontiguousarray(array)
+    size = array.itemsize
+    usable = all(n <= 1 or (step > 0 and step % size == 0) for n, step in zip(array.shape, array.strides))
+    return array if usable and array.ctypes.data % size == 0 else np.ascontiguousarray(array)
+
+
+def floats(values: Any, name: str, n_axes: Sequence[int]) -> Array:
+    """The same in float32, with a contiguous last axis."""
+    array = typed(values, name, n_axes)
+    if array.dtype != np.float32:
+        array = array.astype(np.float32)
+    return array if array.shape[-1] <= 1 or array.strides[-1] == 4 else np.ascontiguousarray(array)
 
 
 def stride(array: Array, axis: int) -> int:
-    """In floats; of an axis of one element what it would be if it had more."""
+    """In elements; of an axis of one element what it would be if it had more."""
     if array.shape[axis] > 1:
-        return array.strides[axis] // 4
+        return array.strides[axis] // array.itemsize
     n = 1
     for length in array.shape[axis + 1 :]:
         n *= length
@@ -58,11 +76,23 @@ def output(out: Optional[Array], shape: tuple[int, ...]) -> Array:
 
 def rows(array: Array) -> Any:
     """A view of [tokens, heads, channels]; valid as long as the array."""
-    view = ffi.new("gearkv_rows*")
+    view = sized("gearkv_typed_rows")
     view.data = pointer(array)
     view.token_stride = stride(array, 0)
     view.head_stride = stride(array, 1)
+    view.channel_stride = stride(array, 2)
+    view.type = _type_of(array.dtype)
     return view
+
+
+def queries(array: Array, to: Any) -> None:
+    """The same of [queries, heads, channels], to a gearkv_queries."""
+    to.data = pointer(array)
+    to.query_stride = stride(array, 0)
+    to.head_stride = stride(array, 1)
+    to.channel_stride = stride(array, 2)
+    to.type = _type_of(array.dtype)
+    to.n_queries, to.n_heads = array.shape[:2]
 
 
 def tokens(values: Tokens, name: str = "tokens") -> Array:

@@ -220,10 +220,10 @@ class Cache(Object):
         return made
 
     def append(self, layer: int, keys: Any, values: Any) -> None:
-        """Appends keys and values [tokens, KV heads, channels] to a layer. float32 is read where it lies, with any
-        strides of tokens and heads; other floats are converted."""
-        key_array = arrays.floats(keys, "keys", (3,))
-        value_array = arrays.floats(values, "values", (3,))
+        """Appends keys and values [tokens, KV heads, channels] to a layer. float32, float16 and bfloat16
+        are read where they lie, with any strides above 0; other floats are converted."""
+        key_array = arrays.typed(keys, "keys", (3,))
+        value_array = arrays.typed(values, "values", (3,))
         n_tokens = key_array.shape[0]
         n_kv_heads, key_dim, value_dim = self.config.layer_dims(layer)
         for name, array, dim in (("keys", key_array, key_dim), ("values", value_array, value_dim)):
@@ -232,7 +232,7 @@ class Cache(Object):
                 raise ValueError(f"{name} of shape {array.shape}, expected {(n_tokens, n_kv_heads, dim)}")
         with self._using() as cache:
             call(
-                lib.gearkv_cache_append,
+                lib.gearkv_cache_append_typed,
                 cache,
                 layer,
                 arrays.rows(key_array),
@@ -260,7 +260,7 @@ class Cache(Object):
         tokens. scale None is 1/sqrt(channels). slopes and sinks are [heads], a mask that is added to the scores is
         [queries, tokens] or [queries, heads, tokens]. out, where it is given, is a float32 array that is written
         to."""
-        array = arrays.floats(queries, "queries", (2, 3))
+        array = arrays.typed(queries, "queries", (2, 3))
         single = array.ndim == 2
         if single:
             array = array[np.newaxis]
@@ -271,11 +271,7 @@ class Cache(Object):
         asked = ffi.new("gearkv_queries*")
         lib.gearkv_queries_init(asked, ffi.sizeof("gearkv_queries"))
         kept = [array]
-        asked.data = arrays.pointer(array)
-        asked.query_stride = arrays.stride(array, 0)
-        asked.head_stride = arrays.stride(array, 1)
-        asked.n_queries = n_queries
-        asked.n_heads = n_heads
+        arrays.queries(array, asked)
         asked.scale = 1.0 / math.sqrt(dim) if scale is None else scale
         asked.causal = causal
         asked.soft_cap = soft_cap
@@ -405,6 +401,11 @@ class Cache(Object):
         """Forgets all tokens."""
         with self._using() as cache:
             lib.gearkv_cache_reset(cache)
+
+    def reserve(self, max_tokens: int) -> None:
+        """Raises max_tokens, if it is less; takes no memory."""
+        with self._using() as cache:
+            call(lib.gearkv_cache_reserve, cache, max_tokens)
 
     def n_tokens(self, layer: int = 0) -> int:
         with self._using() as cache:
@@ -601,7 +602,7 @@ def compress(
 ) -> bytes:
     """One block out of keys or values [tokens, heads, channels], without a cache. `spec` is that of a cache, of
     which the part for this kind is used; "generated" blocks have the rank of generated tokens."""
-    array = arrays.floats(rows, "rows", (3,))
+    array = arrays.typed(rows, "rows", (3,))
     if kind not in ("keys", "values"):
         raise ValueError(f"kind {kind!r}, expected keys or values")
     options = sized("gearkv_block_options")
@@ -616,7 +617,7 @@ def compress(
     call(lib.gearkv_block_bytes, options, n_bytes)
     block = _aligned(n_bytes[0])
     call(
-        lib.gearkv_compress_block,
+        lib.gearkv_compress_block_typed,
         ffi.cast("void*", block.ctypes.data),
         block.size,
         arrays.rows(array),

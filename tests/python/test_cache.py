@@ -83,19 +83,21 @@ def test_rows_of_any_stride_are_the_same_rows():
     assert np.array_equal(expected.attend(0, strided), expected.attend(0, queries))
 
 
-def test_float32_is_taken_without_a_copy():
+def test_floats_are_taken_without_a_copy():
     from gearkv import _arrays
 
     rows = random_rows(10)
-    for view in (rows, rows[::2], rows[:, 1:], rows.transpose(1, 0, 2)):
-        assert _arrays.floats(view, "rows", (3,)).ctypes.data == view.ctypes.data
-    for view in (rows[:, :, ::2], rows[::-1], rows.astype(np.float16)):
-        assert not np.shares_memory(_arrays.floats(view, "rows", (3,)), view)
+    for array in (rows, rows.astype(np.float16)):
+        for view in (array, array[::2], array[:, 1:], array.transpose(1, 0, 2), array[:, :, ::2], array.transpose(2, 1, 0)):
+            assert _arrays.typed(view, "rows", (3,)).ctypes.data == view.ctypes.data
+        for view in (array[::-1], array.astype(np.float64), array.astype(array.dtype.newbyteorder())):
+            assert not np.shares_memory(_arrays.typed(view, "rows", (3,)), view)
+    assert not np.shares_memory(_arrays.floats(rows[:, :, ::2], "rows", (3,)), rows)
     row = rows[:1]
     assert _arrays.stride(row, 0) == N_KV_HEADS * DIM and _arrays.stride(row, 1) == DIM
 
 
-def test_half_floats_are_converted():
+def test_half_floats_are_what_they_stand_for():
     rows, queries = random_rows(100), random_rows(1, 3, N_HEADS)[0]
     types = [np.float16]
     try:
@@ -113,6 +115,11 @@ def test_half_floats_are_converted():
         assert np.array_equal(
             cache.attend(0, half_queries), expected.attend(0, half_queries.astype(np.float32))
         )
+        # Keys transposed, [head, channel, token].
+        transposed = np.ascontiguousarray(half.transpose(1, 2, 0)).transpose(2, 0, 1)
+        again = gearkv.Cache(config())
+        again.append(0, transposed, half)
+        assert np.array_equal(again.attend(0, half_queries), cache.attend(0, half_queries))
 
 
 def test_what_is_no_array_of_floats_is_refused():
@@ -222,6 +229,11 @@ def test_life():
     keys, values = cache.read(1, 290)
     assert keys.shape == values.shape == (10, N_KV_HEADS, DIM)
     assert np.allclose(cache.attend(0, queries), before, atol=0.2)
+    with pytest.raises(gearkv.Error, match="capacity_exceeded"):
+        fork.append(0, random_rows(900), random_rows(900))
+    fork.reserve(2000)
+    fork.append(0, random_rows(900), random_rows(900))
+    assert fork.n_tokens() == 1100
     fork.reset()
     assert fork.n_tokens() == 0
     cache.close()
