@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "gearkv/state.hpp"
+#include "support/temporary_file.hpp"
 #include "unit/caches.hpp"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -54,7 +55,8 @@ std::size_t stack_used(Work work) {
 
 TEST_CASE("every call lives within the stack that is promised", "[stack]") {
     constexpr std::uint32_t dim = 1024, n_heads = 2;
-    const std::string path = "stack-test.gkvs";
+    const TemporaryFile file;
+    const char* path = file.path();
     std::vector<float> x(200 * n_heads * dim), out(8 * 2 * n_heads * dim), read(200 * n_heads * dim);
     for (std::size_t i = 0; i < x.size(); ++i)
         x[i] = std::sin(0.1f * static_cast<float>(i % 9973));
@@ -95,8 +97,8 @@ TEST_CASE("every call lives within the stack that is promised", "[stack]") {
             note(cache->fork(&fork));
             note(fork->truncate(100));
             note(cache->shrink(1));
-            note(save_state(*cache, path.c_str(), {}, serial_executor()));
-            note(load_state(path.c_str(), config, {}, serial_executor(), &loaded));
+            note(save_state(*cache, path, {}, serial_executor()));
+            note(load_state(path, config, {}, serial_executor(), &loaded));
             note(loaded == nullptr ? Status() : loaded->compress(0, serial_executor()));
         });
         INFO(text << ": " << failed.message());
