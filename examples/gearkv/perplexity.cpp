@@ -31,18 +31,34 @@ void log_softmax(const float* logits, std::size_t n, std::vector<double>* out) {
 
 // Sums over scored tokens, of one cache.
 struct Score {
-    double loss = 0;        // -ln of the probability of what came
-    double divergence = 0;  // KL(f16 || this)
+    double loss = 0;                  // -ln of the probability of what came
+    std::vector<double> divergences;  // KL(f16 || this) of every token
     std::uint64_t n_agree = 0;
     double bits = 0;    // bits per element times tokens, at window ends
     double weight = 0;  // tokens at window ends
 
     void add(const std::vector<double>& base, const std::vector<double>& own, Token next) {
         loss -= own[static_cast<std::size_t>(next)];
+        double divergence = 0;
         for (std::size_t i = 0; i < base.size(); ++i)
             divergence += std::exp(base[i]) * (base[i] - own[i]);
+        divergences.push_back(divergence);
         n_agree += std::max_element(base.begin(), base.end()) - base.begin() ==
                    std::max_element(own.begin(), own.end()) - own.begin();
+    }
+    double mean_divergence() const {
+        double sum = 0;
+        for (const double x : divergences)
+            sum += x;
+        return sum / static_cast<double>(divergences.size());
+    }
+    // The smallest that a share of the tokens does not exceed.
+    double divergence_at(double share) const {
+        std::vector<double> sorted = divergences;
+        const auto n = static_cast<double>(sorted.size());
+        const auto at = static_cast<std::size_t>(std::max(std::ceil(share * n) - 1, 0.0));
+        std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(at), sorted.end());
+        return sorted[at];
     }
     void add_cache(const CacheStats& stats) {
         bits += stats.bits_per_element * static_cast<double>(stats.n_tokens);
@@ -193,7 +209,6 @@ class Perplexity final : public Command {
     double bits_per_byte(const Score& score) const {
         return score.loss / std::log(2.0) / static_cast<double>(n_text_bytes_);
     }
-    double divergence(const Score& score) const { return score.divergence / static_cast<double>(n_scored_); }
     double agreement(const Score& score) const {
         return static_cast<double>(score.n_agree) / static_cast<double>(n_scored_);
     }
@@ -211,7 +226,10 @@ class Perplexity final : public Command {
             json["results"].push_back({{"kv", subject.spec.canonical},
                                        {"perplexity", perplexity(score)},
                                        {"bits_per_byte", bits_per_byte(score)},
-                                       {"kl_divergence", divergence(score)},
+                                       {"kl_divergence", score.mean_divergence()},
+                                       {"kl_median", score.divergence_at(.5)},
+                                       {"kl_99", score.divergence_at(.99)},
+                                       {"kl_99_9", score.divergence_at(.999)},
                                        {"top1_agreement", agreement(score)},
                                        {"bits_per_element", score.bits / score.weight}});
         }
@@ -223,12 +241,14 @@ class Perplexity final : public Command {
                   << grouped(n_text_bytes_) << " bytes, ctx " << options_.n_ctx << ", chunk "
                   << options_.chunk << ", level " << level_name(machine.level) << ", threads "
                   << machine.executor->n_threads() << "\n\n";
-        Table table({"kv", "perplexity", "bits/byte", "KL from f16", "top-1 same", "bits/element"});
+        Table table({"kv", "perplexity", "bits/byte", "KL from f16", "median", "99 %", "99.9 %", "top-1 same",
+                     "bits/element"});
         for (const Subject& subject : subjects_) {
             const Score& score = subject.score;
             table.add({subject.spec.text, fixed(perplexity(score), 3), fixed(bits_per_byte(score), 4),
-                       fixed(divergence(score), 5), fixed(100 * agreement(score), 2) + " %",
-                       fixed(score.bits / score.weight, 2)});
+                       fixed(score.mean_divergence(), 5), fixed(score.divergence_at(.5), 5),
+                       fixed(score.divergence_at(.99), 4), fixed(score.divergence_at(.999), 4),
+                       fixed(100 * agreement(score), 2) + " %", fixed(score.bits / score.weight, 2)});
         }
         table.print(std::cout);
     }
