@@ -48,7 +48,9 @@ class Codec final : public Command {
         options_.kv = {"gear-4"};
         app_->add_option("--k", k_path_, "Keys, .npy of (tokens, heads, d), float32 or float16")->required();
         app_->add_option("--v", v_path_, "Values, the same tokens and heads")->required();
-        app_->add_option("--q", q_path_, "Queries (queries, heads, d); heads a multiple of the keys'");
+        app_->add_option("--q", q_path_,
+                         "Queries (queries, heads, d); heads a multiple of the keys'. The trellis "
+                         "presets choose widths by them, those before --last-queries if any");
         app_->add_option("--layer", layer_, "With arrays of (layers, tokens, heads, d): which layer")
             ->check(in_range(0, UINT32_MAX));
         app_->add_option("--last-queries", n_last_, "Attend with the last queries only; 0: all")
@@ -133,6 +135,9 @@ class Codec final : public Command {
                           " channels and a multiple of " + std::to_string(key_.n_heads) + " heads");
         }
         if (n_last_ > query_.n_tokens) throw Failure(q_path_ + ": fewer queries than --last-queries");
+        // Those before the last ones choose the widths, where there are any; else all.
+        const bool has_others = n_last_ > 0 && n_last_ < query_.n_tokens;
+        weigh_keys(has_others ? query_.n_tokens - n_last_ : query_.n_tokens);
         if (n_last_ > 0) {
             const std::size_t n_skipped = (query_.n_tokens - n_last_) * query_.n_heads * query_.dim;
             query_.data.erase(query_.data.begin(),
@@ -141,6 +146,21 @@ class Codec final : public Command {
         }
         if (causal_ && query_.n_tokens > key_.n_tokens) throw Failure("more causal queries than tokens");
         expected_ = attend(key_, value_);
+    }
+
+    // By the mean square of the first n queries in each channel.
+    void weigh_keys(std::size_t n) {
+        const std::size_t n_shared = query_.n_heads / key_.n_heads;
+        std::vector<double> sum(key_.n_heads * key_.dim);
+        for (std::size_t i = 0; i < n * query_.n_heads; ++i) {
+            const std::size_t head = i % query_.n_heads / n_shared;
+            for (std::size_t c = 0; c < key_.dim; ++c) {
+                const double x = query_.data[i * key_.dim + c];
+                sum[head * key_.dim + c] += x * x;
+            }
+        }
+        for (const double square : sum)
+            key_weights_.push_back(static_cast<float>(square / static_cast<double>(n * n_shared)));
     }
 
     std::vector<double> attend(const Tensor& key, const Tensor& value) const {
@@ -186,6 +206,7 @@ class Codec final : public Command {
         options.rank = spec.rank_prompt;
         options.seed = options_.seed;
         options.level = machine.level;
+        if (kind == TensorKind::key && !key_weights_.empty()) options.key_weights = key_weights_.data();
         for (std::size_t first = 0; first < tensor.n_tokens; first += unit) {
             check_interrupt();
             const std::size_t n_tokens = std::min(unit, tensor.n_tokens - first);
@@ -276,7 +297,8 @@ class Codec final : public Command {
     std::size_t n_block_ = 0, n_last_ = 0;
     bool causal_ = false;
     Tensor key_, value_, query_;
-    std::vector<double> expected_;  // attention output over the uncompressed tensors
+    std::vector<float> key_weights_;  // [heads, d], with queries
+    std::vector<double> expected_;    // attention output over the uncompressed tensors
 };
 
 }  // namespace

@@ -7,6 +7,11 @@
 // next spread_tokens tokens: a few pieces in every attend, beside the heads, while the tokens are still
 // attended in fp16. The block takes their place after a number of tokens, not when it happens to be ready, so
 // results depend neither on time nor on threads.
+//
+// In the trellis presets a channel of keys has more bits the louder queries are in it: some of those that
+// attend sees, one in 4 tokens at first and in 256 in the end, tell the widths of the blocks that are made
+// later. So equal keys and values make equal blocks only where equal queries came between; without any,
+// widths follow from the keys alone.
 #pragma once
 
 #include <cstddef>
@@ -242,10 +247,10 @@ class Cache {
 
     // Softmax attention of the queries over the layer's tokens; out is [n_queries, n_heads, value_dim] of
     // queries.out_type, contiguous, with room for n_floats elements, and not where the queries are. Reads the
-    // compressed form in place; no full-size temporary. Allocates only when a call needs more scratch than
-    // all before it. Errors: invalid_argument, no_keys, wrong_size (more queries than tokens when causal,
+    // compressed form in place; no full-size temporary. Allocates when a call needs more scratch than all
+    // before it, and to keep what queries tell. Errors: invalid_argument, no_keys, wrong_size (more queries than tokens when causal,
     // head counts, no room for the output), non_finite, forgotten (the first query sees what its window left
-    // behind since), out_of_memory; out is untouched then.
+    // behind since), out_of_memory, over_budget; out is untouched then.
     Status attend(std::uint32_t layer, const Queries& queries, void* out, std::size_t n_floats,
                   Executor& executor) noexcept;
 

@@ -52,6 +52,10 @@ struct BlockOptions {
     std::uint32_t rank = 0;  // the rank to use, clamped to min(n_tokens, dim); spec.rank_* are not read
     std::uint64_t seed = 0;  // start of the subspace iteration; equal seeds give equal bytes
     Level level = Level::automatic;
+    // Trellis of keys: [n_heads, dim], what an error in a channel counts beside one in another, such as the
+    // mean square of the queries that are to meet it; channels that count more get more bits. Null: all
+    // count the same. Finite, not negative, and read during the call alone.
+    const float* key_weights = nullptr;
 };
 
 // Bytes of a block by part. `bytes` is the whole and equals the sum of the parts.

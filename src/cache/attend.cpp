@@ -113,6 +113,9 @@ Status begin_job(std::uint32_t layer, const AttendRequest& request, Executor& ex
     if (Status status = check_queries(cache.context, layer, queries, n_tokens, request.n_floats);
         !status.ok())
         return status;
+    if (cache.layers[layer]->wants(queries)) {
+        if (Status status = cache.own(layer); !status.ok()) return status;
+    }
     LayerStream* stream = cache.layers[layer];
     if (Status status = check_held(stream->tokens().shape(), queries, layer); !status.ok()) return status;
     if (Status status = stream->check_blocks(executor); !status.ok()) return status;
@@ -158,6 +161,10 @@ class Call {
         for (std::size_t i = 0; i < n_jobs_; ++i) {
             const Job& job = jobs_[i];
             CacheContext& context = job.cache->context;
+            if (job.layer->wants(job.queries) && !job.layer->keep(&context, job.queries)) {
+                const Status status = memory_error(context, "to keep what queries of layer %u tell", layer_);
+                return n_jobs_ == 1 ? status : of_request(i, status);
+            }
             if (job.cache->rates.waits()) {
                 Status status = job.cache->rates.keep(&context, layer_, job.queries, job.n_tokens);
                 if (!status.ok()) return n_jobs_ == 1 ? status : of_request(i, status);

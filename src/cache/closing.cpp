@@ -100,6 +100,7 @@ PieceRun Closing::next(const PieceSource& source, std::uint32_t until) const noe
     run.task.header = *header(run.kind);
     run.task.seed = source.seeds[i];
     run.task.profiles = source.profiles[i];
+    run.task.key_weights = keys ? source.key_weights : nullptr;
     const bool large = compress_scratch_bytes(run.task.header) > source.shared_scratch->n_bytes();
     run.scratch = large ? scratch_.data() : source.shared_scratch->data();
     run.nanoseconds = source.nanoseconds;

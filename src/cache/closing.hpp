@@ -29,6 +29,7 @@ struct PieceSource {
     Rows rows[2];                                           // of the unit's first token
     const unsigned char* profiles[2] = {nullptr, nullptr};  // of the stream, once it has some
     std::uint64_t seeds[2] = {0, 0};
+    const float* key_weights = nullptr;
     const Scratch* shared_scratch = nullptr;  // of all layers; a unit too large for it has its own
     std::atomic<std::uint64_t>* nanoseconds = nullptr;
 };

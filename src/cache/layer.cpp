@@ -61,6 +61,24 @@ PieceRun LayerStream::due_pieces(const CacheContext& context) const noexcept {
     return closing_.next(piece_source(context), closing_.n_due(spread_tokens(context.config)));
 }
 
+// ---- queries ----
+
+bool LayerStream::wants(const Queries& queries) const noexcept {
+    if (rates_.spec(TensorKind::key).backbone != Backbone::trellis) return false;
+    const std::uint64_t n = n_tokens(), n_queries = queries.causal ? queries.n_queries : 1;
+    return squares_.n_missing(std::max(n - n_queries, first_untold()), n) > 0;
+}
+
+bool LayerStream::keep(CacheContext* context, const Queries& queries) noexcept {
+    const std::uint64_t n = n_tokens(), n_queries = queries.causal ? queries.n_queries : 1;
+    const std::uint64_t first = std::max(n - n_queries, first_untold());
+    if (!squares_.reserve(memory(context), squares_.n_missing(first, n))) return false;
+    // One that was begun and got no token, after a rollback, would be begun later, and told.
+    if (first < tokens_.shape().buffer_start() + closing_.n_tokens()) drop_unbegun(context);
+    squares_.keep(context->kernels->codec, queries, first, n);
+    return true;
+}
+
 // ---- closing units ----
 
 Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens, bool prompt) noexcept {
@@ -78,7 +96,10 @@ Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens, bo
         plan.plane_starts[static_cast<int>(kind)] = rates_.planes(kind);
     }
     Status status = plan.lay_out(context->config.dims_of(index_), rates_.specs(), n_tokens, prompt, first);
-    if (!status.ok() || closing_.begin(memory(context), plan, *context->compress_scratch)) return status;
+    if (!status.ok()) return status;
+    fold_squares(context);
+    key_weights_ = weigh_buffered(n_tokens);
+    if (closing_.begin(memory(context), plan, *context->compress_scratch)) return status;
     return memory_error(*context, "to compress %u tokens of layer %u: %llu bytes and %llu of scratch",
                         n_tokens, index_, static_cast<unsigned long long>(plan.block_bytes()),
                         static_cast<unsigned long long>(plan.scratch_bytes));
@@ -96,6 +117,7 @@ PieceSource LayerStream::piece_source(const CacheContext& context) const noexcep
             context.config.seed + 0x100000001b3u * ((shape.n_forgotten + shape.n_closed) * 8192 + index_ * 2 +
                                                     static_cast<std::uint64_t>(kind == TensorKind::value));
     }
+    source.key_weights = key_weights_;
     source.shared_scratch = context.compress_scratch;
     source.nanoseconds = &compress_ns_;
     return source;
@@ -165,10 +187,15 @@ bool LayerStream::truncate(CacheContext* context, std::uint64_t n_tokens) noexce
     past_.truncate(n_kept, n_held, n_long);
     tokens_.truncate(memory(context), n_kept);
     note_dropped(context, held.n_buffered - tokens_.n_buffered());
+    // An open unit that got no token since may have been told by queries that are gone.
+    if (squares_.truncate(n_kept)) drop_unbegun(context);
     // A stream that has forgotten all its blocks keeps their profiles.
     if (tokens_.blocks().size() == 0 && !closing_.is_open() && !exact)
         mutable_blocks()->forget_profiles(memory(context));
-    if (n_kept == 0) rope_.forget(memory(context));
+    if (n_kept == 0) {
+        rope_.forget(memory(context));
+        squares_.forget(memory(context));
+    }
     return exact;
 }
 
@@ -176,6 +203,7 @@ void LayerStream::reset(CacheContext* context) noexcept {
     (void)truncate(context, 0);
     mutable_blocks()->destroy(memory(context));  // and its table
     rope_.forget(memory(context));
+    squares_.forget(memory(context));
     past_ = {};
 }
 
@@ -206,6 +234,8 @@ void LayerStream::remove(CacheContext* context, std::uint64_t first, std::uint64
     forget_reopenable(context);
     if (first + n < n_tokens()) rope_.use(rope, context->config.rope);
     tokens_.remove(memory(context), *context->kernels, first, n, turn);
+    fold_squares(context);
+    squares_.remove(first, n);
     // What goes behind an open unit is no rollback: its time runs on, as far as a state file can tell.
     const std::uint64_t n_appended = closing_.n_appended(), n_buffered = tokens_.n_buffered();
     note_dropped(context, n_appended - std::min(n_appended, n_buffered));

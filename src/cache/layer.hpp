@@ -5,6 +5,7 @@
 #include "cache/context.hpp"
 #include "cache/layer_rates.hpp"
 #include "cache/past.hpp"
+#include "cache/query_squares.hpp"
 #include "cache/reopenable.hpp"
 #include "cache/rope_in_use.hpp"
 #include "cache/tokens.hpp"
@@ -37,6 +38,11 @@ class LayerStream {
     // far it was. False when memory is short.
     bool restore(CacheContext* context, const LayerShape& shape, const LayerProgress& progress,
                  const void* const* sinks, const void* const* buffer) noexcept;
+    // Before that, what is known of queries. False when memory is short.
+    bool restore_squares(CacheContext* context, const double* sum, std::uint64_t n_summed,
+                         const SquareRow* rows, const float* levels, std::uint64_t n_rows) noexcept {
+        return squares_.restore(memory(context), sum, n_summed, rows, levels, n_rows);
+    }
     // And this rope, by which keys of it have moved. False when memory is short.
     bool restore_rope(CacheContext* context, const RopeConfig& rope) noexcept;
 
@@ -54,6 +60,10 @@ class LayerStream {
                 std::uint32_t n_tokens) noexcept;
     // Closes every full unit. Errors: as advance.
     Status compress(CacheContext* context, Executor& executor) noexcept;
+    // Whether these queries, the last of which is of the last token, tell what channels of keys count.
+    bool wants(const Queries& queries) const noexcept;
+    // Then, with a stream of one cache: keeps what they tell. False when memory is short.
+    bool keep(CacheContext* context, const Queries& queries) noexcept;
     // Whether the last append brought a block's worth of tokens or more.
     bool ends_long() const noexcept { return past_.prompt(); }
     // Pieces that are due, as many as may run at once; none while others share the stream. They may run
@@ -108,6 +118,11 @@ class LayerStream {
     }
     BlockTable* mutable_blocks() noexcept { return tokens_.mutable_blocks(); }
     std::uint64_t n_tokens() const noexcept { return tokens_.n_tokens(); }
+    const QuerySquares& squares() const noexcept { return squares_; }
+    // As QuerySquares::weigh, of the first n buffered tokens and those before.
+    const float* weigh_buffered(std::uint64_t n) noexcept {
+        return squares_.weigh(tokens_.shape().buffer_start() + n);
+    }
     const LayerRates& rates() const noexcept { return rates_; }
     LayerRates* mutable_rates() noexcept { return &rates_; }
     // For a state file.
@@ -144,6 +159,14 @@ class LayerStream {
     // An open unit that got no token since it was begun, after a rollback: the next append would begin it.
     // What asks whether a unit is open, and not only how far it is, drops such a one first.
     void drop_unbegun(CacheContext* context) noexcept;
+    // The first token whose query may still be kept: those of an open unit are told.
+    std::uint64_t first_untold() const noexcept {
+        return tokens_.shape().buffer_start() + (closing_.n_appended() > 0 ? closing_.n_tokens() : 0);
+    }
+    // What is known of queries of tokens that are in blocks for good is summed up.
+    void fold_squares(CacheContext* context) noexcept {
+        squares_.fold(memory(context), tokens_.shape().buffer_start() - tokens_.n_aside());
+    }
     // After tokens went, n_dropped of them from the back of the buffer.
     void note_dropped(CacheContext* context, std::uint64_t n_dropped) noexcept;
     // Of the buffer, as many tokens of whole units as are behind the window, and all blocks before them. True
@@ -157,6 +180,8 @@ class LayerStream {
     LayerRates rates_;
     LayerTokens tokens_;
     RopeInUse rope_;
+    QuerySquares squares_;
+    const float* key_weights_ = nullptr;  // of the open unit
     Closing closing_;
     ReopenableUnits reopenable_;
     Past past_;

@@ -39,6 +39,7 @@ void LayerStream::leave(CacheContext* context) noexcept {
 
 bool LayerStream::create(CacheContext* context, std::uint32_t index, const KvSpec& rates) noexcept {
     index_ = index;
+    squares_.create(context->config.dims_of(index));
     return rates_.create(context->config, index, memory(context), rates) &&
            tokens_.create(context->config, index, memory(context));
 }
@@ -49,6 +50,7 @@ bool LayerStream::copy(CacheContext* context, const LayerStream& other) noexcept
     if (!tokens_.copy(memory(context), other.tokens_)) return false;
     if (!reopenable_.copy(memory(context), other.reopenable_)) return false;
     if (!rope_.copy(memory(context), other.rope_)) return false;
+    if (!squares_.copy(memory(context), other.squares_)) return false;
     past_ = other.past_;
     return take_progress(context, other.progress());
 }
@@ -82,6 +84,7 @@ void LayerStream::destroy(CacheContext* context) noexcept {
     tokens_.destroy(memory(context));
     reopenable_.destroy(memory(context));
     rope_.forget(memory(context));
+    squares_.destroy(memory(context));
     rates_.destroy(memory(context));
     HeldBytes held = held_;
     this->~LayerStream();

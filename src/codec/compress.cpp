@@ -199,6 +199,7 @@ void compress_piece(void* block, void* scratch, const CompressTask& task, std::u
     work.header = static_cast<BlockHeader*>(block);
     work.view = trusted_block(block);
     work.seed = task.seed;
+    work.key_weights = task.key_weights;
     if (header.bits >= 16) {
         parallel_for(executor, header.n_heads, [&](std::size_t head) { write_raw_head(work, head); });
         return;
@@ -277,8 +278,16 @@ Status compress_block(void* block, std::size_t n_bytes, const Rows& rows, const 
     task.kernels = find_kernels(level);
     task.rows = rows;
     task.seed = options.seed;
+    task.key_weights = shape.kind == TensorKind::key ? options.key_weights : nullptr;
     if (Status status = lay_out_block(shape, options.spec, options.rank, &task.header); !status.ok())
         return status;
+    for (std::size_t i = 0; task.key_weights != nullptr && i < std::size_t{shape.n_heads} * shape.dim; ++i) {
+        const float weight = task.key_weights[i];
+        if (std::isfinite(weight) && weight >= 0.0f) continue;
+        return Status::error(Code::non_finite,
+                             "weight %g of head %zu, channel %zu, expected a finite one from 0",
+                             static_cast<double>(weight), i / shape.dim, i % shape.dim);
+    }
     const float limit = options.spec.bits == 32 ? std::numeric_limits<float>::max() : max_half_entry;
     if (Status status = check_rows(*task.kernels, rows, shape, limit, executor); !status.ok()) return status;
     const std::uint64_t scratch_bytes = compress_scratch_bytes(task.header);

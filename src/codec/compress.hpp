@@ -14,6 +14,9 @@ struct CompressTask {
     const unsigned char* profiles = nullptr;  // trellis without a profile of its own: that of the stream
     // Trellis with a profile: [n_heads + 1], the first plane of each head; null shares them evenly.
     const std::uint32_t* plane_starts = nullptr;
+    // Trellis of keys: [n_heads][dim], what the variance of a channel counts when widths are chosen; null
+    // for 1.
+    const float* key_weights = nullptr;
 };
 
 // Bytes of scratch for a block of this layout, 64-byte aligned.

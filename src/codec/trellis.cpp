@@ -135,12 +135,14 @@ void write_profile(const BlockWork& work, std::uint32_t head, void* memory) noex
     std::uint16_t* order = mean + dim;
     for (std::uint32_t c = 0; c < dim; ++c)
         order[c] = static_cast<std::uint16_t>(c);
-    const auto variance = [&](std::uint16_t c) { return square[c] / n - sum[c] / n * (sum[c] / n); };
+    double* counts = square;  // of the channels: the variance, as the queries meet it
+    for (std::uint32_t c = 0; c < dim; ++c)
+        counts[c] = (square[c] / n - sum[c] / n * (sum[c] / n)) * double{work.weight(head, c)};
     // Insertion sort: stable, no allocation, a few hundred entries once per stream.
     for (std::uint32_t i = 1; i < dim; ++i) {
         const std::uint16_t channel = order[i];
         std::uint32_t j = i;
-        for (; j > 0 && variance(order[j - 1]) < variance(channel); --j)
+        for (; j > 0 && counts[order[j - 1]] < counts[channel]; --j)
             order[j] = order[j - 1];
         order[j] = channel;
     }

@@ -147,6 +147,7 @@ void encode_keys(Section* s, std::uint32_t head, std::uint32_t first) noexcept {
     gather_keys(s, head, first);
     Range ranges[max_dim];
     float variance[max_dim / key_granule] = {};
+    const std::uint16_t* order = trellis_profile(s->work.view, head).order;
     float *lo = line(*s, 0), *hi = line(*s, 1), *sum = line(*s, 2), *square = line(*s, 3);
     kernels.column_range(lo, hi, s->scratch.x, s->work.stride, section_tokens, s->dim);
     kernels.column_moments(sum, square, s->scratch.x, s->work.stride, section_tokens, s->dim,
@@ -155,8 +156,8 @@ void encode_keys(Section* s, std::uint32_t head, std::uint32_t first) noexcept {
     for (std::uint32_t place = 0; place < s->dim; ++place) {
         ranges[place] = {(lo[place] + hi[place]) / 2, (hi[place] - lo[place]) / 2};
         const float mean = sum[place] / section_tokens;
-        variance[place / key_granule] +=
-            std::max(square[place] / section_tokens - mean * mean, 0.0f) / key_granule;
+        variance[place / key_granule] += std::max(square[place] / section_tokens - mean * mean, 0.0f) *
+                                         s->work.weight(head, order[place]) / key_granule;
     }
     choose_widths(s, variance);
     for (std::uint32_t place = 0; place < s->dim; ++place)

@@ -18,6 +18,7 @@ struct BlockWork {
     BlockHeader* header = nullptr;  // of the block being written
     BlockView view;                 // the same block
     std::uint64_t seed = 0;
+    const float* key_weights = nullptr;  // of the channels, [head][dim]; null for 1
 
     std::size_t stride = 0;
     float* x = nullptr;  // [head][token][stride]; the input, then the dense part, then the residual
@@ -34,6 +35,9 @@ struct BlockWork {
     std::uint32_t n_heads() const { return header->n_heads; }
     std::uint32_t dim() const { return header->dim; }
     bool keys() const { return header->kind == static_cast<std::uint8_t>(TensorKind::key); }
+    float weight(std::size_t head, std::size_t channel) const {
+        return key_weights == nullptr ? 1.0f : key_weights[head * dim() + channel];
+    }
     float max_code() const { return static_cast<float>((1u << header->bits) - 1); }
 
     float* x_head(std::size_t head) const { return x + head * n_tokens() * stride; }

@@ -31,6 +31,8 @@
 //     rope               StateRope and frequencies by which keys of this layer have moved, where these are
 //     not
 //                        those of the header
+//   squares            StateSquares and what follows: how loud queries are in the channels of keys, by which
+//                      blocks to come choose their widths. A reader may leave it out
 //   extra                bytes of the program that saved, at most one section
 //
 // Rows are [token][head][dim padded to 16 with zeros] of fp16, or of float in a tensor of f32 (their size
@@ -112,6 +114,7 @@ enum class StateKind : std::uint32_t {
     queries = 12,
     extra = 13,
     rope = 14,
+    squares = 15,
 };
 
 // Of keys and values, which follow each other: the one of `kind`.
@@ -159,6 +162,22 @@ struct StateRope {
     std::uint8_t reserved[56];
 };
 static_assert(sizeof(StateRope) == 64);
+
+// Behind it: double [n_kv_heads][key_dim], the sum over tokens that are in blocks; StateSquareRow [n_rows];
+// float [n_rows][n_kv_heads][key_dim], of later tokens the root mean square over the query heads that share a
+// KV head.
+struct StateSquares {
+    std::uint64_t n_rows;
+    std::uint64_t n_summed;  // tokens the sum stands for
+    std::uint8_t reserved[48];
+};
+static_assert(sizeof(StateSquares) == 64);
+struct StateSquareRow {
+    std::uint64_t token;   // in rising order
+    std::uint64_t seen;    // tokens there were when it was kept; above token
+    std::uint64_t weight;  // tokens it stands for
+};
+static_assert(sizeof(StateSquareRow) == 24);
 
 // Behind it: float [n_queries][n_heads][key_dim].
 struct StateQueries {

@@ -123,6 +123,14 @@ class Loader {
         if (Status status = impl_.check_window(layer, shape, "state"); !status.ok()) return status;
         const LayerProgress progress = {found.exact_from, found.pending_tokens, found.pending_appended,
                                         (found.flags & 2) != 0, (found.flags & 1) != 0};
+        if (const StateSquares* squares = sections.squares; squares != nullptr) {  // an open unit needs them
+            const auto* sum = reinterpret_cast<const double*>(squares + 1);
+            const auto* rows = reinterpret_cast<const SquareRow*>(sum + stream.squares().n_channels());
+            const auto* levels = reinterpret_cast<const float*>(rows + squares->n_rows);
+            if (!stream.restore_squares(&impl_.context, sum, squares->n_summed, rows, levels,
+                                        squares->n_rows))
+                return no_memory(layer);
+        }
         if (!stream.restore(&impl_.context, shape, progress, sections.sinks, sections.buffer))
             return no_memory(layer);
         if (!restore_rope(&stream, sections)) return no_memory(layer);

@@ -22,7 +22,7 @@ class Sections {
     std::uint64_t n_composed() const noexcept {
         std::uint64_t n = 0;
         for (std::uint32_t i = 0; i < impl_.context.config.n_layers; ++i)
-            n += sizeof(StateLayer) + query_bytes(i) + rope_bytes(i);
+            n += sizeof(StateLayer) + query_bytes(i) + rope_bytes(i) + squares_bytes(i);
         return n;
     }
 
@@ -57,6 +57,13 @@ class Sections {
     std::uint64_t rope_bytes(std::uint32_t layer) const noexcept {
         const RopeConfig* rope = own_rope(layer);
         return rope == nullptr ? 0 : sizeof(StateRope) + rope->n_pairs * sizeof(double);
+    }
+    std::uint64_t squares_bytes(std::uint32_t layer) const noexcept {
+        const LayerStream* stream = impl_.layers[layer];
+        if (stream == nullptr || stream->n_tokens() == 0 || stream->squares().is_empty()) return 0;
+        const QuerySquares& squares = stream->squares();
+        return sizeof(StateSquares) + squares.n_channels() * sizeof(double) +
+               squares.n_rows() * (sizeof(StateSquareRow) + squares.n_channels() * sizeof(float));
     }
     const RopeConfig* own_rope(std::uint32_t layer) const noexcept {
         const LayerStream* stream = impl_.layers[layer];
@@ -100,6 +107,11 @@ class Sections {
         if (const std::uint64_t n_bytes = rope_bytes(layer); n_bytes > 0) {
             compose_rope(*own_rope(layer), *composed);
             visit(section(StateKind::rope, layer, n_bytes), *composed);
+            if (*composed != nullptr) *composed += n_bytes;
+        }
+        if (const std::uint64_t n_bytes = squares_bytes(layer); n_bytes > 0) {
+            compose_squares(stream.squares(), *composed);
+            visit(section(StateKind::squares, layer, n_bytes), *composed);
             if (*composed != nullptr) *composed += n_bytes;
         }
     }
@@ -153,6 +165,21 @@ class Sections {
         std::memcpy(to, &found, sizeof(found));
         if (rope.n_pairs > 0)
             std::memcpy(to + sizeof(found), rope.frequencies, rope.n_pairs * sizeof(double));
+    }
+
+    static void compose_squares(const QuerySquares& squares, unsigned char* to) noexcept {
+        if (to == nullptr) return;
+        StateSquares found = {};
+        found.n_rows = squares.n_rows();
+        found.n_summed = squares.n_summed();
+        const auto put = [&](const void* from, std::uint64_t n_bytes) {
+            if (n_bytes > 0) std::memcpy(to, from, n_bytes);
+            to += n_bytes;
+        };
+        put(&found, sizeof(found));
+        put(squares.sum(), squares.n_channels() * sizeof(double));
+        put(squares.rows(), squares.n_rows() * sizeof(StateSquareRow));
+        put(squares.levels(), squares.n_rows() * squares.n_channels() * sizeof(float));
     }
 
     static void compose_queries(const QuerySample& sample, std::uint64_t n_bytes,

@@ -29,10 +29,10 @@ bool finite_rows(const void* rows, std::uint64_t n_bytes, bool is_float) noexcep
 }
 
 const char* name_of(std::uint32_t kind) noexcept {
-    static constexpr const char* names[] = {"no section", "layer",         "key planes",   "value planes",
-                                            "key sinks",  "value sinks",   "key profiles", "value profiles",
-                                            "key block",  "value block",   "key buffer",   "value buffer",
-                                            "queries",    "extra section", "rope"};
+    static constexpr const char* names[] = {
+        "no section",   "layer",          "key planes", "value planes",      "key sinks",  "value sinks",
+        "key profiles", "value profiles", "key block",  "value block",       "key buffer", "value buffer",
+        "queries",      "extra section",  "rope",       "squares of queries"};
     return kind < std::size(names) ? names[kind] : "unknown section";
 }
 
@@ -223,6 +223,7 @@ Status StateReader::read_layer(std::uint32_t layer, StateLayerSections* out) noe
     }
     if (status = read_queries(layer, &found); !status.ok()) return status;
     if (status = read_rope(layer, &found); !status.ok()) return status;
+    if (status = read_squares(layer, &found); !status.ok()) return status;
     *out = found;
     return {};
 }
@@ -456,6 +457,42 @@ Status StateReader::read_rope(std::uint32_t layer, StateLayerSections* out) noex
         !std::all_of(frequencies, frequencies + rope.n_pairs, is_frequency))
         return wrong();
     out->rope = static_cast<const StateRope*>(bytes);
+    return {};
+}
+
+Status StateReader::read_squares(std::uint32_t layer, StateLayerSections* out) noexcept {
+    const StateSection* section = peek(StateKind::squares, layer);
+    if (section == nullptr) return {};
+    const auto wrong = [&] {
+        return Status::error(Code::corrupt_state, "squares of queries of layer %u that cannot be", layer);
+    };
+    const std::uint64_t n_channels = std::uint64_t{out->dims.n_kv_heads} * out->dims.key_dim;
+    const std::uint64_t row_bytes = sizeof(StateSquareRow) + n_channels * sizeof(float);
+    const std::uint64_t n_bytes = section->n_bytes;
+    const std::uint64_t rest = sizeof(StateSquares) + n_channels * sizeof(double);
+    if (n_bytes < rest || out->spec.key.backbone != Backbone::trellis) return wrong();
+    const void* bytes = nullptr;
+    if (Status status = read(StateKind::squares, layer, n_bytes, &bytes); !status.ok()) return status;
+    const auto* squares = static_cast<const StateSquares*>(bytes);
+    const StateLayer& found = out->layer;
+    const std::uint64_t n_tokens = found.n_sinks + found.n_forgotten + found.n_closed + found.n_buffered;
+    constexpr std::uint64_t most = std::uint64_t{1} << 32;
+    if (!all_zero(squares->reserved, sizeof(squares->reserved)) || squares->n_summed > most ||
+        squares->n_rows > n_tokens || n_bytes - rest != squares->n_rows * row_bytes)
+        return wrong();
+    const auto* sum = reinterpret_cast<const double*>(squares + 1);
+    const auto is_square = [](double x) { return std::isfinite(x) && x >= 0.0; };
+    if (!std::all_of(sum, sum + n_channels, is_square)) return wrong();
+    const auto* rows = reinterpret_cast<const StateSquareRow*>(sum + n_channels);
+    for (std::uint64_t i = 0; i < squares->n_rows; ++i) {
+        const StateSquareRow& row = rows[i];
+        if (row.seen <= row.token || row.seen > n_tokens || row.weight == 0 || row.weight > most ||
+            (i > 0 && row.token <= rows[i - 1].token))
+            return wrong();
+    }
+    const auto* levels = reinterpret_cast<const float*>(rows + squares->n_rows);
+    if (!std::all_of(levels, levels + squares->n_rows * n_channels, is_square)) return wrong();
+    out->squares = squares;
     return {};
 }
 

@@ -33,6 +33,7 @@ struct StateLayerSections {
     std::uint64_t profile_bytes[2] = {0, 0};
     const StateQueries* queries = nullptr;
     const StateRope* rope = nullptr;
+    const StateSquares* squares = nullptr;
     const StateSection* blocks = nullptr;  // pairs, the first of n_blocks
     BlockPlace* places = nullptr;          // [n_blocks]
     std::uint64_t n_blocks = 0;
@@ -80,6 +81,7 @@ class StateReader {
     Status copy_pair(std::uint32_t layer, const StateLayerSections& sections, BlockPlace* out) noexcept;
     Status read_queries(std::uint32_t layer, StateLayerSections* out) noexcept;
     Status read_rope(std::uint32_t layer, StateLayerSections* out) noexcept;
+    Status read_squares(std::uint32_t layer, StateLayerSections* out) noexcept;
     Status check_layer(std::uint32_t layer, const StateLayer& found) const noexcept;
     Status check_block_header(std::uint32_t layer, const StateLayerSections& sections, TensorKind kind,
                               const StateSection& section, const BlockHeader& header) const noexcept;

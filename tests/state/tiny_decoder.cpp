@@ -98,6 +98,7 @@ enum Kind : uint32_t {
     queries_kind,
     extra_kind,
     rope_kind,
+    squares_kind,
 };
 
 struct Section {
@@ -512,7 +513,7 @@ class Reader {
         uint64_t next = table_at_ + table.n;
         for (uint32_t i = 0; i < header_.n_sections; ++i) {
             const Section s = table.item<Section>(i);
-            demand(s.kind >= layer_kind && s.kind <= rope_kind, "a kind that is not known");
+            demand(s.kind >= layer_kind && s.kind <= squares_kind, "a kind that is not known");
             demand(s.kind == extra_kind ? s.layer == 0 : s.layer < header_.n_layers, "layer of a section");
             demand(s.reserved[0] == 0 && s.reserved[1] == 0, "reserved fields of a section");
             if (is_block(s)) {
@@ -612,6 +613,18 @@ class Reader {
             for (size_t pair = 0; pair < layer.n_pairs; ++pair)
                 layer.frequencies.push_back(rope.get<double>(64 + 8 * pair));
             saw("rope of a layer");
+        }
+        if (const Bytes squares = one(i, squares_kind); squares.n > 0) {
+            const size_t n_rows = squares.get<uint64_t>(0), n_channels = layer.n_heads * layer.key_dim;
+            demand(squares.n == 64 + 8 * n_channels + n_rows * (24 + 4 * n_channels), "size of squares");
+            demand(squares.part(16, 48).zero(), "reserved fields of squares");
+            for (size_t row = 0; row < n_rows; ++row) {
+                const size_t at = 64 + 8 * n_channels + 24 * row;
+                const auto token = squares.get<uint64_t>(at), seen = squares.get<uint64_t>(at + 8);
+                demand(token < seen && seen <= layer.n_tokens, "tokens of squares");
+                demand(row == 0 || token > squares.get<uint64_t>(at - 24), "order of squares");
+            }
+            saw("squares of queries");
         }
     }
 

@@ -302,10 +302,11 @@ TEST_CASE("it finds few tokens, and those that were given back", "[state][once]"
 
 TEST_CASE("it finds the queries that rates will be chosen by", "[state][once]") {
     Subject subject(make_config("auto:4", n_heads, 64, 40, 1024, 2));
-    subject.append(200);
+    subject.append(202);  // the query of the last is one of those that tell widths
     subject.attend();
     subject.check("before the choice");
     CHECK(subject.seen.contains("queries"));
+    CHECK(subject.seen.contains("squares of queries"));
     tiny::State state = tiny::decode(saved(*subject.cache));
     CHECK_FALSE(state.rates_chosen);
     CHECK(state.layers[1].n_queries > 0);
