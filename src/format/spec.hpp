@@ -31,7 +31,9 @@ struct Preset {
     std::uint8_t bits;
     float key_rate, value_rate;
 };
-inline constexpr Preset presets[] = {{2, 2.625f, 2.0f}, {3, 3.375f, 3.25f}, {4, 4.625f, 4.0f}};
+inline constexpr Preset presets[] = {{2, 2.625f, 2.0f}, {3, 3.625f, 3.0f}, {4, 4.625f, 4.0f}};
+// What gear-3 was once: states that name it may hold blocks of these rates.
+inline constexpr Preset earlier_preset = {3, 3.375f, 3.25f};
 
 // A name without its bits, and the parts it stands for.
 struct Family {

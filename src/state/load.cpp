@@ -101,6 +101,7 @@ class Loader {
     Status load_layer(std::uint32_t layer, const StateLayerSections& sections) noexcept {
         LayerStream& stream = *impl_.layers[layer];
         const Memory memory = stream.memory(&impl_.context);
+        if (sections.planes[0] == nullptr) stream.mutable_rates()->share_evenly(sections.spec);
         for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
             const int i = static_cast<int>(kind);
             const float rate = kind == TensorKind::key ? sections.spec.key.rate : sections.spec.value.rate;

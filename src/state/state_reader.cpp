@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cache/rope_in_use.hpp"
+#include "format/spec.hpp"
 #include "format/trellis.hpp"
 
 namespace gearkv {
@@ -26,6 +27,16 @@ bool finite_words(const void* rows, std::uint64_t n_bytes, Word exponent, Word o
 bool finite_rows(const void* rows, std::uint64_t n_bytes, bool is_float) noexcept {
     if (is_float) return finite_words<std::uint32_t>(rows, n_bytes, 0x7f800000u, 0x00800000u);
     return finite_words<std::uint16_t>(rows, n_bytes, 0x7c00u, 0x0400u);
+}
+
+// Whether a layer of this SPEC begins with such rates: its own, or those its name once stood for.
+bool begins_with(const KvSpec& spec, const StateLayer& found) noexcept {
+    if (found.key_rate == spec.key.rate && found.value_rate == spec.value.rate) return true;
+    return std::any_of(std::begin(presets), std::end(presets), [&](const Preset& preset) {
+        return preset.bits == earlier_preset.bits && spec.key == trellis_spec(preset.key_rate) &&
+               spec.value == trellis_spec(preset.value_rate) && found.key_rate == earlier_preset.key_rate &&
+               found.value_rate == earlier_preset.value_rate;
+    });
 }
 
 const char* name_of(std::uint32_t kind) noexcept {
@@ -164,8 +175,7 @@ Status StateReader::check_layer(std::uint32_t layer, const StateLayer& found) co
     rates.key.rate = found.key_rate;
     rates.value.rate = found.value_rate;
     const KvSpec even = first_spec(config_, layer);
-    const bool as_given = found.key_rate == even.key.rate && found.value_rate == even.value.rate;
-    if (as_given || (spec.auto_bits != 0.0f && validate_spec(rates).ok())) return {};
+    if (begins_with(even, found) || (spec.auto_bits != 0.0f && validate_spec(rates).ok())) return {};
     return Status::error(Code::corrupt_state, "layer %u of rates %g and %g", layer,
                          static_cast<double>(found.key_rate), static_cast<double>(found.value_rate));
 }
@@ -206,8 +216,7 @@ Status StateReader::read_layer(std::uint32_t layer, StateLayerSections* out) noe
         if (!ascend) return Status::error(Code::corrupt_state, "planes of layer %u that cannot be", layer);
     }
     if ((found.planes[0] == nullptr) != (found.planes[1] == nullptr) ||
-        (found.planes[0] == nullptr &&
-         (found.layer.key_rate != even.key.rate || found.layer.value_rate != even.value.rate))) {
+        (found.planes[0] == nullptr && !begins_with(even, found.layer))) {
         return Status::error(Code::corrupt_state, "rates of layer %u without their planes", layer);
     }
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {

@@ -1,5 +1,9 @@
 // Files that are part of the project: what this library once wrote it must always read, and what
 // it refused it must always refuse.
+#include <cstring>
+
+#include "file/xxh64.hpp"
+#include "format/state.hpp"
 #include "golden.hpp"
 
 using namespace gearkv;
@@ -63,4 +67,38 @@ TEST_CASE("broken and foreign files of version 1 are refused by their codes", "[
         CHECK(status.code() == code);
         CHECK(cache == nullptr);
     }
+}
+
+TEST_CASE("files of gear-3 as it once was are read, go on at its rates, and are saved again", "[state]") {
+    const Tensor keys = gaussian(600, 1, 8, 1), values = gaussian(600, 1, 16, 2);
+    const CacheConfig earlier = golden_config("k=trellis-3.375;v=trellis-3.25:sinks=4");
+    std::unique_ptr<Cache> cache = make_cache(earlier), loaded, again;
+    const auto bytes_of = [](const Cache& of) {
+        std::uint64_t n = 0;
+        REQUIRE(state_bytes(of, {}, &n).ok());
+        std::vector<unsigned char> bytes(n);
+        REQUIRE(save_state(of, bytes.data(), n, {}, serial_executor()).ok());
+        return bytes;
+    };
+    const auto read = [](const std::vector<unsigned char>& bytes, std::unique_ptr<Cache>* out) {
+        return load_state(bytes.data(), bytes.size(), golden_config("gear-3"), {}, serial_executor(), out);
+    };
+    REQUIRE(append(cache.get(), keys, values, 0, 150).ok());
+    REQUIRE(cache->compress(0, serial_executor()).ok());
+    std::vector<unsigned char> bytes = bytes_of(*cache);
+    CHECK(read(bytes, &loaded).code() == Code::other_codec);
+    auto* header = reinterpret_cast<StateHeader*>(bytes.data());
+    std::memset(header->spec, 0, sizeof(header->spec));
+    std::strcpy(header->spec, "gear-3");
+    header->checksum = xxh64(header, offsetof(StateHeader, checksum));
+    const Status status = read(bytes, &loaded);
+    INFO(status.message());
+    REQUIRE(status.ok());
+    for (Cache* one : {cache.get(), loaded.get()}) {
+        REQUIRE(append(one, keys, values, 150, 200).ok());
+        REQUIRE(one->compress(0, serial_executor()).ok());
+    }
+    CHECK(golden_outputs(loaded.get()) == golden_outputs(cache.get()));
+    REQUIRE(read(bytes_of(*loaded), &again).ok());
+    CHECK(golden_outputs(again.get()) == golden_outputs(cache.get()));
 }
