@@ -260,7 +260,7 @@ gearkv_code gearkv_cache_read_typed(gearkv_cache* cache, uint32_t layer, uint64_
                                     gearkv_type type, void* keys, size_t n_key_elements, void* values,
                                     size_t n_value_elements, gearkv_error* error) {
     if (Status status = check_cache(cache); !status.ok()) return report(status, error);
-    ElementType taken;
+    ElementType taken = ElementType::f32;
     if (Status status = take_type(type, "the output", &taken); !status.ok()) return report(status, error);
     return report(
         cpp(cache)->read(layer, first, n_tokens, keys, n_key_elements, values, n_value_elements, taken),
