@@ -69,7 +69,7 @@ struct CacheConfig {
     // Where layers differ [n_layers], in place of the three above, which are 0 then; null when all are alike;
     // copied. Not all of them are without keys.
     const LayerDims* dims = nullptr;
-    std::uint64_t max_tokens = 0;  // of a layer, [1, 2^31); appending beyond it fails, Cache::reserve raises it
+    std::uint64_t max_tokens = 0;  // of a layer, [1, 2^31); append fails beyond it, Cache::reserve raises it
     KvSpec spec;                   // of parse_spec; there is none to begin with
     // Tokens over which the compression of one block is spread, at most buffer_tokens; 0 compresses a full
     // buffer at the next append. Costs room for as many more tokens in fp16. Blocks are the same whatever it
@@ -213,8 +213,8 @@ struct LayerStats {
 
 // Exact bytes a cache of this configuration holds in blocks and buffers with n_tokens in every layer, less
 // what windows leave behind, when the first prompt_tokens came in one append, the others one by one, and
-// compress was called after the first and the last of them; scratch and tables are not in it, and nothing has
-// shrunk. Buffers of layers with windows, which grow and shrink with their tokens, count as full. Errors: as
+// compress was called after the first and last of them; nothing has shrunk, and buffers are full. `tables`,
+// not in `bytes`, is what is kept of queries at most; other tables and scratch are not told. Errors: as
 // Cache::create; wrong_size, when 64 bits do not hold them. *out is untouched then.
 Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::uint64_t prompt_tokens,
                       CacheBytes* out) noexcept;
@@ -248,9 +248,9 @@ class Cache {
     // Softmax attention of the queries over the layer's tokens; out is [n_queries, n_heads, value_dim] of
     // queries.out_type, contiguous, with room for n_floats elements, and not where the queries are. Reads the
     // compressed form in place; no full-size temporary. Allocates when a call needs more scratch than all
-    // before it, and to keep what queries tell. Errors: invalid_argument, no_keys, wrong_size (more queries than tokens when causal,
-    // head counts, no room for the output), non_finite, forgotten (the first query sees what its window left
-    // behind since), out_of_memory, over_budget; out is untouched then.
+    // before it, and to keep what queries tell. Errors: invalid_argument, no_keys, wrong_size (more queries
+    // than tokens when causal, head counts, no room for the output), non_finite, forgotten (the first query
+    // sees what its window left behind since), out_of_memory, over_budget; out is untouched then.
     Status attend(std::uint32_t layer, const Queries& queries, void* out, std::size_t n_floats,
                   Executor& executor) noexcept;
 

@@ -3,6 +3,7 @@
 
 #include "../arch/float_mode.hpp"
 #include "cache/check.hpp"
+#include "cache/query_squares.hpp"
 #include "cache/rates.hpp"
 #include "cache/rope_in_use.hpp"
 #include "cache/rules.hpp"
@@ -72,7 +73,13 @@ Status add_times(std::uint64_t n_bytes, std::uint64_t times, std::uint64_t* sum)
                          "channels or tokens");
 }
 
-// Blocks and buffers of n_layers layers like this one.
+// Of queries since the last block was begun, while those before are copied.
+std::uint64_t query_bytes(const CacheConfig& config, const LayerDims& dims, std::uint64_t n_tokens) noexcept {
+    return QuerySquares::bytes_of(
+        dims, QuerySquares::n_rows_of(std::min(n_tokens, config.max_tokens)) + QuerySquares::least_rows);
+}
+
+// Blocks and buffers of n_layers layers like this one, and what is kept of queries.
 Status add_layers(const CacheConfig& config, std::uint32_t layer, std::uint32_t n_layers,
                   std::uint64_t n_tokens, std::uint64_t prompt_tokens, CacheBytes* out) noexcept {
     CacheBytes& bytes = *out;
@@ -124,7 +131,9 @@ Status add_layers(const CacheConfig& config, std::uint32_t layer, std::uint32_t 
             buffer_bytes(config, layer, kind, base_tokens(config) + config.spec.sink_tokens);
         if (Status status = add_times(n_bytes, n_layers, &bytes.buffer); !status.ok()) return status;
     }
-    return {};
+    if (spec.key.backbone != Backbone::trellis) return {};
+    const std::uint64_t n_open = base_tokens(config) + config.spec.sink_tokens + prompt_tokens;
+    return add_times(query_bytes(config, dims, n_open), n_layers, &bytes.tables);
 }
 
 }  // namespace
@@ -162,6 +171,7 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
             static_cast<unsigned long long>(config.max_tokens));
     }
     CacheBytes bytes;
+    std::uint64_t copied = 0;  // in one layer at a time
     const auto rule_of = [&](std::uint32_t layer) { return config.spec.rule_of(layer, config.n_layers); };
     // Runs of layers of the same shape, spec and window.
     for (std::uint32_t layer = 0, end; layer < config.n_layers; layer = end) {
@@ -170,12 +180,15 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
                window_of(config, end) == window_of(config, layer) &&
                config.dims_of(end) == config.dims_of(layer))
             ++end;
+        const std::uint64_t n_before = bytes.tables;
         Status status = add_layers(config, layer, end - layer, n_tokens, prompt_tokens, &bytes);
         if (!status.ok()) return status;
+        copied = std::max(copied, (bytes.tables - n_before) / (end - layer));
     }
     for (const std::uint64_t part : {bytes.keys.bytes, bytes.values.bytes, bytes.buffer}) {
         if (Status status = add_times(part, 1, &bytes.bytes); !status.ok()) return status;
     }
+    if (Status status = add_times(copied, 1, &bytes.tables); !status.ok()) return status;
     *out = bytes;
     return {};
 }

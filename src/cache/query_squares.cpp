@@ -38,7 +38,7 @@ bool QuerySquares::reserve(const Memory& memory, std::uint64_t n) noexcept {
         weights_ = reinterpret_cast<float*>(sum_ + n_channels());
         std::fill_n(sum_, n_channels(), 0.0);
     }
-    return n_rows_ + n <= capacity_ || resize(memory, n_rows_ + std::max<std::uint64_t>(n, 8));
+    return n_rows_ + n <= capacity_ || resize(memory, n_rows_ + std::max(n, least_rows));
 }
 
 bool QuerySquares::copy(const Memory& memory, const QuerySquares& other) noexcept {
@@ -160,7 +160,7 @@ void QuerySquares::fold(const Memory& memory, std::uint64_t end) noexcept {
     std::memmove(rows_, rows_ + n, n_rows_ * sizeof(SquareRow));
     std::memmove(levels_, levels_ + n * n_channels(), n_rows_ * n_channels() * sizeof(float));
     // Of a long prompt little is left. When memory is short it stays as it is.
-    const std::uint64_t wanted = std::max<std::uint64_t>(n_rows_, 8);
+    const std::uint64_t wanted = std::max(n_rows_, least_rows);
     if (wanted <= capacity_ / 2) (void)resize(memory, wanted);
 }
 

@@ -34,6 +34,26 @@ class QuerySquares {
         }
     }
 
+    // Rows of n_tokens tokens, of the first ones, of which most are kept.
+    static constexpr std::uint64_t n_rows_of(std::uint64_t n_tokens) noexcept {
+        std::uint64_t n = 0, first = 0;
+        for (const std::uint64_t end :
+             {std::uint64_t{128}, std::uint64_t{1024}, std::uint64_t{8192}, n_tokens}) {
+            const std::uint64_t n_here = std::min(end, n_tokens) - std::min(first, n_tokens);
+            n += (n_here + stride_at(first) - 1) / stride_at(first);
+            first = end;
+        }
+        return n;
+    }
+    // What is held for n_rows rows, and for the sum.
+    static constexpr std::uint64_t bytes_of(const LayerDims& dims, std::uint64_t n_rows) noexcept {
+        const std::uint64_t n_channels = std::uint64_t{dims.n_kv_heads} * dims.key_dim;
+        return n_rows * (sizeof(SquareRow) + n_channels * sizeof(float)) +
+               n_channels * (sizeof(double) + sizeof(float));
+    }
+    // A capacity is so much more than the rows that were there at its making.
+    static constexpr std::uint64_t least_rows = 8;
+
     void create(const LayerDims& dims) noexcept {
         n_heads_ = dims.n_kv_heads;
         dim_ = dims.key_dim;

@@ -170,6 +170,10 @@ Status add_cache(const CacheConfig& config, std::uint32_t n_heads, std::uint32_t
     if (status.ok()) status = need(config, config.max_tokens);
     if (status.ok()) status = need(chunked, config.max_tokens);
     if (!status.ok()) return status;
+    CacheBytes of_chunk;
+    status = bytes_required(config, config.max_tokens, std::min<std::uint64_t>(chunk, config.max_tokens),
+                            &of_chunk);
+    if (!status.ok()) return status;
     std::uint64_t fixed = 0, unit_scratch = 0;
     status = measure_cache(config, n_heads, chunk, executor, &fixed, &unit_scratch);
     if (!status.ok()) return status;
@@ -187,7 +191,7 @@ Status add_cache(const CacheConfig& config, std::uint32_t n_heads, std::uint32_t
         const std::uint64_t all = fixed + required.buffer + choice;
         scratch = std::max(scratch, all - std::min(all, required.bytes));
     }
-    out->cache = required.bytes;
+    out->cache = required.bytes + of_chunk.tables;
     out->scratch += scratch;
     return {};
 }
