@@ -49,8 +49,8 @@ class PieceCutter {
     // Whether a piece without control tokens may have this one.
     bool is_plain(Token token) const {
         const std::vector<Token>& ends = vocabulary_.end_of_generation;
-        return vocabulary_.type(token) == TokenType::user_defined &&
-               token != vocabulary_.bos && !std::binary_search(marks_.begin(), marks_.end(), token) &&
+        return vocabulary_.type(token) == TokenType::user_defined && token != vocabulary_.bos &&
+               !std::binary_search(marks_.begin(), marks_.end(), token) &&
                !std::binary_search(ends.begin(), ends.end(), token);
     }
 

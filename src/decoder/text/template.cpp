@@ -19,11 +19,13 @@ const char* role_name(ChatRole role) {
 }
 
 // Messages that tell how a template treats conversations.
-const ChatMessage probed_system = {ChatRole::system, "Rules apply"};
-const ChatMessage probed_questions[] = {
-    {ChatRole::user, "First thing"}, {ChatRole::user, "Next thing"}, {ChatRole::user, "Last thing"}};
-const ChatMessage probed_answer = {ChatRole::assistant, "Some answer"};
-const ChatMessage probed_thought = {ChatRole::assistant, "<think>\nA thought\n</think>\n\nThe answer"};
+struct Probed {
+    const ChatMessage system = {ChatRole::system, "Rules apply"};
+    const ChatMessage questions[3] = {
+        {ChatRole::user, "First thing"}, {ChatRole::user, "Next thing"}, {ChatRole::user, "Last thing"}};
+    const ChatMessage answer = {ChatRole::assistant, "Some answer"};
+    const ChatMessage thought = {ChatRole::assistant, "<think>\nA thought\n</think>\n\nThe answer"};
+};
 
 // Where a message stands in what was rendered; no bytes when it does not.
 struct Span {
@@ -110,8 +112,9 @@ class JinjaTemplate final : public ChatTemplate {
   public:
     // Reads and tries a template; throws JinjaError, also when it does not say what it is told.
     explicit JinjaTemplate(std::string_view text) : tree_(parse_jinja(text)) {
-        const ChatMessage &first = probed_questions[0], &second = probed_questions[1],
-                          &answer = probed_answer;
+        const Probed probed;
+        const ChatMessage &first = probed.questions[0], &second = probed.questions[1],
+                          &answer = probed.answer;
         try {
             (void)run_probe({first});
         } catch (const JinjaError&) {
@@ -121,16 +124,16 @@ class JinjaTemplate final : public ChatTemplate {
         if (!tells_all({first})) throw JinjaError{"it does not print a question"};
         if (!tells_all({first, answer, second}))
             throw JinjaError{"it does not print an answer between questions"};
-        merges_system_ = !tells_all_or_fails({probed_system, first});
+        merges_system_ = !tells_all_or_fails({probed.system, first});
         MarkedText whole = run_probe({first, answer, second});
-        if (tells_all_or_fails({probed_system, first, answer, second}))
-            whole = run_probe({probed_system, first, answer, second});
+        if (tells_all_or_fails({probed.system, first, answer, second}))
+            whole = run_probe({probed.system, first, answer, second});
         std::string markup;
         for (std::size_t i = 0; i < whole.bytes.size(); i++) {
             markup += whole.origins[i] == 0 ? whole.bytes[i] : '\0';
         }
         name_ = kin_of(markup);
-        extends_ = goes_on({}) && goes_on({probed_system});
+        extends_ = goes_on({}) && goes_on({probed.system});
     }
 
     const char* name() const noexcept override { return name_; }
@@ -259,13 +262,14 @@ class JinjaTemplate final : public ChatTemplate {
 
     // Whether what is rendered for a question is a prefix of what is rendered when the conversation goes on.
     bool goes_on(std::vector<ChatMessage> messages) const try {
+        const Probed probed;
         std::string before;
-        for (const ChatMessage& question : probed_questions) {
+        for (const ChatMessage& question : probed.questions) {
             messages.push_back(question);
             const std::string now = run_probe(messages).bytes;
             if (now.compare(0, before.size(), before) != 0) return false;
             before = now;
-            messages.push_back(probed_thought);
+            messages.push_back(probed.thought);
         }
         return true;
     } catch (const JinjaError&) {
@@ -274,8 +278,9 @@ class JinjaTemplate final : public ChatTemplate {
 
     // What stands where a system text would.
     std::string default_system(const ChatOptions& options) const {
-        const std::vector<ChatMessage> with = {probed_system, probed_questions[0]},
-                                       without = {probed_questions[0]};
+        const Probed probed;
+        const std::vector<ChatMessage> with = {probed.system, probed.questions[0]},
+                                       without = {probed.questions[0]};
         if (merges_system_) return {};
         const MarkedText told = run_probe(with, options), untold = run_probe(without, options);
         const std::vector<Span> spans = find_spans(told, 2);
@@ -422,6 +427,10 @@ class JinjaTemplate final : public ChatTemplate {
 
 Status ChatTemplate::recognise(std::string_view text, std::unique_ptr<ChatTemplate>* out) noexcept {
     if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
+    if (text.empty()) {
+        return Status::error(Code::unknown_template,
+                             "no chat template, as models have that were not trained to talk");
+    }
     return guarded([&] {
         std::string why = "longer than 1 MiB";
         if (text.size() <= max_template_bytes) {
