@@ -109,6 +109,10 @@ class Bench final : public Command {
         rooflines_.resize(machines_.size());
         const std::shared_ptr<const Model> model = load_model(options_);
         set_context();
+        if (options_.n_ctx > model->params().n_ctx) {
+            note("up to " + grouped(options_.n_ctx) + " tokens, the model was trained on " +
+                 grouped(model->params().n_ctx) + ": speeds alone mean anything there");
+        }
         n_vocab_ = model->params().n_vocab;
         weight_bytes_ = weights_of_a_step(*model);
         const Roofline roofline(weight_bytes_);

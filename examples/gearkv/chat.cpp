@@ -263,7 +263,10 @@ class Chat final : public Command {
             bytes.add({"fp16", grouped(report.fp16_bytes()), "1.000", "16.00"});
             bytes.print(out);
             out << grouped(stats.compressed_tokens) << " of " << grouped(stats.n_tokens)
-                << " tokens compressed\n";
+                << " tokens compressed";
+            if (stats.compressed_tokens < stats.n_tokens && report.ratio() > 0.5)
+                out << "; the last ones are in fp16, in a buffer of a length that does not grow";
+            out << "\n";
         }
         Table speed({"", "tokens", "tokens/s", "last answer", "tokens/s"});
         speed.add({"prefill", grouped(prefill_.n), fixed(per_second(prefill_.n, prefill_.seconds), 1),

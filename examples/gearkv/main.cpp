@@ -45,6 +45,8 @@ std::vector<std::string> known_words(const CLI::App& app) {
     for (const CLI::App* command : app.get_subcommands({})) {
         words.push_back(command->get_name());
         if (!command->parsed()) continue;
+        for (const CLI::App* part : command->get_subcommands({}))
+            words.push_back(part->get_name());
         for (const CLI::Option* option : command->get_options()) {
             for (const std::string& name : option->get_lnames())
                 words.push_back("--" + name);
@@ -63,8 +65,17 @@ std::string suggestion(const CLI::App& app) {
             return edit_distance(unknown, a) < edit_distance(unknown, b);
         };
         const auto best = std::min_element(words.begin(), words.end(), closer);
-        if (best != words.end() && edit_distance(unknown, *best) <= 2)
+        // What is known itself stands in the wrong place.
+        if (best != words.end() && unknown != *best && edit_distance(unknown, *best) <= 2)
             return "; " + unknown + " is unknown, did you mean " + *best + "?";
+    }
+    // "; state takes info, verify".
+    for (const CLI::App* command : app.get_subcommands()) {
+        if (!command->get_subcommands().empty()) continue;
+        std::string parts;
+        for (const CLI::App* part : command->get_subcommands({}))
+            parts += (parts.empty() ? "; " + command->get_name() + " takes " : ", ") + part->get_name();
+        if (!parts.empty()) return parts;
     }
     return "";
 }

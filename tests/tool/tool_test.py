@@ -283,7 +283,7 @@ class Generate(ToolTest):
         self.fails(1, "damaged", "generate", MODEL, "--load", damaged)
         self.fails(1, "not_a_state", "state", "info", MODEL)
         self.fails(1, "io_error", "state", "info", self.path("nothing"))
-        self.fails(2, "A subcommand is required", "state")
+        self.fails(2, "A subcommand is required; state takes info, verify", "state", "inspect")
         self.fails(1, "io_error", "generate", MODEL, "-p", "x", "-n", 0, "--json", "--save", self.path("no/such/folder"))
 
     def test_where_a_session_cannot_be_saved_is_said_before_the_work(self):
