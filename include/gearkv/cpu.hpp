@@ -10,7 +10,7 @@ namespace gearkv {
 
 // One level is one set of kernels. Numbers are stable.
 enum class Level : unsigned char {
-    automatic = 0,  // GEARKV_LEVEL when that is set (unless built without), else the best one this machine can run
+    automatic = 0,  // GEARKV_LEVEL when that is set (and heard), else the best one that can run here
     scalar = 1,     // portable C++, the reference of all others
     avx2 = 2,       // AVX2 + FMA + F16C
     avx512 = 3,     // AVX-512 F, CD, BW, DQ, VL, VBMI, VNNI (Ice Lake, Zen 4 and later)

@@ -387,7 +387,7 @@ gearkv_code gearkv_cache_append_typed(gearkv_cache* cache, uint32_t layer, const
 
 /* Softmax attention of the queries over the layer's tokens, to out [n_queries, n_heads, value_dim] of
  * queries->out_type, with room for n_floats elements. Errors: invalid_argument, no_keys, wrong_size,
- * non_finite, forgotten, out_of_memory. */
+ * non_finite, forgotten, out_of_memory, over_budget. */
 gearkv_code gearkv_cache_attend(gearkv_cache* cache, uint32_t layer, const gearkv_queries* queries, void* out,
                                 size_t n_floats, gearkv_executor* executor, gearkv_error* error);
 

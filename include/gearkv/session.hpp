@@ -78,8 +78,8 @@ std::size_t look_up_draft(const Token* tokens, std::size_t n_tokens, std::size_t
 // Results depend on model, config and tokens alone, not on the executor, nor on rounding mode, denormals and
 // traps of any thread; these are afterwards as they were. A prompt cut into other chunks gives
 // the same logits but for rounding (and the cache's compression, which follows the chunks): matrix products
-// give the same bits however tokens are fed (float weights, and all with float_products, in a build with a BLAS excepted), attention does
-// not.
+// give the same bits however tokens are fed (float weights, and all with float_products, in a build with a
+// BLAS excepted), attention does not.
 //
 // After an error, and an interrupt, a session is as it was before the chunk that failed (n_tokens() says
 // where that is), and may go on. Only when the error struck after some layer had taken its keys and values,

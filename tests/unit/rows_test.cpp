@@ -120,8 +120,7 @@ TEST_CASE("queries of any type and stride are those floats, and outputs are roun
 }
 
 TEST_CASE("tokens are read in any type", "[rows]") {
-    const char* spec =
-        GENERATE("f16", "f32:sinks=3", "gear-4", "paper:gear-4:nb=64", "k=f32;v=q8:nb=64");
+    const char* spec = GENERATE("f16", "f32:sinks=3", "gear-4", "paper:gear-4:nb=64", "k=f32;v=q8:nb=64");
     CacheConfig config = make_config(spec, n_kv_heads, 64, 64);
     std::vector<double> turns(32, 0.01);
     config.rope = {turns.data(), 32, false};
