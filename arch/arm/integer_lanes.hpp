@@ -1,6 +1,6 @@
 // Integer products with 128-bit vectors: four rows. `Self` adds
-//   int32x4_t multiply_codes<kind>(int32x4_t sum, Codes, const int8_t x[32])        with the products added
-//   to any int32x4_t multiply_half<kind>(int32x4_t sum, uint8x16_t, const int8_t x[16])      of the four sums
+//   int32x4_t multiply_codes<kind>(int32x4_t sum, Codes, const int8_t x[32])        with the products added to any
+//   int32x4_t multiply_half<kind>(int32x4_t sum, uint8x16_t, const int8_t x[16])      of the four sums
 #pragma once
 
 #include <arm_neon.h>
