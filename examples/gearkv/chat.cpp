@@ -120,13 +120,9 @@ class Chat final : public Command {
             check_usage(ChatTemplate::find(template_, &chat));
             return chat;
         }
-        const std::string_view text = model.tokenizer().chat_template();
-        const Status status = ChatTemplate::recognise(text, &chat);
+        const Status status = ChatTemplate::recognise(model.tokenizer().chat_template(), &chat);
         if (status.ok()) return chat;
-        const std::string found =
-            text.empty() ? "the file has no chat template, as models that were not trained to talk"
-                         : status.message();
-        throw Failure(std::string(code_name(status.code())) + ": " + found +
+        throw Failure(std::string(code_name(status.code())) + ": " + status.message() +
                       "; --template NAME takes one of: " + ChatTemplate::names());
     }
 

@@ -19,10 +19,18 @@ using SquareRow = StateSquareRow;
 // Rows of tokens that are in no block, and a sum over those before. What a block is made by is all of its own
 // tokens and those before it, whenever it is made.
 class QuerySquares {
+    struct Stretch {
+        std::uint64_t end, stride;
+    };
+    static constexpr Stretch stretches[] = {{128, 4}, {1024, 16}, {8192, 64}, {~std::uint64_t{0}, 256}};
+
   public:
     // Out of every so many tokens one is kept: many while there are few.
     static constexpr std::uint64_t stride_at(std::uint64_t token) noexcept {
-        return token < 128 ? 4 : token < 1024 ? 16 : token < 8192 ? 64 : 256;
+        const Stretch* stretch = stretches;
+        while (token >= stretch->end)
+            ++stretch;
+        return stretch->stride;
     }
     // The first that is kept from this one on: no rotary embedding turns in step with them.
     static constexpr std::uint64_t next_kept(std::uint64_t token) noexcept {
@@ -37,11 +45,10 @@ class QuerySquares {
     // Rows of n_tokens tokens, of the first ones, of which most are kept.
     static constexpr std::uint64_t n_rows_of(std::uint64_t n_tokens) noexcept {
         std::uint64_t n = 0, first = 0;
-        for (const std::uint64_t end :
-             {std::uint64_t{128}, std::uint64_t{1024}, std::uint64_t{8192}, n_tokens}) {
-            const std::uint64_t n_here = std::min(end, n_tokens) - std::min(first, n_tokens);
-            n += (n_here + stride_at(first) - 1) / stride_at(first);
-            first = end;
+        for (const Stretch& stretch : stretches) {
+            const std::uint64_t n_here = std::min(stretch.end, n_tokens) - std::min(first, n_tokens);
+            n += (n_here + stretch.stride - 1) / stretch.stride;
+            first = stretch.end;
         }
         return n;
     }

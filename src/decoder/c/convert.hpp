@@ -29,6 +29,24 @@ gearkv_code answer(gearkv_error* error, Function&& fn) noexcept {
     return report(guarded(fn), error);
 }
 
+// What a step of a handle with a text appends is all that is shown, and is the caller's until the next one. A
+// step that fails leaves what the last one gave.
+template <class Handle, class Step>
+gearkv_code take_step(Handle* handle, const char* name, const char** text, std::size_t* n_bytes,
+                      const char* n_name, gearkv_error* error, const Step& step) noexcept {
+    return answer(error, [&]() -> Status {
+        if (handle == nullptr) return null_argument(name);
+        if (text == nullptr) return null_argument("text");
+        if (n_bytes == nullptr) return null_argument(n_name);
+        std::string shown;
+        if (Status status = step(&shown); !status.ok()) return status;
+        handle->text = std::move(shown);
+        *text = handle->text.c_str();
+        *n_bytes = handle->text.size();
+        return {};
+    });
+}
+
 inline Sampler* cpp(gearkv_sampler* sampler) noexcept {
     return reinterpret_cast<Sampler*>(sampler);
 }

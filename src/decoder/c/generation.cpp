@@ -23,22 +23,6 @@ Status take_list(const T* values, std::size_t n, const char* name, std::vector<T
     return {};
 }
 
-template <class Step>
-gearkv_code step(gearkv_stop_matcher* matcher, const char** text, size_t* n_text, gearkv_error* error,
-                 const Step& feed) noexcept {
-    return answer(error, [&]() -> Status {
-        if (matcher == nullptr) return null_argument("matcher");
-        if (text == nullptr) return null_argument("text");
-        if (n_text == nullptr) return null_argument("n_text");
-        std::string released;
-        if (Status status = feed(&released); !status.ok()) return status;
-        matcher->text = std::move(released);
-        *text = matcher->text.c_str();
-        *n_text = matcher->text.size();
-        return {};
-    });
-}
-
 const ChatTemplate* cpp(const gearkv_chat_template* chat_template) noexcept {
     return reinterpret_cast<const ChatTemplate*>(chat_template);
 }
@@ -223,7 +207,7 @@ void gearkv_stop_matcher_destroy(gearkv_stop_matcher* matcher) {
 
 gearkv_code gearkv_stop_matcher_feed(gearkv_stop_matcher* matcher, const char* bytes, size_t n_bytes,
                                      const char** text, size_t* n_text, gearkv_error* error) {
-    return step(matcher, text, n_text, error, [&](std::string* released) {
+    return take_step(matcher, "matcher", text, n_text, "n_text", error, [&](std::string* released) {
         std::string_view taken;
         Status status = take_text(bytes, n_bytes, "bytes", &taken);
         return status.ok() ? matcher->matcher->feed(taken, released) : status;
@@ -232,8 +216,8 @@ gearkv_code gearkv_stop_matcher_feed(gearkv_stop_matcher* matcher, const char* b
 
 gearkv_code gearkv_stop_matcher_finish(gearkv_stop_matcher* matcher, const char** text, size_t* n_text,
                                        gearkv_error* error) {
-    return step(matcher, text, n_text, error,
-                [&](std::string* released) { return matcher->matcher->finish(released); });
+    return take_step(matcher, "matcher", text, n_text, "n_text", error,
+                     [&](std::string* released) { return matcher->matcher->finish(released); });
 }
 
 int gearkv_stop_matcher_stopped_by(const gearkv_stop_matcher* matcher) {

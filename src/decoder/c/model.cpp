@@ -262,32 +262,14 @@ void gearkv_text_stream_destroy(gearkv_text_stream* stream) {
     delete stream;
 }
 
-// What a step of a stream appends is all that is shown, and is the caller's until the next one. A step that
-// fails leaves what the last one gave.
-template <class Step>
-static gearkv_code step(gearkv_text_stream* stream, const char** text, size_t* n_bytes, gearkv_error* error,
-                        const Step& push) noexcept {
-    return answer(error, [&]() -> Status {
-        if (stream == nullptr) return null_argument("stream");
-        if (text == nullptr) return null_argument("text");
-        if (n_bytes == nullptr) return null_argument("n_bytes");
-        std::string shown;
-        if (Status status = push(&shown); !status.ok()) return status;
-        stream->text = std::move(shown);
-        *text = stream->text.c_str();
-        *n_bytes = stream->text.size();
-        return {};
-    });
-}
-
 gearkv_code gearkv_text_stream_push(gearkv_text_stream* stream, gearkv_token token, const char** text,
                                     size_t* n_bytes, gearkv_error* error) {
-    return step(stream, text, n_bytes, error,
-                [&](std::string* shown) { return stream->stream.push(token, shown); });
+    return take_step(stream, "stream", text, n_bytes, "n_bytes", error,
+                     [&](std::string* shown) { return stream->stream.push(token, shown); });
 }
 
 gearkv_code gearkv_text_stream_flush(gearkv_text_stream* stream, const char** text, size_t* n_bytes,
                                      gearkv_error* error) {
-    return step(stream, text, n_bytes, error,
-                [&](std::string* shown) { return stream->stream.flush(shown); });
+    return take_step(stream, "stream", text, n_bytes, "n_bytes", error,
+                     [&](std::string* shown) { return stream->stream.flush(shown); });
 }

@@ -429,7 +429,7 @@ Status ChatTemplate::recognise(std::string_view text, std::unique_ptr<ChatTempla
     if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
     if (text.empty()) {
         return Status::error(Code::unknown_template,
-                             "no chat template, as models have that were not trained to talk");
+                             "the file has no chat template, as models that were not trained to talk");
     }
     return guarded([&] {
         std::string why = "longer than 1 MiB";
