@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # build.sh DIR [TARGET...]: the engine with gearkv in DIR/llama.cpp/build/bin. Fetches its source unless DIR/llama.cpp is
 # there, installs the library to DIR/gearkv, applies the anchors, and builds the targets: programs of the engine (default
-# llama-completion), and those of this folder, calls, probe and rates. For Debian 12, Ubuntu 24.04 or later; CMAKE_ARGS
+# llama-completion), and those of this folder, calls, probe, rates and shapes. For Debian 12, Ubuntu 24.04 or later; CMAKE_ARGS
 # and JOBS are obeyed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,7 +12,7 @@ shift
 targets=(llama) programs=()
 for target in "${@:-llama-completion}"; do
   case $target in
-    calls | probe | rates) programs+=("$target") ;;
+    calls | probe | rates | shapes) programs+=("$target") ;;
     *) targets+=("$target") ;;
   esac
 done

@@ -1,6 +1,7 @@
 // Random calls on the memory of two contexts of one model, one as the engine is and one with gearkv: the same
 // positions, the same answers, and nothing left behind. Knows llama.h alone (build.sh DIR calls).
-//   calls MODEL [SEQUENCES OF CALLS] [SPEC] [STREAMS: unified or own] [SEED]
+//   calls MODEL [SEQUENCES OF CALLS] [SPEC] [STREAMS: unified or own] [SEED] [THREADS: gearkv's contexts take
+//   turns with one, two and so on up to this]
 #include <llama.h>
 
 #include <algorithm>
@@ -28,11 +29,12 @@ struct Both {
     llama_context* plain = nullptr;
     llama_context* gear = nullptr;
     bool unified = true;
+    bool is_hybrid = false;  // convolutions and the like keep no past: calls that want it are refused
     int n_vocab = 0;
     double worst_kl = 0.0, sum_kl = 0.0;
     long n_answers = 0, n_same_top = 0;
 
-    void make(const char* spec) {
+    void make(const char* spec, int n_threads) {
         llama_context_params params = llama_context_default_params();
         params.n_ctx = unified ? 2048 : 2048 * n_seqs;
         params.n_batch = params.n_ubatch = 256;
@@ -44,6 +46,7 @@ struct Both {
         unsetenv("GEARKV_SPEC");
         plain = llama_init_from_model(model, params);
         setenv("GEARKV_SPEC", spec, 1);
+        params.n_threads = params.n_threads_batch = n_threads;
         gear = llama_init_from_model(model, params);
         unsetenv("GEARKV_SPEC");
         if (plain == nullptr || gear == nullptr) fail("no context");
@@ -121,10 +124,13 @@ struct Caller {
         is_pending = false;
     }
 
-    void remove(int seq, int p0, int p1) {
-        both.each([&](llama_context*, llama_memory_t memory) {
-            if (!llama_memory_seq_rm(memory, seq, p0, p1)) fail("seq_rm");
-        });
+    // False where a hybrid refuses, which both must then.
+    bool remove(int seq, int p0, int p1) {
+        const bool done = llama_memory_seq_rm(llama_get_memory(both.plain), seq, p0, p1);
+        if (done != llama_memory_seq_rm(llama_get_memory(both.gear), seq, p0, p1) ||
+            (!done && !both.is_hybrid))
+            fail("seq_rm");
+        return done;
     }
 
     void call(bool first) {
@@ -155,7 +161,7 @@ struct Caller {
                 const int p0 = below(n - 20), p1 = p0 + 1 + below(19);
                 if (llama_memory_seq_pos_min(llama_get_memory(both.plain), seq) > p0) break;
                 own(seq);
-                remove(seq, p0, p1);
+                if (!remove(seq, p0, p1)) break;
                 both.each([&](llama_context*, llama_memory_t memory) {
                     llama_memory_seq_add(memory, seq, p1, -1, p0 - p1);
                 });
@@ -169,13 +175,14 @@ struct Caller {
                 if (seq == other) break;
                 remove(other, -1, -1);
                 both.each([&](llama_context*, llama_memory_t memory) {
-                    llama_memory_seq_cp(memory, seq, other, -1,
-                                        both.unified && n > 0 && seq % 2 == 0 ? n / 2 : -1);
+                    llama_memory_seq_cp(
+                        memory, seq, other, -1,
+                        both.unified && !both.is_hybrid && n > 0 && seq % 2 == 0 ? n / 2 : -1);
                 });
                 is_pending = is_pending || !both.unified;
                 break;
-            case 8:
-                if (below(4) == 0)
+            case 8:  // with streams of their own the engine keeps the others' attention, and drops the rest
+                if (below(4) == 0 && (both.unified || !both.is_hybrid))
                     both.each(
                         [&](llama_context*, llama_memory_t memory) { llama_memory_seq_keep(memory, seq); });
                 if (below(8) == 0)
@@ -239,12 +246,16 @@ struct Caller {
 
 int main(int argc, char** argv) {
     if (argc < 2)
-        return std::fprintf(stderr, "calls MODEL [SEQUENCES OF CALLS] [SPEC] [unified or own] [SEED]\n"), 2;
+        return std::fprintf(stderr,
+                            "calls MODEL [SEQUENCES OF CALLS] [SPEC] [unified or own] [SEED] [THREADS]\n"),
+               2;
     const int n_sequences = argc > 2 ? std::atoi(argv[2]) : 1000;
     const char* const spec = argc > 3 ? argv[3] : "f32";
     Both both;
     both.unified = argc <= 4 || std::strcmp(argv[4], "own") != 0;
     std::mt19937 random(argc > 5 ? static_cast<unsigned>(std::atoi(argv[5])) : 1);
+    const int most_threads = argc > 6 ? std::atoi(argv[6]) : 1;
+    if (n_sequences < 1 || most_threads < 1) fail("numbers above 0");
     llama_log_set(
         [](ggml_log_level level, const char* text, void*) {
             if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
@@ -255,12 +266,13 @@ int main(int argc, char** argv) {
     params.n_gpu_layers = 0;
     both.model = llama_model_load_from_file(argv[1], params);
     if (both.model == nullptr) fail("no model");
+    both.is_hybrid = llama_model_is_hybrid(both.model);
     both.n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(both.model));
     for (int i = 0; i < n_sequences; ++i) {
         // New contexts now and then: what they hold is theirs to end.
         if (i % 50 == 0) {
             if (i > 0) both.free();
-            both.make(spec);
+            both.make(spec, 1 + i / 50 % most_threads);
         }
         both.each([](llama_context*, llama_memory_t memory) { llama_memory_clear(memory, true); });
         Caller caller{both, random, {}, false};

@@ -31,6 +31,11 @@ bool within(const Token& token, std::int32_t p0, std::int32_t p1) {
     return token.gone == 0 && token.pos >= p0 && token.pos < p1;
 }
 
+// False for a layer without attention, and for one that this model's graph does not compute.
+bool is_used(const Sequence& sequence, std::uint32_t layer) {
+    return sequence.cache->n_tokens(layer) > 0;
+}
+
 }  // namespace
 
 Status Sequences::create(const Setup& setup) {
@@ -38,6 +43,8 @@ Status Sequences::create(const Setup& setup) {
     if (Status status = gearkv::Workspace::create(setup.cache.allocator, &workspace_); !status.ok())
         return status;
     setup_.cache.workspace = workspace_.get();
+    setup_.cache.n_layers = static_cast<std::uint32_t>(setup_.dims.size());
+    setup_.cache.dims = setup_.dims.data();
     setup_.cache.rollback_tokens = draft_tokens;
     if (setup_.give_back) {
         windows_.assign(setup_.cache.n_layers, setup_.window);
@@ -296,9 +303,10 @@ Status Sequences::assemble(std::vector<Piece> pieces, Shared* out) const {
 }
 
 Status Sequences::carry(const std::vector<Piece>& pieces, std::uint32_t layer, Sequence& to) const {
-    const auto& config = setup_.cache;
-    const std::size_t key_floats = std::size_t{config.n_kv_heads} * config.key_dim;
-    const std::size_t value_floats = std::size_t{config.n_kv_heads} * config.value_dim;
+    const gearkv::LayerDims& dims = setup_.dims[layer];
+    const std::size_t key_floats = std::size_t{dims.n_kv_heads} * dims.key_dim;
+    const std::size_t value_floats = std::size_t{dims.n_kv_heads} * dims.value_dim;
+    if (pieces.empty() || !is_used(*pieces[0].from, layer)) return {};
     std::vector<float> keys(chunk_tokens * key_floats), values(chunk_tokens * value_floats);
     for (std::size_t i = 0; i < pieces.size();) {
         // As many as lie side by side and turn alike.
@@ -312,8 +320,8 @@ Status Sequences::carry(const std::vector<Piece>& pieces, std::uint32_t layer, S
                                                 values.data(), values.size());
         if (!status.ok()) return status;
         turn(keys.data(), n, layer, first.token.pos - first.token.at);
-        status = to.cache->append(layer, {keys.data(), key_floats, config.key_dim},
-                                  {values.data(), value_floats, config.value_dim},
+        status = to.cache->append(layer, {keys.data(), key_floats, dims.key_dim},
+                                  {values.data(), value_floats, dims.value_dim},
                                   static_cast<std::uint32_t>(n), gearkv::serial_executor());
         if (!status.ok()) return status;
         i += n;
@@ -323,6 +331,7 @@ Status Sequences::carry(const std::vector<Piece>& pieces, std::uint32_t layer, S
 
 void Sequences::turn(float* keys, std::size_t n_tokens, std::uint32_t layer, std::int32_t by) const {
     const auto& frequencies = setup_.frequencies[layer];
+    const gearkv::LayerDims& dims = setup_.dims[layer];
     const std::size_t n_pairs = frequencies.size();
     if (by == 0) return;
     for (std::size_t pair = 0; pair < n_pairs; ++pair) {
@@ -330,8 +339,8 @@ void Sequences::turn(float* keys, std::size_t n_tokens, std::uint32_t layer, std
         const double cos = std::cos(angle), sin = std::sin(angle);
         const std::size_t a = setup_.interleaved ? 2 * pair : pair,
                           b = setup_.interleaved ? a + 1 : pair + n_pairs;
-        for (std::size_t head = 0; head < n_tokens * setup_.cache.n_kv_heads; ++head) {
-            float* const key = keys + head * setup_.cache.key_dim;
+        for (std::size_t head = 0; head < n_tokens * dims.n_kv_heads; ++head) {
+            float* const key = keys + head * dims.key_dim;
             const double x = key[a], y = key[b];
             key[a] = static_cast<float>(x * cos - y * sin);
             key[b] = static_cast<float>(x * sin + y * cos);
@@ -370,7 +379,7 @@ Status Sequences::begin(const Batch& batch) {
         for (std::uint32_t layer = 0; layer < setup_.cache.n_layers; ++layer) {
             const std::uint64_t n = s.cache->n_tokens(layer);
             if (n > s.tokens.size()) status = s.cache->truncate(s.tokens.size());
-            if (n < s.tokens.size()) {
+            if (n < s.tokens.size() && is_used(s, layer)) {
                 status =
                     Status::error(Code::wrong_size,
                                   "layer %u of sequence %d lost tokens in a step that failed: %llu of %zu",
@@ -514,7 +523,7 @@ Status Sequences::read(std::int32_t id, std::int32_t n_ids, const Read& read) {
         stream.rethrow();
         if (!status.ok()) return status;
         for (std::uint32_t layer = 0; layer < setup_.cache.n_layers; ++layer) {
-            if (sequence->cache->n_tokens(layer) != n_tokens)
+            if (is_used(*sequence, layer) && sequence->cache->n_tokens(layer) != n_tokens)
                 return bad("tokens in a layer", sequence->cache->n_tokens(layer), n_tokens);
         }
         if (id >= 0) ids = {id};
@@ -530,9 +539,10 @@ void Sequences::describe(const std::function<void(const std::string&)>& line) co
         if (!sequence->cache || !seen.insert(sequence.get()).second) continue;
         const gearkv::CacheStats stats = sequence->cache->stats();
         const std::uint64_t held = stats.bytes.keys.bytes + stats.bytes.values.bytes + stats.bytes.buffer;
-        const auto& config = setup_.cache;
-        const double fp16 = 2.0 * config.n_layers * config.n_kv_heads * (config.key_dim + config.value_dim) *
-                            static_cast<double>(sequence->tokens.size());
+        std::uint64_t n_channels = 0;  // of a token
+        for (const gearkv::LayerDims& dims : setup_.dims)
+            n_channels += std::uint64_t{dims.n_kv_heads} * (dims.key_dim + dims.value_dim);
+        const double fp16 = 2.0 * static_cast<double>(n_channels * sequence->tokens.size());
         char text[160];
         std::snprintf(
             text, sizeof text,

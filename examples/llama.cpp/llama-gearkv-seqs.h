@@ -50,7 +50,8 @@ struct Run {
 };
 
 struct Setup {
-    gearkv::CacheConfig cache;                     // windows and workspace are filled in by create
+    gearkv::CacheConfig cache;                     // shapes, windows and workspace are filled in by create
+    std::vector<gearkv::LayerDims> dims;           // by layer; nothing in one without keys
     std::vector<std::vector<double>> frequencies;  // by layer; none where keys are not rotated
     bool interleaved = false;
     std::uint32_t window = 0;       // of the queries of all layers; 0: none
@@ -86,6 +87,7 @@ class Sequences {
     gearkv::Status write(std::int32_t id, const Write& write);
     gearkv::Status read(std::int32_t id, std::int32_t n_ids, const Read& read);
 
+    // Its pointers are to what belongs to this.
     const gearkv::CacheConfig& config() const { return setup_.cache; }
     // A line for each sequence with a cache of its own.
     void describe(const std::function<void(const std::string&)>& line) const;

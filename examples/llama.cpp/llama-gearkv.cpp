@@ -190,11 +190,6 @@ void check_supported(const llama_model& model, const llama_hparams& hparams, con
         if (shape.offload &&
             ggml_backend_dev_type(model.dev_layer(static_cast<int>(il))) != GGML_BACKEND_DEVICE_TYPE_CPU)
             refuse("layer " + std::to_string(il) + " is on a GPU (-ngl 0 keeps all on the CPU)");
-        if (hparams.n_head_kv(il) != hparams.n_head_kv(layers[0]) ||
-            hparams.n_embd_head_k(il) != hparams.n_embd_head_k(layers[0]) ||
-            hparams.n_embd_head_v(il) != hparams.n_embd_head_v(layers[0]))
-            refuse("layers " + std::to_string(layers[0]) + " and " + std::to_string(il) +
-                   " have other heads");
     }
 }
 
@@ -210,21 +205,25 @@ llama_gearkv_ptr llama_gearkv_new(const llama_model& model, const llama_hparams&
         if (hparams.has_kv(il) && (!filter || filter(static_cast<std::int32_t>(il)))) layers.push_back(il);
     }
     made_one = true;
-    if (layers.empty()) return nullptr;
+    const auto has_keys = [&](std::uint32_t il) { return hparams.n_head_kv(il) > 0; };
+    if (std::none_of(layers.begin(), layers.end(), has_keys)) return nullptr;
     if (context_params == nullptr) refuse("a cache outside of a context is not supported");
     check_supported(model, hparams, shape, layers);
 
     llama_gearkv_detail::Setup setup;
     auto& config = setup.cache;
-    config.n_layers = static_cast<std::uint32_t>(layers.size());
-    config.n_kv_heads = hparams.n_head_kv(layers[0]);
-    config.key_dim = hparams.n_embd_head_k(layers[0]);
-    config.value_dim = hparams.n_embd_head_v(layers[0]);
     config.close_prompts = true;
     // Cells of windows are used again, so that sequences grow beyond them.
     config.max_tokens = std::max({shape.n_cells, context_params->n_ctx, hparams.n_ctx_train});
-    for (const std::uint32_t il : layers)
-        setup.frequencies.push_back(rope_frequencies(model, hparams, il));
+    for (const std::uint32_t il : layers) {
+        // Layers without attention (of Nemotron, say) have a place in the engine's cache too.
+        setup.dims.push_back(has_keys(il)
+                                 ? gearkv::LayerDims{hparams.n_head_kv(il), hparams.n_embd_head_k(il),
+                                                     hparams.n_embd_head_v(il)}
+                                 : gearkv::LayerDims());
+        setup.frequencies.push_back(has_keys(il) ? rope_frequencies(model, hparams, il)
+                                                 : std::vector<double>());
+    }
     setup.interleaved = hparams.rope_type == LLAMA_ROPE_TYPE_NORM;
     setup.window = shape.swa_type == LLAMA_SWA_TYPE_NONE ? 0 : shape.n_swa;
     setup.give_back = setup.window > 0 && shape.n_cells < context_params->n_ctx_seq;  // not with --swa-full
@@ -238,9 +237,14 @@ llama_gearkv_ptr llama_gearkv_new(const llama_model& model, const llama_hparams&
     gear->window = setup.window;
     gear->n_seq_max = shape.n_seq_max;
     gear->one_stream_each = setup.one_stream_each;
-    LLAMA_LOG_INFO(
-        "gearkv: %s holds the keys and values of %zu layers, %u heads of %u and %u channels, window %u\n",
-        spec, layers.size(), config.n_kv_heads, config.key_dim, config.value_dim, setup.window);
+    LLAMA_LOG_INFO("gearkv: %s holds the keys and values of %td layers, window %u\n", spec,
+                   std::count_if(layers.begin(), layers.end(), has_keys), setup.window);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+        const gearkv::LayerDims& dims = setup.dims[i];
+        if (dims.has_keys() && (i == 0 || dims != setup.dims[i - 1]))
+            LLAMA_LOG_INFO("gearkv: from layer %u on %u heads of %u and %u channels\n", layers[i],
+                           dims.n_kv_heads, dims.key_dim, dims.value_dim);
+    }
     return gear;
 }
 
@@ -404,6 +408,17 @@ std::vector<float> alibi_slopes(float max_bias, int n_heads) {
     return slopes;
 }
 
+void check_shape(const char* what, const ggml_tensor* tensor, std::int64_t n_heads, std::int64_t n_channels,
+                 int il) {
+    const std::int64_t *const found = tensor->ne, expected[] = {n_channels, n_heads};
+    if (std::equal(expected, expected + 2, found)) return;
+    const auto shape = [](const std::int64_t* of) {
+        return std::to_string(of[1]) + " heads of " + std::to_string(of[0]) + " channels";
+    };
+    refuse(std::string(what) + " of layer " + std::to_string(il) + " have " + shape(found) + ", expected " +
+           shape(expected));
+}
+
 }  // namespace
 
 ggml_tensor* llama_gearkv_store(llama_gearkv& gear, int il, int layer, int which, ggml_tensor* cur) {
@@ -431,6 +446,10 @@ ggml_tensor* llama_gearkv_attn(ggml_context* ctx, int il, ggml_tensor* q, ggml_t
     if (from.keys != k || from.il != il || !rules.plain || q->ne[3] != 1)
         refuse("this model's attention is not supported");
     const bool has_rows = from.gear->stored[from.layer].il == il;
+    const gearkv::LayerDims& dims = from.gear->sequences.config().dims[from.layer];
+    check_shape("queries", q, q->ne[1], dims.key_dim, il);
+    check_shape("keys", k, dims.n_kv_heads, dims.key_dim, il);
+    check_shape("values", v, dims.n_kv_heads, dims.value_dim, il);
     auto& op = from.gear->operators[il];
     if (!op) op = std::make_unique<Operator>();
     op->gear = from.gear;
@@ -447,7 +466,7 @@ ggml_tensor* llama_gearkv_attn(ggml_context* ctx, int il, ggml_tensor* q, ggml_t
         if (arg->type != GGML_TYPE_F32 || arg->nb[0] != sizeof(float))
             refuse("queries, keys and values in another type than f32");
     }
-    const std::int64_t n_floats = q->ne[1] * from.gear->sequences.config().value_dim;
+    const std::int64_t n_floats = q->ne[1] * dims.value_dim;
     return ggml_custom_4d(ctx, GGML_TYPE_F32, n_floats, q->ne[2], 1, 1, args.data(),
                           static_cast<int>(args.size()), run_operator, GGML_N_TASKS_MAX, op.get());
 }

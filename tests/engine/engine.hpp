@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -18,29 +19,30 @@ namespace engine_test {
 using namespace gearkv;
 using namespace llama_gearkv_detail;
 
-constexpr std::uint32_t n_layers = 2, n_heads = 2, dim = 16, n_pairs = dim / 2;
+constexpr std::uint32_t n_layers = 2;  // unless a test has others
 constexpr std::uint32_t max_tokens = 4096;
 
-// Row `number` of all keys, values or queries there are (0, 1, 2), of one layer: [n_heads, dim].
-inline std::vector<float> numbers(std::uint32_t kind, std::uint32_t layer, std::uint64_t number) {
-    std::minstd_rand random(static_cast<std::uint32_t>(number * 16 + kind * 4 + layer + 1) * 2654435761u);
+// Row `number` of all keys, values or queries there are (0, 1, 2), of one layer: n numbers.
+inline std::vector<float> numbers(std::uint32_t kind, std::uint32_t layer, std::uint64_t number,
+                                  std::size_t n) {
+    std::minstd_rand random(static_cast<std::uint32_t>(number * 64 + kind * 8 + layer + 1) * 2654435761u);
     std::uniform_real_distribution<float> uniform(-2.0f, 2.0f);
-    std::vector<float> out(n_heads * dim);
+    std::vector<float> out(n);
     for (float& value : out)
         value = uniform(random);
     return out;
 }
 
-inline double frequency(std::uint32_t pair) {
+inline double frequency(std::uint32_t pair, std::uint32_t dim) {
     return std::pow(10000.0, -2.0 * pair / dim);
 }
 
-inline std::vector<float> turned(std::vector<float> row, double pos) {
-    for (std::uint32_t head = 0; head < n_heads; ++head) {
-        for (std::uint32_t pair = 0; pair < n_pairs; ++pair) {
+inline std::vector<float> turned(std::vector<float> row, std::uint32_t dim, double pos) {
+    for (std::size_t head = 0; head < row.size() / dim; ++head) {
+        for (std::uint32_t pair = 0; pair < dim / 2; ++pair) {
             float& x = row[head * dim + pair];
-            float& y = row[head * dim + pair + n_pairs];
-            const double cos = std::cos(pos * frequency(pair)), sin = std::sin(pos * frequency(pair));
+            float& y = row[head * dim + pair + dim / 2];
+            const double angle = pos * frequency(pair, dim), cos = std::cos(angle), sin = std::sin(angle);
             const double a = x * cos - y * sin, b = x * sin + y * cos;
             x = static_cast<float>(a), y = static_cast<float>(b);
         }
@@ -54,29 +56,30 @@ struct Cell {
 };
 using Model = std::map<std::int32_t, std::vector<Cell>>;
 
-inline Setup setup_of(const char* spec, std::uint32_t window = 0) {
+inline Setup setup_of(const char* spec, std::uint32_t window = 0,
+                      std::vector<LayerDims> dims = std::vector<LayerDims>(n_layers, {2, 16, 16})) {
     Setup setup;
-    setup.cache.n_layers = n_layers;
-    setup.cache.n_kv_heads = n_heads;
-    setup.cache.key_dim = setup.cache.value_dim = dim;
+    setup.dims = std::move(dims);
     setup.cache.max_tokens = max_tokens;
     REQUIRE(parse_spec(spec, &setup.cache.spec).ok());
-    std::vector<double> frequencies;
-    for (std::uint32_t pair = 0; pair < n_pairs; ++pair)
-        frequencies.push_back(frequency(pair));
-    setup.frequencies.assign(n_layers, frequencies);
+    for (const LayerDims& each : setup.dims) {
+        setup.frequencies.emplace_back();
+        for (std::uint32_t pair = 0; pair < each.key_dim / 2; ++pair)
+            setup.frequencies.back().push_back(frequency(pair, each.key_dim));
+    }
     setup.window = window;
     setup.give_back = window > 0;
     return setup;
 }
 
-// An engine that computes nothing but attention.
+// An engine that computes nothing but attention, two query heads for each of keys.
 struct Engine {
     Sequences sequences;
     Model model;
     std::uint64_t n_numbers = 0;
     double worst = 0.0;
-    std::vector<float> outputs;  // of all steps
+    std::vector<float> outputs;    // of all steps
+    std::set<std::uint32_t> idle;  // layers that have keys, and are never computed
     // How an operator is run: on the calling thread, or with the workers of an engine.
     using Operator = std::function<void(Executor&)>;
     std::function<void(const Operator&)> run_operator = [](const Operator& run) { run(serial_executor()); };
@@ -104,7 +107,8 @@ struct Engine {
         Status status =
             sequences.begin({static_cast<std::uint32_t>(pos.size()), pos.data(), n_ids.data(), ids.data()});
         if (!status.ok()) return status;
-        for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
+        for (std::uint32_t layer = 0; layer < sequences.config().n_layers; ++layer) {
+            if (!dims_of(layer).has_keys() || idle.count(layer) > 0) continue;
             run_operator([&](Executor& executor) {
                 for (const Run& run : sequences.runs())
                     compute(run, layer, pos, ids, names, executor);
@@ -113,60 +117,80 @@ struct Engine {
         return {};
     }
 
+    LayerDims dims_of(std::uint32_t layer) const { return sequences.config().dims_of(layer); }
+    std::vector<float> key(std::uint32_t layer, const Cell& cell) const {
+        const auto [n_heads, dim, other] = dims_of(layer);
+        return turned(numbers(0, layer, cell.number, std::size_t{n_heads} * dim), dim, cell.pos);
+    }
+    std::vector<float> value(std::uint32_t layer, const Cell& cell) const {
+        const auto [n_heads, other, dim] = dims_of(layer);
+        return numbers(1, layer, cell.number, std::size_t{n_heads} * dim);
+    }
+    std::vector<float> query(std::uint32_t layer, const Cell& cell) const {
+        const auto [n_heads, dim, other] = dims_of(layer);
+        return turned(numbers(2, layer, cell.number, std::size_t{2} * n_heads * dim), dim, cell.pos);
+    }
+
     void compute(const Run& run, std::uint32_t layer, const std::vector<std::int32_t>& pos,
                  const std::vector<const std::int32_t*>& ids, const std::vector<std::uint64_t>& names,
                  Executor& executor) {
+        const auto [n_kv_heads, key_dim, value_dim] = dims_of(layer);
+        const std::uint32_t n_heads = 2 * n_kv_heads;
         std::vector<float> keys, values, queries;
         for (std::uint32_t i = run.first; i < run.first + run.n; ++i) {
             const auto add = [](std::vector<float>& to, const std::vector<float>& row) {
                 to.insert(to.end(), row.begin(), row.end());
             };
-            add(keys, turned(numbers(0, layer, names[i]), pos[i]));
-            add(values, numbers(1, layer, names[i]));
-            add(queries, turned(numbers(2, layer, names[i]), pos[i]));
+            add(keys, key(layer, {pos[i], names[i]}));
+            add(values, value(layer, {pos[i], names[i]}));
+            add(queries, query(layer, {pos[i], names[i]}));
         }
         REQUIRE(run.caches[0]->n_tokens(layer) == run.n_before);
         for (Cache* cache : run.caches) {
             REQUIRE(cache
-                        ->append(layer, {keys.data(), n_heads * dim, dim},
-                                 {values.data(), n_heads * dim, dim}, run.n, executor)
+                        ->append(layer, {keys.data(), n_kv_heads * key_dim, key_dim},
+                                 {values.data(), n_kv_heads * value_dim, value_dim}, run.n, executor)
                         .ok());
         }
-        std::vector<float> out(queries.size());
-        Queries asked{queries.data(), n_heads * dim, dim, run.n, n_heads, 0.25f, true};
+        std::vector<float> out(std::size_t{run.n} * n_heads * value_dim);
+        Queries asked{queries.data(), n_heads * key_dim, key_dim, run.n, n_heads, 0.25f, true};
         asked.window = sequences.config().windows != nullptr ? sequences.config().windows[0] : 0;
         const Status status = run.caches[0]->attend(layer, asked, out.data(), out.size(), executor);
         INFO(status.message());
         REQUIRE(status.ok());
         for (std::uint32_t i = 0; i < run.n; ++i)
-            compare(ids[run.first + i][0], layer, pos[run.first + i], names[run.first + i], asked.window,
-                    out.data() + i * n_heads * dim);
+            compare(ids[run.first + i][0], layer, {pos[run.first + i], names[run.first + i]}, asked.window,
+                    out.data() + std::size_t{i} * n_heads * value_dim);
         outputs.insert(outputs.end(), out.begin(), out.end());
     }
 
     // One output beside attention over the cells of that sequence, in double precision.
-    void compare(std::int32_t id, std::uint32_t layer, std::int32_t pos, std::uint64_t name,
-                 std::uint64_t window, const float* out) {
-        const auto query = turned(numbers(2, layer, name), pos);
-        for (std::uint32_t head = 0; head < n_heads; ++head) {
-            std::vector<double> sum(dim, 0.0);
-            double weights = 0.0;
-            for (const Cell& cell : model[id]) {
-                if (cell.pos > pos || (window > 0 && cell.pos + static_cast<std::int64_t>(window) <= pos))
-                    continue;
-                const auto key = turned(numbers(0, layer, cell.number), cell.pos);
-                const auto value = numbers(1, layer, cell.number);
+    void compare(std::int32_t id, std::uint32_t layer, const Cell& asking, std::uint64_t window,
+                 const float* out) {
+        const LayerDims dims = dims_of(layer);
+        const std::uint32_t n_heads = 2 * dims.n_kv_heads;
+        const auto queries = query(layer, asking);
+        std::vector<double> sums(std::size_t{n_heads} * dims.value_dim, 0.0), weights(n_heads, 0.0);
+        for (const Cell& cell : model[id]) {
+            if (cell.pos > asking.pos ||
+                (window > 0 && cell.pos + static_cast<std::int64_t>(window) <= asking.pos))
+                continue;
+            const auto keys = key(layer, cell), values = value(layer, cell);
+            for (std::uint32_t head = 0; head < n_heads; ++head) {
+                const float* const q = queries.data() + std::size_t{head} * dims.key_dim;
+                const float* const k = keys.data() + std::size_t{head / 2} * dims.key_dim;
+                const float* const v = values.data() + std::size_t{head / 2} * dims.value_dim;
                 double score = 0.0;
-                for (std::uint32_t c = 0; c < dim; ++c)
-                    score += double{query[head * dim + c]} * double{key[head * dim + c]};
+                for (std::uint32_t c = 0; c < dims.key_dim; ++c)
+                    score += double{q[c]} * double{k[c]};
                 const double weight = std::exp(0.25 * score);
-                weights += weight;
-                for (std::uint32_t c = 0; c < dim; ++c)
-                    sum[c] += weight * double{value[head * dim + c]};
+                weights[head] += weight;
+                for (std::uint32_t c = 0; c < dims.value_dim; ++c)
+                    sums[head * dims.value_dim + c] += weight * double{v[c]};
             }
-            for (std::uint32_t c = 0; c < dim; ++c)
-                worst = std::max(worst, std::abs(sum[c] / weights - double{out[head * dim + c]}));
         }
+        for (std::size_t i = 0; i < sums.size(); ++i)
+            worst = std::max(worst, std::abs(sums[i] / weights[i / dims.value_dim] - double{out[i]}));
     }
 
     std::vector<char> save(std::int32_t id) {

@@ -1,5 +1,6 @@
 // What an engine's calls on its sequences mean for gearkv caches (examples/llama.cpp), without the engine.
 #include <algorithm>
+#include <cstdio>
 #include <random>
 #include <vector>
 
@@ -119,6 +120,41 @@ TEST_CASE("random calls of an engine leave the sequences it expects", "[engine]"
         }
     }
     CHECK(engine.worst < 2e-5);
+}
+
+TEST_CASE("random calls leave layers of different shapes what they expect", "[engine]") {
+    // One has no keys, and one has, but the engine never computes it.
+    const std::vector<LayerDims> dims = {{2, 16, 16}, {0, 0, 0}, {1, 32, 8}, {2, 16, 16}, {3, 8, 24}};
+    std::mt19937 random(5);
+    Engine engine(setup_of("f32", 0, dims));
+    engine.idle = {3};
+    Random calls{engine, random, {}, {}};
+    for (int i = 0; i < 200; ++i) {
+        calls.call();
+        if (engine.model[0].size() + engine.model[1].size() > 500) {
+            engine.sequences.clear();
+            engine.model.clear();
+        }
+    }
+    CHECK(engine.worst < 2e-5);
+    REQUIRE(engine.step({{0}}, 1).ok());
+    const Cache& cache = *engine.sequences.runs()[0].caches[0];
+    CHECK(cache.n_tokens(1) == 0);
+    CHECK(cache.n_tokens(3) == 0);
+    CHECK(cache.n_tokens(4) == engine.model[0].size());
+}
+
+TEST_CASE("layers of different shapes are counted channel by channel", "[engine]") {
+    Engine engine(setup_of("f16", 0, {{2, 16, 16}, {0, 0, 0}, {1, 32, 8}}));
+    REQUIRE(engine.step({{0}}, 400).ok());
+    double of_fp16 = 0.0;
+    engine.sequences.describe([&](const std::string& line) {
+        REQUIRE(std::sscanf(line.c_str(),
+                            "sequence 0: 400 tokens, %*f MiB in blocks and buffers (%lf of fp16)",
+                            &of_fp16) == 1);
+    });
+    CHECK(of_fp16 > 1.0);  // the buffer's last room
+    CHECK(of_fp16 < 1.5);
 }
 
 TEST_CASE("a prompt for several sequences is held once until they part", "[engine]") {
