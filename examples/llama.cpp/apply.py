@@ -9,7 +9,8 @@ import shutil
 import sys
 
 here = pathlib.Path(__file__).parent
-own_files = ["llama-gearkv.h", "llama-gearkv.cpp", "llama-gearkv-seqs.h", "llama-gearkv-seqs.cpp"]
+sources = ["llama-gearkv.cpp", "llama-gearkv-seqs.cpp", "llama-gearkv-replay.cpp", "llama-gearkv-saved.cpp"]
+own_files = ["llama-gearkv.h", "llama-gearkv-seqs.h", *sources]
 texts, misses, n_lines = {}, [], 0
 
 
@@ -43,10 +44,10 @@ def at_head(name, method, line, owner="llama_kv_cache"):
 
 def insert_all():
     make = "src/CMakeLists.txt"
-    edit(make, r"^    llama-kv-cache\.cpp\n", "    llama-gearkv.cpp\n    llama-gearkv-seqs.cpp\n")
-    edit(make, r"^target_link_libraries\(llama PUBLIC ggml\)\n", """\
+    edit(make, r"^    llama-kv-cache\.cpp\n", "".join(f"    {name}\n" for name in sources))
+    edit(make, r"^target_link_libraries\(llama PUBLIC ggml\)\n", f"""\
 find_package(gearkv REQUIRED)
-set_source_files_properties(llama-gearkv.cpp llama-gearkv-seqs.cpp PROPERTIES COMPILE_OPTIONS -std=c++20)
+set_source_files_properties({' '.join(sources)} PROPERTIES COMPILE_OPTIONS -std=c++20)
 target_include_directories(llama PRIVATE $<TARGET_PROPERTY:gearkv::core,INTERFACE_INCLUDE_DIRECTORIES>)
 target_link_libraries(llama PRIVATE $<LINK_ONLY:gearkv::core>)
 """)

@@ -32,6 +32,9 @@ struct Sequence {
     std::vector<Token> tokens;
     bool edited = false;   // some token is gone or has moved
     gearkv::Status fault;  // why nothing can be computed on it any more
+
+    // False for a layer without attention, and for one that this model's graph does not compute.
+    bool uses(std::uint32_t layer) const { return cache->n_tokens(layer) > 0; }
 };
 
 // Tokens of a batch, in the engine's arrays.

@@ -46,7 +46,7 @@ for file in llama-kv-cache llama-context llama-model llama-graph; do
 done
 echo "c++ arg.cpp"
 ${CXX:-c++} -std=c++17 "${flags[@]}" -I../common -I../vendor ../common/arg.cpp
-for file in llama-gearkv llama-gearkv-seqs; do
+for file in llama-gearkv llama-gearkv-seqs llama-gearkv-replay llama-gearkv-saved; do
   echo "c++ $file.cpp"
   ${CXX:-c++} -std=c++20 -Werror "${flags[@]}" -I"$include" "$file.cpp"
 done
