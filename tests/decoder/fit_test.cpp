@@ -34,7 +34,7 @@ SessionBytes bytes_of(const Fixture& fixture, Executor& executor = serial_execut
 
 }  // namespace
 
-TEST_CASE("a session takes what was foretold, and little less") {
+TEST_CASE("a session takes what was foretold, and little less", "[fit]") {
     for (const char* spec : {"f16", "gear-4", "paper:gear-4", "q8;layers-1=gear-3", "auto:4.5", "auto:2.5"}) {
         for (const std::uint32_t chunk : {1u, 64u, 512u}) {
             for (const std::uint32_t n_prompt : {790u, 300u}) {

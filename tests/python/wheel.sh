@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 PATH=$work/venv/bin:$PATH
 export PATH PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 pip install -q 'pip >= 23.1' meson-python || { echo "SKIPPED: meson-python cannot be had from PyPI"; exit 77; }
-settings=(-Csetup-args=-Dlevels=none -Csetup-args=-Ddecoder=false -Csetup-args=-Dbuildtype=debug)
+settings=(-Csetup-args=-Dlevels=none -Csetup-args=-Ddecoder=false -Csetup-args=-Dbuildtype=debug -Csetup-args=-Dprecompiled=true)
 
 # has LISTING PATTERN..., and lacks likewise
 has() { local list=$1; shift; for one in "$@"; do grep -qE "$one" <<<"$list" || { echo "missing: $one in"$'\n'"$list"; exit 1; }; done; }
