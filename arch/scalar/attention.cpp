@@ -90,6 +90,7 @@ void mix_trellis(const MixTrellis& args) {
             }
         }
         walk_granule(TensorKind::value, words, args.widths[g], [&](uint32_t c, uint32_t t, float level) {
+            if ((args.slices >> (t / slice_tokens) & 1) == 0) return;
             for (uint32_t row = 0; row < args.n_rows; ++row) {
                 args.out[row * args.out_stride + g * value_granule + c] +=
                     args.weight[row * args.weight_stride + t] * level;
@@ -183,6 +184,14 @@ void soft_cap(float* x, float cap, size_t n) {
 void scale(float* x, float alpha, size_t n) {
     for (size_t i = 0; i < n; ++i)
         x[i] *= alpha;
+}
+
+uint32_t find_slices(const float* weight, float least) {
+    uint32_t slices = 0;
+    for (uint32_t t = 0; t < tile_tokens; ++t) {
+        if (weight[t] >= least) slices |= 1u << (t / slice_tokens);
+    }
+    return slices;
 }
 
 void fold_halves(const FoldHalves& args) {
@@ -279,6 +288,7 @@ constinit const AttentionKernels attention_scalar = {
     softmax_tile,
     soft_cap,
     scale,
+    find_slices,
     0.0f,
 };
 

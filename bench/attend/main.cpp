@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "dump.hpp"
 #include "gearkv/cache.hpp"
 #include "inputs.hpp"
 #include "output.hpp"
@@ -76,7 +77,7 @@ int main(int argc, char** argv) {
     std::vector<std::uint32_t> tokens = {1024, 4096};
     std::size_t n_rounds = 15;
     bool warm = false;
-    std::string json_path;
+    std::string json_path, dump;
     app.add_option("--kv", specs, "SPECs of the cache; the baselines always run")->capture_default_str();
     app.add_option("--levels", levels, "instruction-set levels; those the machine lacks are left out")
         ->capture_default_str();
@@ -87,9 +88,17 @@ int main(int argc, char** argv) {
     app.add_option("--head-dim", shape.dim)->capture_default_str();
     app.add_option("--queries", shape.n_queries, "queries a call, causal")->capture_default_str();
     app.add_option("--rounds", n_rounds, "rounds; the median counts")->capture_default_str();
+    app.add_option(
+        "--dump", dump,
+        "PREFIX of keys, values and queries of a model (bench/dump): times what reads less, beside "
+        "its error, on them and on random rows; --tokens, --heads and their like are those of the dump");
     app.add_flag("--warm", warm, "leave the cache where the last round left it; else it is evicted first");
     app.add_option("--json", json_path, "also write the table as JSON to this file");
     CLI11_PARSE(app, argc, argv);
+    if (!dump.empty()) {
+        if (app.count("--kv") == 0) specs = {"gear-4", "gear-2"};
+        return time_dump({dump, specs, levels, threads, n_rounds, warm, json_path});
+    }
 
     const std::vector<float> q = make_rows(shape.n_queries, shape.n_heads, shape.dim, 3);
     std::vector<std::unique_ptr<Executor>> executors;

@@ -153,10 +153,10 @@ struct Queries {
     // A score for each head that takes part in the softmax and has no value, as in gpt-oss [n_heads]; -Inf
     // for none, else finite.
     const float* sinks = nullptr;
-    // > 0: the values of 128 tokens in a row are not read when none of them weighs as much as this share of
-    // the heaviest token so far, in any of the query heads that share the KV head; their weights still count
-    // in the sum. What is left out weighs at most 128 * negligible for every 128 tokens, where the heaviest
-    // has 1. Below 1.
+    // > 0: the values of 16 tokens in a row are not read when none of them weighs as much as this share of
+    // the heaviest token known by then (those before, and the first and last ones), in any of the up to 8
+    // query rows that are attended together; their weights still count in the sum. What is left out weighs at
+    // most 16 * negligible for every 16 tokens, where the heaviest has 1. Below 1; 1e-4 is a good value.
     float negligible = 0.0f;
 
     // Of data, and of the output. In f16 an output saturates at 65504.

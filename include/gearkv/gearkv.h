@@ -315,8 +315,7 @@ typedef struct gearkv_queries {
     float scale;      /* of the scores, 1/sqrt(key_dim) as a rule; finite and not 0 */
     int32_t causal;   /* 1: the last query sees every token, the one before it all but the last, ... */
     float soft_cap;   /* above 0: scores become soft_cap tanh(score / soft_cap) */
-    float
-        negligible; /* above 0: values of 128 tokens in a row that weigh less than this share are not read */
+    float negligible; /* above 0: values of 16 tokens that weigh less than this share each are not read */
     const float* slopes; /* ALiBi [n_heads], or null */
     /* Added to the scores, or null: element (query, token) of head h at mask[query * mask_query_stride + h *
      * mask_head_stride + token]; -Inf hides a token. */

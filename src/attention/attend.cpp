@@ -1,6 +1,7 @@
 #include "attention/attend.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -17,6 +18,11 @@ struct RowState {
     float max[max_rows];
     float sum[max_rows];
     RowLift lift[max_rows];
+    // With RowGroup::negligible: a score that there is, whether it was met yet or not, and the weight that
+    // makes a slice worth its values as long as `max` is least_max.
+    float known[max_rows];
+    float least[max_rows];
+    float least_max[max_rows];
 };
 
 std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
@@ -77,23 +83,40 @@ void set_queries(const RowPass& pass, const RowGroup& rows, const RowLift* lift,
     }
 }
 
-// Folds the scores of one tile into weights and state. False when no weight is worth the values.
-bool soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, std::uint32_t n_hidden,
-                 std::uint64_t start, RowState* state, ValueMixer* mixer) {
+// The rules for the scores of one tile; `start` is the place of the first in the sequence.
+void rule_scores(const RowPass& pass, const RowGroup& rows, std::uint32_t row, const RowLift& lift,
+                 std::uint64_t start, std::uint32_t n_tokens, float* scores) {
+    if (lift.is_lifted) {
+        rule_lifted(rows, row, lift, start, n_tokens, scores);
+    } else {
+        apply_rules(pass.kernels, rows, row, start, n_tokens, scores);
+    }
+    hide_unseen(rows, row, start, n_tokens, scores);
+}
+
+// The slices in which the row has a weight that is worth the values.
+std::uint32_t find_slices(const RowPass& pass, const RowGroup& rows, std::uint32_t row, RowState* state) {
+    if (const float max = state->max[row]; state->least_max[row] != max) {
+        state->least_max[row] = max;
+        const float known = state->known[row];
+        state->least[row] = rows.negligible * (known > max ? std::exp(known - max) : 1.0f);
+    }
+    return pass.kernels.attention.find_slices(pass.scratch.weights + row * tile_tokens, state->least[row]);
+}
+
+// Folds the scores of one tile into weights and state. Returns the slices whose values are worth reading; the
+// weights of others become 0 in all rows.
+std::uint32_t soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, std::uint32_t n_hidden,
+                          std::uint64_t start, RowState* state, ValueMixer* mixer) {
     const AttendScratch& s = pass.scratch;
-    bool counts = rows.negligible == 0.0f;
+    std::uint32_t slices = rows.negligible == 0.0f ? all_slices : 0;
     for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
         float* scores = s.scores + row * tile_tokens;
         float* weights = s.weights + row * tile_tokens;
         std::fill_n(scores, n_hidden, minus_infinity);
         const std::uint32_t n_shown = tile.n_tokens - n_hidden;
         const RowLift& lift = state->lift[row];
-        if (lift.is_lifted) {
-            rule_lifted(rows, row, lift, start, n_shown, scores + n_hidden);
-        } else {
-            apply_rules(pass.kernels, rows, row, start, n_shown, scores + n_hidden);
-        }
-        hide_unseen(rows, row, start, n_shown, scores + n_hidden);
+        rule_scores(pass, rows, row, lift, start, n_shown, scores + n_hidden);
         float* max = &state->max[row];
         float lowered = *max, most = 0.0f;
         if (lift.is_lifted) {
@@ -105,10 +128,39 @@ bool soften_tile(const RowPass& pass, const RowGroup& rows, const Tile& tile, st
         if (lift.is_lifted) state->max[row] = most;
         std::fill(weights + tile.n_tokens, weights + tile_tokens, 0.0f);
         if (alpha != 1.0f) mixer->rescale(row, alpha);
-        for (std::uint32_t t = 0; !counts && t < tile.n_tokens; ++t)
-            counts = weights[t] >= rows.negligible;
+        if (slices != all_slices) slices |= find_slices(pass, rows, row, state);
     }
-    return counts;
+    for (std::uint32_t left = slices == 0 ? 0 : all_slices & ~slices; left != 0; left &= left - 1) {
+        const auto first = static_cast<std::size_t>(std::countr_zero(left)) * slice_tokens;
+        for (std::uint32_t row = 0; row < pass.n_rows; ++row)
+            std::fill_n(s.weights + row * tile_tokens + first, slice_tokens, 0.0f);
+    }
+    return slices;
+}
+
+// Before the first tile: where the heaviest tokens are as a rule, the first and the last ones, the largest
+// score that a row has. Left out where they are not rows that lie where they were appended.
+void look_ahead(const RowPass& pass, const RowGroup& rows, const KvRun* runs, std::size_t n_runs,
+                RowState* state) {
+    constexpr std::uint32_t most = 32;
+    std::fill_n(state->known, pass.n_rows, minus_infinity);
+    std::fill_n(state->least_max, pass.n_rows, std::numeric_limits<float>::infinity());
+    std::uint64_t start = 0;
+    for (std::size_t i = 0; i < n_runs; ++i) {
+        const KvRun& run = runs[i];
+        const std::uint64_t first = start;
+        start += run.n_tokens - run.n_hidden;
+        if (i > 0 && i + 1 < n_runs) continue;
+        if (run.key.block.header != nullptr || run.is_gap() || run.n_hidden > 0 || run.shift != 0) continue;
+        const std::uint32_t n = std::min(run.n_tokens, most);
+        KeyScorer(pass, run.key).score({run.n_tokens - n, n, {}, {}});
+        for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
+            if (state->lift[row].is_lifted) continue;
+            float* scores = pass.scratch.scores + row * tile_tokens;
+            rule_scores(pass, rows, row, state->lift[row], first + run.n_tokens - n, n, scores);
+            state->known[row] = std::max(state->known[row], *std::max_element(scores, scores + n));
+        }
+    }
 }
 
 // What the tile at token `first` of a run reads most of.
@@ -150,6 +202,7 @@ void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, con
     if (run_start + run.n_tokens - run.n_hidden <= first_seen || run_start >= end_seen) return;
     KeyScorer scorer(pass, run.key);
     ValueMixer mixer(pass, run.value);
+    bool is_asked_for = true;  // the values of the next tile, if it is not the first
     for (std::uint32_t i = 0; i < end_tile; ++i) {
         const std::uint32_t first = i * tile_tokens;
         Tile tile = {first, std::min(run.n_tokens - first, tile_tokens), {}, {}};
@@ -171,12 +224,18 @@ void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, con
             tile.value =
                 tile_bytes(after->value, TensorKind::value, pass.value_dim, after->n_tokens, pass.head, then);
         }
+        if (!is_asked_for) {
+            tile.also =
+                tile_bytes(run.value, TensorKind::value, pass.value_dim, run.n_tokens, pass.head, first);
+        }
         scorer.score(tile);
-        if (soften_tile(pass, rows, tile, n_hidden, start, state, &mixer)) {
+        tile.slices = soften_tile(pass, rows, tile, n_hidden, start, state, &mixer);
+        if (tile.slices != 0) {
             mixer.mix(tile);
         } else {
             mixer.skip(tile);
         }
+        is_asked_for = tile.slices != 0;
     }
     mixer.finish();
 }
@@ -248,6 +307,7 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
         return run.key.block.header != nullptr && run.key.block.header->n_outliers > 0;
     });
     set_queries(pass, rows, state.lift, scale, {}, has_outliers);
+    if (rows.negligible > 0.0f) look_ahead(pass, rows, runs, n_runs, &state);
     std::int64_t shift = 0;
     std::fill_n(scratch.out, rows.n_rows * scratch.out_stride, 0.0f);
     std::uint64_t start = 0, tile = 0;

@@ -53,7 +53,7 @@ struct RowGroup {
     const float* mask[max_rows];    // null or [token], added
     std::uint64_t first[max_rows];  // tokens [first, visible) of the sequence are seen
     std::uint64_t visible[max_rows];
-    float negligible = 0.0f;  // tiles without a weight of this are not mixed
+    float negligible = 0.0f;  // slices of a tile without a weight of this are not mixed
     bool has_sinks = false;
     float sink[max_rows];  // a score without a value, when has_sinks
 };
@@ -121,7 +121,9 @@ struct RowPass {
 struct Tile {
     std::uint32_t first;
     std::uint32_t n_tokens;
-    Ahead key, value;  // of the tile after it
+    Ahead key, value;                   // of the tile after it
+    std::uint32_t slices = all_slices;  // whose values are mixed; the weights of others are 0
+    Ahead also = {};                    // its own values, where no tile before it has asked for them
 };
 
 // The i-th of n pieces of one row.
@@ -176,6 +178,8 @@ class ValueMixer {
   private:
     void mix_rows(const Tile& tile) noexcept;
     void mix_codes(const Tile& tile) noexcept;
+    void mix_code_words(const Tile& tile, std::uint32_t group, const float* bias, std::uint32_t first,
+                        std::uint32_t n_tokens) noexcept;
     void mix_section(const Tile& tile) noexcept;
     void finish_sections() noexcept;
     bool has_outliers() const noexcept {

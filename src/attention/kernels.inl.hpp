@@ -255,6 +255,21 @@ void scale(float* x, float alpha, std::size_t n) {
 }
 
 template <class L>
+std::uint32_t find_slices(const float* weight, float least) {
+    std::uint32_t slices = 0;
+    const auto limit = L::broadcast(least);
+    constexpr std::uint32_t none = (1u << L::width) - 1;
+    for (std::uint32_t i = 0; i < tile_tokens / slice_tokens; ++i) {
+        auto most = L::load(weight);
+        for (std::size_t t = L::width; t < slice_tokens; t += L::width)
+            most = xsimd::max(most, L::load(weight + t));
+        slices |= static_cast<std::uint32_t>(L::lane_bits(L::less(most, limit)) != none) << i;
+        weight += slice_tokens;
+    }
+    return slices;
+}
+
+template <class L>
 constexpr AttentionKernels make_attention_kernels() {
     return {
         {score_codes<L, 2>, score_codes<L, 3>, score_codes<L, 4>, score_codes<L, 8>},
@@ -277,6 +292,7 @@ constexpr AttentionKernels make_attention_kernels() {
         softmax_tile<L>,
         soft_cap<L>,
         scale<L>,
+        find_slices<L>,
         factor_step<L>,
     };
 }

@@ -254,30 +254,132 @@ void for_granules(const ScoreTrellis& args, const Score& score) {
             part.words += part.widths[i] * key_plane_words;
         part.widths += part.n_granules;
         part.query += part.n_granules * key_granule;
-        part.ahead = {};
+        part.ahead = part.also = {};
     }
 }
 
 // ---- values: lanes are channels, words have 32 tokens ----
 
-// body(Index<k>, words, first token) for the words of each 32 tokens: byte i of a word has token 8 i + k.
-template <class L, std::uint32_t width, LevelForm form, class Body>
-[[gnu::always_inline]] inline void visit_value_levels(const std::uint32_t* words, const Body& body) {
+// The slices of a section that are mixed, two a round: those of a word where all are, else brought together,
+// and then rounds are fewer. One that is left over goes with its neighbour, which counts for nothing there.
+struct SliceRounds {
+    static constexpr std::uint32_t most = section_tokens / (2 * slice_tokens);
+    std::uint32_t n = 0;
+    std::uint8_t low[most], high[most];
+    std::uint8_t spare = all_slices;  // the neighbour, in the last round
+
+    explicit SliceRounds(std::uint32_t slices) {
+        n = (static_cast<std::uint32_t>(__builtin_popcount(slices & all_slices)) + 1) / 2;
+        if (n == most) slices = all_slices;
+        for (std::uint32_t i = 0; i < n; ++i) {
+            const std::uint8_t first = take(slices);
+            if (slices == 0) spare = first ^ 1;
+            const std::uint8_t second = slices == 0 ? spare : take(slices);
+            low[i] = first < second ? first : second;
+            high[i] = first < second ? second : first;
+        }
+    }
+
+    // Rows of weights in the order of the rounds, zeros behind them, in `moved`, which is not needed when all
+    // are mixed. Returns the distance between rows.
+    std::size_t order_weights(const float** weights, std::size_t stride, float (*moved)[section_tokens],
+                              std::size_t n_rows) const {
+        if (n == most) return stride;
+        for (std::size_t row = 0; row < n_rows; ++row) {
+            const float* from = *weights + row * stride;
+            float* to = moved[row];
+            const auto put = [&](std::uint8_t slice, bool is_spare) {
+                constexpr std::size_t n_bytes = slice_tokens * sizeof(float);
+                if (is_spare) {
+                    __builtin_memset(to, 0, n_bytes);
+                } else {
+                    __builtin_memcpy(to, from + slice * slice_tokens, n_bytes);
+                }
+                to += slice_tokens;
+            };
+            for (std::uint32_t i = 0; i < n; ++i) {
+                put(low[i], i + 1 == n && low[i] == spare);
+                put(high[i], i + 1 == n && high[i] == spare);
+            }
+            for (; to < moved[row] + section_tokens; to += slice_tokens)
+                __builtin_memset(to, 0, slice_tokens * sizeof(float));
+        }
+        *weights = moved[0];
+        return section_tokens;
+    }
+
+  private:
+    static std::uint8_t take(std::uint32_t& slices) {
+        const auto first = static_cast<std::uint8_t>(__builtin_ctz(slices));
+        slices &= slices - 1;
+        return first;
+    }
+};
+
+// The planes of the 32 tokens of one word.
+template <class L, std::uint32_t width>
+[[gnu::always_inline]] inline IndexPlanes<L, width> load_word_planes(const std::uint32_t* words,
+                                                                     std::size_t word) {
     using Words = typename L::Words;
+    words += word * lane_tile;
+    IndexPlanes<L, width> planes;
+    const Words path = L::load_words(words);
+    const Words before = word == 0 ? L::broadcast_word(0) : L::load_words(words - lane_tile);
+    planes.bits[0] = L::template shift_words<1>(path, before);
+    planes.bits[1] = path ^ L::template shift_words<2>(path, before);
+    unroll<width - 1>([&](auto i) GEARKV_INLINE {
+        planes.bits[2 + i] = L::load_words(words + (i + 1) * value_plane_words);
+    });
+    return planes;
+}
+
+// Those of two slices, `low` in the lower half of a word.
+template <class L, std::uint32_t width>
+[[gnu::always_inline]] inline IndexPlanes<L, width> load_slice_planes(const std::uint32_t* words,
+                                                                      std::size_t low, std::size_t high) {
+    using Words = typename L::Words;
+    const std::uint32_t *of_low = words + low / 2 * lane_tile, *of_high = words + high / 2 * lane_tile;
+    const Words upper = L::broadcast_word(0xffff0000u);
+    // The path of a slice in the upper half, and of the one before it in the lower.
+    const auto path_of = [&](const std::uint32_t* at, std::size_t slice) GEARKV_INLINE {
+        const Words path = L::load_words(at);
+        if (slice % 2 != 0) return path;
+        return L::template shift_words<16>(path,
+                                           slice == 0 ? L::broadcast_word(0) : L::load_words(at - lane_tile));
+    };
+    const Words a = path_of(of_low, low), b = path_of(of_high, high);
+    const auto join = [&](Words in_high, Words in_low) GEARKV_INLINE {
+        return L::merge(upper, in_high, L::template shift_right<16>(in_low));
+    };
+    IndexPlanes<L, width> planes;
+    planes.bits[0] = join(L::template shift_left<1>(b), L::template shift_left<1>(a));
+    planes.bits[1] = join(b ^ L::template shift_left<2>(b), a ^ L::template shift_left<2>(a));
+    const Words low_by = L::broadcast_word(low % 2 * 16), high_by = L::broadcast_word(high % 2 * 16);
+    unroll<width - 1>([&](auto i) GEARKV_INLINE {
+        constexpr std::size_t plane = (i.value + 1) * value_plane_words;
+        const Words in_low = L::shift_right_by(L::load_words(of_low + plane), low_by),
+                    in_high = L::shift_right_by(L::load_words(of_high + plane), high_by);
+        planes.bits[2 + i] = L::merge(upper, L::template shift_left<16>(in_high), in_low);
+    });
+    return planes;
+}
+
+// body(Index<k>, words, first token) for the words of each 32 tokens, in the order of the rounds: byte i of a
+// word has token 8 i + k.
+template <class L, std::uint32_t width, LevelForm form, class Body>
+[[gnu::always_inline]] inline void visit_value_levels(const std::uint32_t* words, const SliceRounds& rounds,
+                                                      const Body& body) {
     const TrellisTable<L, TensorKind::value, width, form> table;
-    Words before = L::broadcast_word(0);
-    for (std::size_t token = 0; token < section_tokens; token += 32) {
+    for (std::size_t i = 0; i < rounds.n; ++i) {
+        const std::size_t low = rounds.low[i], high = rounds.high[i];
         IndexPlanes<L, width> planes;
-        const Words path = L::load_words(words);
-        planes.bits[0] = L::template shift_words<1>(path, before);
-        planes.bits[1] = path ^ L::template shift_words<2>(path, before);
-        before = path;
-        unroll<width - 1>([&](auto i) GEARKV_INLINE {
-            planes.bits[2 + i] = L::load_words(words + (i + 1) * value_plane_words);
-        });
+        if (low % 2 == 0 && high == low + 1) {
+            planes = load_word_planes<L, width>(words, low / 2);
+        } else {
+            planes = load_slice_planes<L, width>(words, low, high);
+        }
         visit_levels<L, TensorKind::value, width, form>(
-            table, planes, [&](auto k, auto levels) GEARKV_INLINE { body(k, levels, token); });
-        words += lane_tile;
+            table, planes, [&](auto k, auto levels) GEARKV_INLINE { body(k, levels, 32 * i); });
     }
 }
 

@@ -10,6 +10,25 @@
 #include "format/trellis.hpp"
 
 namespace gearkv {
+namespace {
+
+// Calls body(first, n) for the tokens of the tile that are mixed, in ranges of whole units of `step` tokens.
+template <class Body>
+void for_mixed(const Tile& tile, std::uint32_t step, const Body& body) {
+    const auto is_mixed = [&](std::uint32_t t) {
+        const std::uint32_t unit = (1u << step / slice_tokens) - 1;
+        return (tile.slices >> t / slice_tokens & unit) != 0;
+    };
+    for (std::uint32_t t = 0; t < tile.n_tokens;) {
+        const std::uint32_t first = t;
+        while (t < tile.n_tokens && is_mixed(t))
+            t += step;
+        if (t > first) body(first, std::min(t, tile.n_tokens) - first);
+        t += step;
+    }
+}
+
+}  // namespace
 
 ValueMixer::ValueMixer(const RowPass& pass, const TensorRun& run) noexcept
     : pass_(pass), run_(run), outliers_(run.block, pass.head) {
@@ -47,49 +66,62 @@ void ValueMixer::mix(const Tile& tile) noexcept {
 
 void ValueMixer::mix_rows(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
-    const std::size_t at = pass_.head * run_.head_stride + tile.first * run_.row_stride;
-    RawRows rows = {nullptr, run_.row_stride, tile.n_tokens, pass_.value_dim, tile.value};
     const auto& attention = pass_.kernels.attention;
-    if (run_.is_float) {
-        rows.rows = static_cast<const float*>(run_.rows) + at;
-        attention.mix_float(s.out, s.out_stride, rows, s.weights, tile_tokens, pass_.n_rows);
-    } else {
-        rows.rows = static_cast<const std::uint16_t*>(run_.rows) + at;
-        attention.mix_half(s.out, s.out_stride, rows, s.weights, tile_tokens, pass_.n_rows);
-    }
+    Ahead ahead = tile.value;
+    for_mixed(tile, slice_tokens, [&](std::uint32_t first, std::uint32_t n_tokens) {
+        const std::size_t at = pass_.head * run_.head_stride + (tile.first + first) * run_.row_stride;
+        RawRows rows = {nullptr, run_.row_stride, n_tokens, pass_.value_dim, ahead};
+        ahead = {};
+        if (run_.is_float) {
+            rows.rows = static_cast<const float*>(run_.rows) + at;
+            attention.mix_float(s.out, s.out_stride, rows, s.weights + first, tile_tokens, pass_.n_rows);
+        } else {
+            rows.rows = static_cast<const std::uint16_t*>(run_.rows) + at;
+            attention.mix_half(s.out, s.out_stride, rows, s.weights + first, tile_tokens, pass_.n_rows);
+        }
+    });
 }
 
 void ValueMixer::mix_codes(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
     const BlockSizes& sizes = run_.block.sizes;
     const BlockHeader& header = *run_.block.header;
-    const auto& attention = pass_.kernels.attention;
-    const std::uint64_t word_row =
-        header.bits == 3 ? tile.first / 32 * 3 : tile.first / codes_per_word(header.bits);
     for (std::uint32_t group = 0; group < sizes.n_groups; ++group) {
-        const std::uint32_t first = group * sizes.group_channels;
-        const std::uint32_t n = std::min(sizes.group_channels, header.dim - first);
         const std::uint64_t at = std::uint64_t{group} * header.n_tokens + tile.first;
         const std::uint16_t* scales = run_.block.scales(pass_.head) + at;
         const std::uint16_t* zeros = run_.block.zeros(pass_.head) + at;
         float bias[max_rows];
-        attention.fold_halves(
+        pass_.kernels.attention.fold_halves(
             {scales, zeros, tile.n_tokens, s.weights, s.partial, tile_tokens, bias, pass_.n_rows});
-        MixCodes args = {};
-        args.words = run_.block.codes(pass_.head) + word_row * sizes.n_lanes;
-        args.n_tokens = tile.n_tokens;
-        args.n_lanes = static_cast<std::uint32_t>(sizes.n_lanes);
-        args.first_channel = first;
-        args.n_channels = n;
-        args.weight = s.partial;
-        args.weight_stride = tile_tokens;
-        args.out = s.out;
-        args.out_stride = s.out_stride;
-        args.bias = bias;
-        args.n_rows = pass_.n_rows;
-        args.ahead = piece_of(tile.value, group, sizes.n_groups);
-        attention.mix_codes[bits_slot(header.bits)](args);
+        for_mixed(tile, 32, [&](std::uint32_t first, std::uint32_t n_tokens) {
+            mix_code_words(tile, group, bias, first, n_tokens);
+            std::fill_n(bias, pass_.n_rows, 0.0f);
+        });
     }
+}
+
+// Tokens [first, first + n_tokens) of the tile, first a multiple of 32.
+void ValueMixer::mix_code_words(const Tile& tile, std::uint32_t group, const float* bias, std::uint32_t first,
+                                std::uint32_t n_tokens) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    const BlockSizes& sizes = run_.block.sizes;
+    const BlockHeader& header = *run_.block.header;
+    const std::uint32_t token = tile.first + first;
+    const std::uint64_t word_row = header.bits == 3 ? token / 32 * 3 : token / codes_per_word(header.bits);
+    MixCodes args = {};
+    args.words = run_.block.codes(pass_.head) + word_row * sizes.n_lanes;
+    args.n_tokens = n_tokens;
+    args.n_lanes = static_cast<std::uint32_t>(sizes.n_lanes);
+    args.first_channel = group * sizes.group_channels;
+    args.n_channels = std::min(sizes.group_channels, header.dim - args.first_channel);
+    args.weight = s.partial + first;
+    args.weight_stride = tile_tokens;
+    args.out = s.out;
+    args.out_stride = s.out_stride;
+    args.bias = bias;
+    args.n_rows = pass_.n_rows;
+    args.ahead = piece_of(tile.value, group, sizes.n_groups);
+    pass_.kernels.attention.mix_codes[bits_slot(header.bits)](args);
 }
 
 void ValueMixer::rescale(std::uint32_t row, float alpha) noexcept {
@@ -147,7 +179,8 @@ void ValueMixer::mix_section(const Tile& tile) noexcept {
     float sums[max_rows * max_dim];
     const std::size_t stride = s.out_stride;
     pass_.kernels.attention.mix_trellis({run_.block.section_codes(pass_.head, index), widths, n_granules,
-                                         s.partial, tile_tokens, sums, stride, pass_.n_rows, tile.value});
+                                         s.partial, tile_tokens, sums, stride, pass_.n_rows, tile.value,
+                                         tile.slices});
     pass_.kernels.attention.add_scaled({side + at.scales, base, dim, sums, s.mixed, stride, pass_.n_rows});
 }
 

@@ -202,7 +202,7 @@ void KeyScorer::score_section(const Tile& tile) noexcept {
         std::fill_n(s.scores + row * tile_tokens, tile_tokens, bias[row]);
     const std::uint32_t* words = run_.block.section_codes(pass_.head, index);
     pass_.kernels.attention.score_trellis({words, widths, dim / key_granule, s.folded, s.query_stride,
-                                           s.scores, tile_tokens, pass_.n_rows, tile.key});
+                                           s.scores, tile_tokens, pass_.n_rows, tile.key, tile.also});
 }
 
 }  // namespace gearkv

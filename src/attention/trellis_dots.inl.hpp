@@ -64,7 +64,7 @@ void score_dot_granules(DotScoreWork& work, const ScoreTrellis& args) {
     constexpr std::size_t most_rows = 2, two = most_dot_sums<L> / 2, one = most_dot_sums<L>;
     static_assert(one <= 8);
     const std::size_t n_passes = args.n_rows / 2 * (8 / two) + args.n_rows % 2 * (8 / one);
-    AheadLines ahead(args.ahead, n * n_passes * (key_plane_words / L::width));
+    AheadLines ahead(args.ahead, args.also, n * n_passes * (key_plane_words / L::width));
     for_rows<most_rows>(args.n_rows, [&](std::size_t row, auto n_rows) {
         constexpr std::size_t n_tokens = n_rows == 2 ? two : one;
         for (std::size_t lane = 0; lane < key_plane_words; lane += L::width) {
@@ -88,13 +88,13 @@ void score_trellis_dots(const ScoreTrellis& args) {
 using DotWeights = DotFactors<section_tokens>;
 
 template <class L, std::uint32_t width, std::size_t n_rows>
-void mix_dot_lanes(const std::uint32_t* words, const DotWeights& weights, std::size_t row, float* out,
-                   std::size_t out_stride, AheadLines& lines) {
+void mix_dot_lanes(const std::uint32_t* words, const SliceRounds& rounds, const DotWeights& weights,
+                   std::size_t row, float* out, std::size_t out_stride, AheadLines& lines) {
     LocalAhead ahead(&lines);
     DotSums<L, n_rows, 1> sums;
     sums.start(weights.scale + row, dot_bias);
     visit_value_levels<L, width, LevelForm::biased>(
-        words, [&](auto k, auto levels, std::size_t token) GEARKV_INLINE {
+        words, rounds, [&](auto k, auto levels, std::size_t token) GEARKV_INLINE {
             if constexpr (k == 0) ahead.step();
             const typename L::Words bytes[1] = {levels};
             sums.template add<k.value>(bytes, weights.first[row] + token / 4 + k,
@@ -106,18 +106,22 @@ void mix_dot_lanes(const std::uint32_t* words, const DotWeights& weights, std::s
 }
 
 template <class L, std::size_t n_rows>
-void mix_dot_granule(const std::uint32_t* words, std::uint32_t width, const DotWeights& weights,
-                     std::size_t row, float* out, std::size_t out_stride, AheadLines& ahead) {
+void mix_dot_granule(const std::uint32_t* words, std::uint32_t width, const SliceRounds& rounds,
+                     const DotWeights& weights, std::size_t row, float* out, std::size_t out_stride,
+                     AheadLines& ahead) {
     for (std::size_t lane = 0; lane < value_granule; lane += L::width) {
         switch (width) {
             case 2:
-                mix_dot_lanes<L, 2, n_rows>(words + lane, weights, row, out + lane, out_stride, ahead);
+                mix_dot_lanes<L, 2, n_rows>(words + lane, rounds, weights, row, out + lane, out_stride,
+                                            ahead);
                 break;
             case 3:
-                mix_dot_lanes<L, 3, n_rows>(words + lane, weights, row, out + lane, out_stride, ahead);
+                mix_dot_lanes<L, 3, n_rows>(words + lane, rounds, weights, row, out + lane, out_stride,
+                                            ahead);
                 break;
             case 4:
-                mix_dot_lanes<L, 4, n_rows>(words + lane, weights, row, out + lane, out_stride, ahead);
+                mix_dot_lanes<L, 4, n_rows>(words + lane, rounds, weights, row, out + lane, out_stride,
+                                            ahead);
                 break;
             default:
                 for (std::size_t r = 0; r < n_rows; ++r)
@@ -129,14 +133,18 @@ void mix_dot_granule(const std::uint32_t* words, std::uint32_t width, const DotW
 template <class L>
 void mix_trellis_dots(const MixTrellis& args) {
     DotWeights weights;
-    set_factors<L, true>(&weights, args.weight, args.weight_stride, section_tokens, args.n_rows);
-    AheadLines ahead(args.ahead, args.n_granules * (section_tokens / 32) * (value_granule / L::width));
+    const SliceRounds rounds(args.slices);
+    float moved[max_rows][section_tokens];
+    const float* from = args.weight;
+    const std::size_t stride = rounds.order_weights(&from, args.weight_stride, moved, args.n_rows);
+    set_factors<L, true>(&weights, from, stride, section_tokens, args.n_rows);
+    AheadLines ahead(args.ahead, args.n_granules * rounds.n * (value_granule / L::width));
     const std::uint32_t* words = args.words;
     for (std::size_t g = 0; g < args.n_granules; ++g) {
         float* out = args.out + g * value_granule;
         for_rows<most_dot_sums<L>>(args.n_rows, [&](std::size_t row, auto n) {
-            mix_dot_granule<L, n.value>(words, args.widths[g], weights, row, out + row * args.out_stride,
-                                        args.out_stride, ahead);
+            mix_dot_granule<L, n.value>(words, args.widths[g], rounds, weights, row,
+                                        out + row * args.out_stride, args.out_stride, ahead);
         });
         words += args.widths[g] * value_plane_words;
     }

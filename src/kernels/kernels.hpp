@@ -210,7 +210,12 @@ struct ScoreTrellis {
     std::size_t score_stride;
     std::uint32_t n_rows;  // [1, max_rows]
     Ahead ahead = {};
+    Ahead also = {};  // before it, one row
 };
+
+// 16 tokens of a tile, whose values are read or not.
+inline constexpr std::uint32_t slice_tokens = 16;
+inline constexpr std::uint32_t all_slices = (1u << (tile_tokens / slice_tokens)) - 1;
 
 // out[row][c] = sum_t weight[row][t] level(t, c) over the 128 tokens of one trellis section, granules of 16.
 struct MixTrellis {
@@ -223,6 +228,7 @@ struct MixTrellis {
     std::size_t out_stride;
     std::uint32_t n_rows;
     Ahead ahead = {};
+    std::uint32_t slices = all_slices;  // bit i: tokens 16 i to 16 i + 15; the weights of others are 0
 };
 
 // The side information of a section of keys folded into queries, in stored order: with S_c and zero_c as
@@ -346,6 +352,8 @@ struct AttentionKernels {
     void (*soft_cap)(float* x, float cap, std::size_t n);
     // x[i] *= alpha
     void (*scale)(float* x, float alpha, std::size_t n);
+    // Bit i tells whether one of the weights 16 i to 16 i + 15 of the 128 of a tile is at least `least`.
+    std::uint32_t (*find_slices)(const float* weight, float least);
 
     // Queries and weights that meet codes or levels are rounded by at most this share of the largest of their
     // row and call, or four times it in rows of more than 256; 0 where products are made of floats.

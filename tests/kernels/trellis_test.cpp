@@ -321,6 +321,61 @@ TEST_CASE("mixing a trellis section sums weight and level") {
     }
 }
 
+TEST_CASE("slices of a trellis section without a weight may be left out, whichever they are") {
+    for (const Kernels* kernels : all_kernels()) {
+        for (std::uint32_t n_rows = 1; n_rows <= max_rows; ++n_rows) {
+            const SectionCase shape = {TensorKind::value, {4, 2, 0, 3}, n_rows, Pattern::random};
+            const std::vector<std::uint32_t> planes = make_planes(shape);
+            GuardedArray<std::uint32_t> words(planes, Place::at_end);
+            const std::vector<float> weight = make_floats(n_rows * section_tokens, shape.pattern, 3);
+            const std::size_t n_out = n_rows * shape.widths.size() * value_granule;
+            std::uint32_t n_wrong = 0;
+            for (std::uint32_t slices = 0; slices <= all_slices; ++slices) {
+                std::vector<float> some = weight;
+                for (std::size_t i = 0; i < some.size(); ++i) {
+                    if ((slices >> i % section_tokens / slice_tokens & 1) == 0) some[i] = 0.0f;
+                }
+                GuardedArray<float> given(some, Place::at_end);
+                const auto mix = [&](std::uint32_t taken) {
+                    GuardedArray<float> out(n_out, Place::at_end);
+                    MixTrellis args = {words.data(),
+                                       shape.widths.data(),
+                                       static_cast<std::uint32_t>(shape.widths.size()),
+                                       given.data(),
+                                       section_tokens,
+                                       out.data(),
+                                       shape.widths.size() * value_granule,
+                                       n_rows};
+                    args.slices = taken;
+                    kernels->attention.mix_trellis(args);
+                    CHECK(out.is_intact());
+                    return std::vector<float>(out.data(), out.data() + n_out);
+                };
+                n_wrong += mix(slices) != mix(all_slices);
+            }
+            CAPTURE(level_name(kernels->level), n_rows);
+            CHECK(n_wrong == 0);
+        }
+    }
+}
+
+TEST_CASE("slices with a weight that counts are found as the reference finds them") {
+    Random random(5);
+    for (int i = 0; i < 500; ++i) {
+        std::vector<float> weight(tile_tokens);
+        for (float& x : weight)
+            x = std::ldexp(1.0f, -static_cast<int>(random.below(12)));
+        // Also a limit that is met, one that none meets, and one below all.
+        const float least = std::ldexp(i % 2 == 0 ? 1.0f : 0.9f, 1 - static_cast<int>(random.below(14)));
+        GuardedArray<float> given(weight, Place::at_end);
+        const std::uint32_t want = kernels_scalar()->attention.find_slices(given.data(), least);
+        for (const Kernels* kernels : all_kernels()) {
+            CAPTURE(level_name(kernels->level), least);
+            CHECK(kernels->attention.find_slices(given.data(), least) == want);
+        }
+    }
+}
+
 TEST_CASE("a factor of one and zeros beside it gives the levels themselves") {
     for (const Kernels* kernels : all_kernels()) {
         const std::uint32_t granules = 5;

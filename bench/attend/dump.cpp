@@ -1,0 +1,250 @@
+#include "dump.hpp"
+
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "inputs.hpp"
+#include "npy.hpp"
+#include "output.hpp"
+#include "rounds.hpp"
+
+namespace gearkv::bench {
+namespace {
+
+// Keys, values and queries, the last ones causal, of every layer.
+struct Data {
+    std::string name;
+    std::uint32_t n_layers, n_tokens, n_heads, n_kv_heads, key_dim, value_dim, n_queries;
+    std::vector<float> keys, values, queries;
+
+    std::vector<float> part(const std::vector<float>& x, std::uint32_t layer, std::size_t first,
+                            std::size_t n, std::size_t n_all, std::size_t row) const {
+        const auto at = x.begin() + static_cast<std::ptrdiff_t>((layer * n_all + first) * row);
+        return {at, at + static_cast<std::ptrdiff_t>(n * row)};
+    }
+    Queries query(std::uint32_t layer, std::uint32_t i) const {
+        const std::size_t row = std::size_t{n_heads} * key_dim;
+        Queries out;
+        out.data = queries.data() + (std::size_t{layer} * n_queries + i) * row;
+        out.query_stride = row;
+        out.head_stride = key_dim;
+        out.n_queries = 1;
+        out.n_heads = n_heads;
+        out.scale = 1.0f / std::sqrt(static_cast<float>(key_dim));
+        return out;
+    }
+};
+
+Data load_dump(const std::string& prefix) {
+    npy::Array k = npy::load(prefix + "_k.npy"), v = npy::load(prefix + "_v.npy"),
+               q = npy::load(prefix + "_q.npy");
+    const auto n = [](const npy::Array& x, std::size_t i) {
+        return static_cast<std::uint32_t>(x.shape.at(i));
+    };
+    return {"model",
+            n(k, 0),
+            n(k, 1),
+            n(q, 2),
+            n(k, 2),
+            n(k, 3),
+            n(v, 3),
+            n(q, 1),
+            std::move(k.floats),
+            std::move(v.floats),
+            std::move(q.floats)};
+}
+
+// Two layers of the same shape.
+Data random_like(const Data& model) {
+    Data data = model;
+    data.name = "random";
+    data.n_layers = 2;
+    data.keys = make_rows(std::size_t{2} * data.n_tokens, data.n_kv_heads, data.key_dim, 1);
+    data.values = make_rows(std::size_t{2} * data.n_tokens, data.n_kv_heads, data.value_dim, 2);
+    data.queries = make_rows(std::size_t{2} * data.n_queries, data.n_heads, data.key_dim, 3);
+    return data;
+}
+
+// What is read.
+struct Reading {
+    const char* name;
+    float negligible = 0.0f;
+
+    void set(Queries* queries) const { queries->negligible = negligible; }
+};
+constexpr Reading readings[] = {
+    {"all"}, {"values 1e-5", 1e-5f}, {"values 1e-4", 1e-4f}, {"values 1e-3", 1e-3f}};
+constexpr std::size_t n_readings = std::size(readings);
+
+// Of one reading over one layer.
+struct Found {
+    double error = 0.0, output = 0.0;  // squares
+};
+
+struct Subject {
+    std::vector<std::unique_ptr<Cache>> caches;  // [layer]
+    std::vector<Found> found;                    // [reading][layer]
+    std::vector<std::size_t> cases;              // [reading]
+    std::size_t read = 0;                        // the plain read
+    std::size_t n_bytes = 0;
+    std::string spec, level;
+    const Data* data;
+    Executor* executor;
+    unsigned threads;
+};
+
+// All tokens but those of the last queries, which then come one by one and ask in every way.
+void fill(Subject* s, Level level) {
+    const Data& d = *s->data;
+    CacheConfig config;
+    config.n_layers = 1;
+    config.n_kv_heads = d.n_kv_heads;
+    config.key_dim = d.key_dim;
+    config.value_dim = d.value_dim;
+    config.max_tokens = d.n_tokens;
+    config.level = level;
+    require(parse_spec(s->spec.c_str(), &config.spec));
+    s->found.resize(n_readings * d.n_layers);
+    const std::size_t key_row = std::size_t{d.n_kv_heads} * d.key_dim,
+                      value_row = std::size_t{d.n_kv_heads} * d.value_dim;
+    const std::uint32_t n_before = d.n_tokens - d.n_queries;
+    for (std::uint32_t layer = 0; layer < d.n_layers; ++layer) {
+        std::unique_ptr<Cache> cache;
+        require(Cache::create(config, &cache));
+        const auto append = [&](std::uint32_t first, std::uint32_t n) {
+            const std::vector<float> k = d.part(d.keys, layer, first, n, d.n_tokens, key_row),
+                                     v = d.part(d.values, layer, first, n, d.n_tokens, value_row);
+            require(cache->append(0, rows_of(k, d.n_kv_heads, d.key_dim),
+                                  rows_of(v, d.n_kv_heads, d.value_dim), n, *s->executor));
+        };
+        append(0, n_before);
+        require(cache->compress(0, *s->executor));
+        std::vector<float> all(std::size_t{d.n_heads} * d.value_dim), some(all.size());
+        for (std::uint32_t i = 0; i < d.n_queries; ++i) {
+            append(n_before + i, 1);
+            Queries query = d.query(layer, i);
+            require(cache->attend(0, query, all.data(), all.size(), *s->executor));
+            for (std::size_t r = 1; r < n_readings && i % 4 == 3; ++r) {
+                readings[r].set(&query);
+                require(cache->attend(0, query, some.data(), some.size(), *s->executor));
+                Found& found = s->found[r * d.n_layers + layer];
+                for (std::size_t c = 0; c < all.size(); ++c) {
+                    found.error += std::pow(static_cast<double>(some[c] - all[c]), 2);
+                    found.output += std::pow(static_cast<double>(all[c]), 2);
+                }
+            }
+        }
+        s->n_bytes += static_cast<std::size_t>(cache->stats().bits_per_element / 8 * d.n_tokens *
+                                               static_cast<double>(key_row + value_row));
+        s->caches.push_back(std::move(cache));
+    }
+}
+
+void attend_layers(const Subject& s, const Reading& reading, std::vector<float>* out) {
+    const Data& d = *s.data;
+    for (std::uint32_t layer = 0; layer < d.n_layers; ++layer) {
+        Queries query = d.query(layer, d.n_queries - 1);
+        reading.set(&query);
+        require(s.caches[layer]->attend(0, query, out->data(), out->size(), *s.executor));
+    }
+}
+
+}  // namespace
+
+int time_dump(const DumpOptions& options) {
+    std::vector<Data> data;
+    try {
+        data.push_back(load_dump(options.prefix));
+    } catch (const npy::Error& error) {
+        std::fprintf(stderr, "%s\n", error.what());
+        return 1;
+    }
+    data.push_back(random_like(data[0]));
+    std::vector<std::unique_ptr<Executor>> executors;
+    std::vector<std::unique_ptr<Subject>> subjects;
+    std::vector<Timed> cases;
+    std::vector<float> out;
+    std::size_t most_bytes = 0;
+    for (const unsigned n_threads : options.threads) {
+        executors.emplace_back();
+        require(create_executor(n_threads, &executors.back()));
+    }
+    for (const Data& d : data) {
+        for (const std::string& level_text : options.levels) {
+            Level level = Level::automatic;
+            if (level_text != "automatic") require(parse_level(level_text.c_str(), &level));
+            if (level != Level::automatic && !level_available(level)) continue;
+            require(resolve_level(level, &level));
+            for (const std::string& spec : options.specs) {
+                for (std::size_t i = 0; i < options.threads.size(); ++i) {
+                    auto s = std::make_unique<Subject>();
+                    s->spec = spec;
+                    s->level = level_name(level);
+                    s->data = &d;
+                    s->executor = executors[i].get();
+                    s->threads = options.threads[i];
+                    fill(s.get(), level);
+                    most_bytes = std::max(most_bytes, s->n_bytes);
+                    out.resize(std::max(out.size(), std::size_t{d.n_heads} * d.value_dim));
+                    subjects.push_back(std::move(s));
+                }
+            }
+        }
+    }
+    const std::vector<unsigned char> bytes(most_bytes + 4096, 1), evicting(std::size_t{96} << 20, 1);
+    for (const auto& s : subjects) {
+        for (const Reading& reading : readings) {
+            s->cases.push_back(cases.size());
+            cases.push_back({[&s, &reading, &out] { attend_layers(*s, reading, &out); }});
+        }
+        s->read = cases.size();
+        cases.push_back({[&s, &bytes] { keep(read_lines(bytes.data(), s->n_bytes)); }});
+    }
+    run_rounds(&cases, options.n_rounds, [&] {
+        if (!options.warm) keep(read_lines(evicting.data(), evicting.size()));
+    });
+    nlohmann::json json = {{"schema_version", 1}, {"warm", options.warm}, {"rows", nlohmann::json::array()}};
+    const Data* shown = nullptr;
+    for (const auto& s : subjects) {
+        const Data& d = *s->data;
+        if (shown != &d) {
+            std::printf(
+                "%s rows: %u layers, %u tokens, %u/%u heads of %u, one query, %s, %zu rounds; roofline is a "
+                "plain read of all bytes\n",
+                d.name.c_str(), d.n_layers, d.n_tokens, d.n_heads, d.n_kv_heads, d.key_dim,
+                options.warm ? "warm" : "cold", options.n_rounds);
+            std::printf("%-10s %-8s %7s %-14s %9s %9s %9s %8s %9s\n", "spec", "level", "threads", "reads",
+                        "error", "worst", "us/layer", "of all", "roofline");
+            shown = &d;
+        }
+        for (std::size_t r = 0; r < n_readings; ++r) {
+            const Timed& t = cases[s->cases[r]];
+            double mean = 0.0, worst = 0.0;
+            for (std::uint32_t layer = 0; layer < d.n_layers; ++layer) {
+                const Found& found = s->found[r * d.n_layers + layer];
+                const double error = found.output > 0.0 ? std::sqrt(found.error / found.output) : 0.0;
+                mean += error / d.n_layers;
+                worst = std::max(worst, error);
+            }
+            const double us = 1e6 * median(t.seconds) / d.n_layers, of_all = ratio(t, cases[s->cases[0]]),
+                         roofline = 1.0 / ratio(t, cases[s->read]);
+            std::printf("%-10s %-8s %7u %-14s %9.5f %9.5f %9.1f %8.3f %8.0f%%\n", s->spec.c_str(),
+                        s->level.c_str(), s->threads, readings[r].name, mean, worst, us, of_all,
+                        100 * roofline);
+            json["rows"].push_back({{"rows", d.name},
+                                    {"spec", s->spec},
+                                    {"level", s->level},
+                                    {"threads", s->threads},
+                                    {"reads", readings[r].name},
+                                    {"error", mean},
+                                    {"worst_error", worst},
+                                    {"us", us},
+                                    {"of_all", of_all},
+                                    {"share_of_roofline", roofline}});
+        }
+    }
+    return write_json(options.json_path, json) ? 0 : 1;
+}
+
+}  // namespace gearkv::bench
