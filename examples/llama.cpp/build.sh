@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # build.sh DIR [TARGET...]: the engine with gearkv in DIR/llama.cpp/build/bin. Fetches its source unless DIR/llama.cpp is
 # there, installs the library to DIR/gearkv, applies the anchors, and builds the targets: programs of the engine (default
-# llama-completion), and those of this folder, calls, probe, rates and shapes. For Debian 12, Ubuntu 24.04 or later; CMAKE_ARGS
-# and JOBS are obeyed.
+# llama-completion), and those of this folder, calls, probe, rates, shapes and shift. For Debian 12, Ubuntu 24.04 or
+# later; CMAKE_ARGS and JOBS are obeyed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 1 ] || { sed -n '2,5p' "$0" >&2; exit 2; }
@@ -12,7 +12,7 @@ shift
 targets=(llama) programs=()
 for target in "${@:-llama-completion}"; do
   case $target in
-    calls | probe | rates | shapes) programs+=("$target") ;;
+    calls | probe | rates | shapes | shift) programs+=("$target") ;;
     *) targets+=("$target") ;;
   esac
 done

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""What people do with llama.cpp's programs, done with a gear cache: programs.py BIN MODEL [SPEC]... Several threads, drafts, a
-cache of prompts on disk, and a server with four slots must give the answers they give without. Needs llama-completion,
-llama-speculative-simple and llama-server in BIN."""
+"""What people do with llama.cpp's programs, done with a gear cache: programs.py BIN MODEL TEXT [SPEC]... Several threads, drafts,
+a cache of prompts on disk, a server with four slots, and contexts that are full and shift must give the answers they give
+without. Needs llama-completion, llama-speculative-simple, llama-server and shift in BIN."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -15,9 +16,9 @@ import tempfile
 import time
 import urllib.request
 
-if len(sys.argv) < 3:
+if len(sys.argv) < 4:
     sys.exit(__doc__)
-folder, model, specs = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3:] or ["gear-4"]
+folder, model, text, specs = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:] or ["gear-4"]
 story = ("The harbour lay still under the first light. A woman in a grey coat counted the boats, as she had done every "
          "morning for eleven years, and wrote the number in a small book.\n")
 beginning = story + "Once upon a time, the keeper of a lighthouse"
@@ -66,13 +67,15 @@ def ask(port, path, body):
         return json.load(answer)
 
 
-def server(spec):
+@contextlib.contextmanager
+def server(spec, *options):
+    """Its port, and a list that gets its exit code and its log when it has ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen([str(folder / "llama-server"), "-m", model, "-np", "4", "-c", "8192", "-t", "1", "--port", str(port),
-                                    "--slot-save-path", place, "--no-warmup"],
+    ended = []
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen([str(folder / "llama-server"), "-m", model, "-t", "1", "--port", str(port), "--no-warmup", *options],
                                    env={**os.environ, "GEARKV_SPEC": spec}, stdout=subprocess.DEVNULL, stderr=log)
         try:
             for _ in range(600):
@@ -81,15 +84,36 @@ def server(spec):
                     break
                 except OSError:
                     time.sleep(0.2)
-            use_server(port)
+            yield port, ended
         finally:
             process.terminate()
             code = process.wait(timeout=60)
-        log.seek(0)
-        told("the server ends without a complaint of gearkv", code == 0 and "gearkv: layer" not in log.read(), f" (exit code {code})")
+            log.seek(0)
+            ended += [code, log.read()]
 
 
-def use_server(port):
+def slots(spec):
+    with tempfile.TemporaryDirectory() as place, server(spec, "-np", "4", "-c", "8192", "--slot-save-path", place) as (port, ended):
+        use_slots(port)
+    told("the server ends without a complaint of gearkv", ended[0] == 0 and "gearkv: layer" not in ended[1], f" (exit code {ended[0]})")
+
+
+def beyond_context(spec):
+    """A completion of more tokens than the context has: what the shifts told, and how many tokens came."""
+    with server(spec, "-np", "1", "-c", "256", "--context-shift", "--swa-full") as (port, ended):
+        answer = ask(port, "/completion", {"prompt": beginning, "n_predict": 400, "n_keep": 24, "temperature": 0, "ignore_eos": True})
+    return re.findall(r"context shift, (.*)", ended[1]), answer["tokens_predicted"]
+
+
+def shifts(spec):
+    own, ours = beyond_context(""), beyond_context(spec)
+    told("a server's full context drops the tokens it drops without", len(own[0]) > 1 and own == ours,
+         f" ({len(own[0])} times {own[0][0] if own[0] else ''})")
+    done = subprocess.run([str(folder / "shift"), model, text, spec, "800", "256"], capture_output=True, text=True)
+    told("and answers behind shifts are as good as before", done.returncode == 0, f"\n         {(done.stdout + done.stderr).strip()}")
+
+
+def use_slots(port):
     def answer(question, slot, cached=True):
         return ask(port, "/completion", {"prompt": story * 4 + question + "\n", "n_predict": 16, "temperature": 0, "id_slot": slot,
                                          "cache_prompt": cached})
@@ -117,6 +141,7 @@ def use_server(port):
 for each in specs:
     print(each, flush=True)
     one_program(each)
-    server(each)
+    slots(each)
+    shifts(each)
 print("FAILED: " + ", ".join(failed) if failed else "all as without")
 sys.exit(bool(failed))
