@@ -218,8 +218,9 @@ void fold_weights(const FoldWeights& args) {
     for (size_t row = 0; row < args.n_rows; ++row) {
         for (uint32_t t = 0; t < section_tokens; ++t) {
             const float weight = args.weight[row * args.stride + t];
-            args.scaled[row * args.stride + t] = weight * trellis_gain(read_nibble(args.gains, t));
-            args.sum[row] += weight;
+            const float scaled = weight * args.gain_of[read_nibble(args.gains, t)];
+            args.scaled[row * args.stride + t] = scaled;
+            args.sum[row] += args.sums_scaled ? scaled : weight;
         }
     }
 }

@@ -2,13 +2,13 @@
 //
 //   SPEC    = PAIR {";" LAYERS "=" PAIR}  |  "auto:" BITS {"," OPTION}
 //   PAIR    = ONE | "k=" ONE ";v=" ONE;   ONE = NAME [":" OPTION {"," OPTION}]
-//   NAME    = f32 | f16 | q8 | gear-2 | gear-3 | gear-4 | trellis-RATE | kivi-B | kcvt-B | token-B
+//   NAME    = f32 | f16 | q8 | gear-1 | gear-2 | gear-3 | gear-4 | trellis-RATE | kivi-B | kcvt-B | token-B
 //           | ["paper:"] (gearl-B | gear-B | gearl-kcvt-B | gear-kcvt-B | gearl-token-B | gear-token-B)
 //             B = 2 3 4 8;  RATE = average bits of a code, 0.5 to 6 for keys and to 4 for values
 //   OPTION  = g=GROUP | r=RANK | rg=RANK | s=FRACTION | nb=TOKENS | sinks=TOKENS | recent=TOKENS
 //   LAYERS  = "edge-" N | "layers-" FIRST ["-" LAST]
 //
-// gear-2, gear-3 and gear-4 are the best points found near 2.5, 3.5 and 4.5 bits per element with everything
+// gear-1 to gear-4 are the best points found near 1.9, 2.5, 3.5 and 4.5 bits per element with everything
 // counted (bench/README.md): trellis codes, more bits for keys than for values, four exact sink tokens. The
 // paper's own are paper:gear-2 and so on: kivi, kcvt and token are plain backbones; gearl adds low rank, gear
 // low rank and sparse outliers. Any option may be given to any of these, so every combination of the parts

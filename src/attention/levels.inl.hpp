@@ -123,11 +123,12 @@ template <class L, TensorKind kind, std::uint32_t width, LevelForm form, class B
     using Words = typename L::Words;
     unroll<2>([&](auto odd) GEARKV_INLINE {
         // Fields of two bits: tokens of one parity.
+        // A width of 1 has no others: what the table does not depend on may be anything.
         Words low_pair, high_pair, top = planes.bits[width >= 4 ? 4 : 0];
         constexpr std::size_t fifth = width > 4 ? 5 : 0;
         if constexpr (odd == 0) {
             low_pair = interleave<L, 1, 0x55555555u>(planes.bits[0], planes.bits[1]);
-            high_pair = planes.bits[2];
+            high_pair = width > 1 ? planes.bits[2 * (width > 1)] : low_pair;
             if constexpr (width > 2) high_pair = interleave<L, 1, 0x55555555u>(high_pair, planes.bits[3]);
             if constexpr (width > 4 && joins_top<L, width, form>)
                 top = interleave<L, 1, 0x55555555u>(top, planes.bits[fifth]);
@@ -137,14 +138,19 @@ template <class L, TensorKind kind, std::uint32_t width, LevelForm form, class B
             low_pair = interleave_upper<L, 1, 0x55555555u>(planes.bits[0], planes.bits[1]);
             if constexpr (width > 2) {
                 high_pair = interleave_upper<L, 1, 0x55555555u>(planes.bits[2], planes.bits[3]);
-            } else {
+            } else if constexpr (width == 2) {
                 high_pair = L::template shift_right<1>(planes.bits[2]);
+            } else {
+                high_pair = low_pair;
             }
         }
         unroll<2>([&](auto upper) GEARKV_INLINE {
-            // Fields of four bits: every fourth token. With a width of 2 the table does not depend on bit 3.
+            // Fields of four bits: every fourth token. With a width of 2 the table does not depend on bit 3,
+            // with one of 1 on bits 2 and 3.
             Words index;
-            if constexpr (upper == 0) {
+            if constexpr (width == 1) {
+                index = upper == 0 ? low_pair : L::template shift_right<2>(low_pair);
+            } else if constexpr (upper == 0) {
                 index = interleave<L, 2, 0x33333333u>(low_pair, high_pair);
             } else {
                 index = interleave_upper<L, 2, 0x33333333u>(low_pair, high_pair);
@@ -215,7 +221,7 @@ struct WidthOrder {
     }
 };
 
-template <class L, LevelForm form, std::uint32_t width = 2>
+template <class L, LevelForm form, std::uint32_t width = 1>
 void join_key_levels(KeyLevels* levels, const std::uint32_t* words, const WidthOrder& order) {
     if constexpr (width <= max_key_width) {
         for (std::uint32_t i = order.first[width]; i < order.first[width + 1]; ++i)

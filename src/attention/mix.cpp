@@ -162,7 +162,8 @@ void ValueMixer::finish() noexcept {
     }
 }
 
-// One section of a trellis block:  S_c sum_t (w_t gain_t) level_tc, still rotated.
+// One section of a trellis block:  S_c sum_t (w_t gain_t) level_tc, still rotated. What the mean counts is
+// gathered beside it: sum_t w_t gain_t, in version 1 sum_t w_t.
 void ValueMixer::mix_section(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
     const std::uint32_t index = tile.first / section_tokens;
@@ -174,8 +175,9 @@ void ValueMixer::mix_section(const Tile& tile) noexcept {
     std::memcpy(&base, side + at.base, sizeof(base));
     std::uint8_t widths[round_up(max_dim / value_granule, 8)];
     read_nibbles(widths, side + at.widths, n_granules);
-    pass_.kernels.attention.fold_weights(
-        {side + at.gains, s.weights, s.partial, tile_tokens, s.weight_sum, pass_.n_rows});
+    const std::uint16_t version = run_.block.header->version;
+    pass_.kernels.attention.fold_weights({side + at.gains, gains_of(gain_origin(side, version)), version > 1,
+                                          s.weights, s.partial, tile_tokens, s.weight_sum, pass_.n_rows});
     float sums[max_rows * max_dim];
     const std::size_t stride = s.out_stride;
     pass_.kernels.attention.mix_trellis({run_.block.section_codes(pass_.head, index), widths, n_granules,
@@ -184,7 +186,7 @@ void ValueMixer::mix_section(const Tile& tile) noexcept {
     pass_.kernels.attention.add_scaled({side + at.scales, base, dim, sums, s.mixed, stride, pass_.n_rows});
 }
 
-// Turns the run's values back and adds the mean that every token carries.
+// Turns the run's values back and adds the mean that every token carries by its gain.
 void ValueMixer::finish_sections() noexcept {
     const AttendScratch& s = pass_.scratch;
     const TrellisProfile profile = trellis_profile(run_.block, pass_.head);

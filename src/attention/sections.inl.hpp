@@ -77,10 +77,10 @@ void fold_keys(const FoldKeys& args) {
     for_rows<max_rows>(args.n_rows, [&](std::size_t row, auto n) { fold_keys_rows<L, n.value>(args, row); });
 }
 
-template <class L, std::size_t n_rows>
+template <class L, std::size_t n_rows, bool sums_scaled>
 void fold_weights_rows(const FoldWeights& args, std::size_t first_row, const std::uint8_t* nibbles) {
     using Float = typename L::Float;
-    const typename L::FloatTable table = L::load_float_table(nibble_gains);
+    const typename L::FloatTable table = L::load_float_table(args.gain_of);
     const std::size_t stride = args.stride;
     const float* from = args.weight + first_row * stride;
     float* to = args.scaled + first_row * stride;
@@ -90,8 +90,9 @@ void fold_weights_rows(const FoldWeights& args, std::size_t first_row, const std
         const Float gain = L::lookup_float(table, L::float_index(L::load_bytes(nibbles + t)));
         unroll<n_rows>([&](auto row) GEARKV_INLINE {
             const Float weight = L::load(from + row * stride + t);
-            L::store(to + row * stride + t, weight * gain);
-            sums[row] = sums[row] + weight;
+            const Float scaled = weight * gain;
+            L::store(to + row * stride + t, scaled);
+            sums[row] = sums[row] + (sums_scaled ? scaled : weight);
         });
     }
     unroll<n_rows>([&](auto row) GEARKV_INLINE { args.sum[first_row + row] += L::sum(sums[row]); });
@@ -101,8 +102,10 @@ template <class L>
 void fold_weights(const FoldWeights& args) {
     std::uint8_t nibbles[section_tokens];
     read_nibbles(nibbles, args.gains, section_tokens);
-    for_rows<max_rows>(args.n_rows,
-                       [&](std::size_t row, auto n) { fold_weights_rows<L, n.value>(args, row, nibbles); });
+    for_rows<max_rows>(args.n_rows, [&](std::size_t row, auto n) {
+        args.sums_scaled ? fold_weights_rows<L, n.value, true>(args, row, nibbles)
+                         : fold_weights_rows<L, n.value, false>(args, row, nibbles);
+    });
 }
 
 template <class L, std::size_t n_rows>

@@ -50,7 +50,7 @@ template <class L>
 void score_dot_granules(DotScoreWork& work, const ScoreTrellis& args) {
     const WidthOrder order(args.widths, args.n_granules);
     join_key_levels<L, LevelForm::biased>(work.levels, args.words, order);
-    const std::size_t first = order.first[2], n = args.n_granules - first;
+    const std::size_t first = order.first[1], n = args.n_granules - first;
     float query[max_rows][most_granules * key_granule];
     for (std::size_t i = 0; i < n; ++i) {
         for (std::size_t row = 0; row < args.n_rows; ++row) {
@@ -111,6 +111,9 @@ void mix_dot_granule(const std::uint32_t* words, std::uint32_t width, const Slic
                      AheadLines& ahead) {
     for (std::size_t lane = 0; lane < value_granule; lane += L::width) {
         switch (width) {
+            case 1:
+                mix_dot_lanes<L, 1, n_rows>(words + lane, weights, row, out + lane, out_stride, ahead);
+                break;
             case 2:
                 mix_dot_lanes<L, 2, n_rows>(words + lane, rounds, weights, row, out + lane, out_stride,
                                             ahead);

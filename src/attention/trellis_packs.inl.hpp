@@ -22,7 +22,7 @@ template <class L>
 void score_pack_granules(PackScoreWork<L>& work, const ScoreTrellis& args) {
     const WidthOrder order(args.widths, args.n_granules);
     join_key_levels<L, LevelForm::two_sided>(work.levels, args.words, order);
-    const std::size_t first = order.first[2], n = args.n_granules - first;
+    const std::size_t first = order.first[1], n = args.n_granules - first;
     static_assert(key_granule == L::width);
     for (std::size_t row = 0; row < args.n_rows; ++row) {
         float query[most_granules * key_granule];
@@ -120,6 +120,9 @@ void mix_trellis_packs(const MixTrellis& args) {
         for_rows<4>(args.n_rows, [&](std::size_t row, auto n) {
             float* out = args.out + row * args.out_stride + g * value_granule;
             switch (width) {
+                case 1:
+                    mix_pack_granule<L, 1, n.value>(words, weights, row, out, args.out_stride);
+                    break;
                 case 2:
                     mix_pack_granule<L, 2, n.value>(words, rounds, weights, row, out, args.out_stride);
                     break;

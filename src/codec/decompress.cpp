@@ -77,9 +77,10 @@ class TrellisReader {
         std::int16_t base;
         std::memcpy(&base, side_ + at_.base, sizeof(base));
         base_ = base;
+        if (kind_ == TensorKind::value) gains_ = gains_of(gain_origin(side_, view.header->version));
+        mean_has_gain_ = kind_ == TensorKind::value && view.header->version > 1;
     }
 
-    // The token as it was before compression, but for the mean.
     void read(std::uint32_t token, float* row) const {
         float stored[max_dim];
         for (std::uint32_t place = 0; place < dim_; ++place)
@@ -94,7 +95,7 @@ class TrellisReader {
         for (std::uint32_t c = 0; c < dim_; ++c) {
             float mean;
             kernels_scalar()->codec.from_half(&mean, profile_.mean + c, 1);
-            row[c] += mean;
+            row[c] += mean_has_gain_ ? mean * gain(token) : mean;
         }
     }
 
@@ -126,8 +127,9 @@ class TrellisReader {
             const auto zero = static_cast<std::int8_t>(side_[at_.zeros + place]);
             return scale * level + static_cast<float>(zero) * scale * zero_unit(width);
         }
-        return scale * level * trellis_gain(read_nibble(side_ + at_.gains, t));
+        return scale * level * gain(t);
     }
+    float gain(std::uint32_t t) const { return gains_[read_nibble(side_ + at_.gains, t)]; }
 
     TensorKind kind_;
     std::uint32_t dim_;
@@ -136,6 +138,8 @@ class TrellisReader {
     const std::uint32_t* words_;
     TrellisProfile profile_;
     int base_;
+    const float* gains_ = nullptr;  // by nibble
+    bool mean_has_gain_;
 };
 
 void read_raw(float* row, const BlockView& view, std::uint32_t head, std::uint32_t token) {

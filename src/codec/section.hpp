@@ -52,7 +52,7 @@ struct Places {
 // Calls visit(places) for all places of all widths but 0.
 template <class Visit>
 void for_panels(const Section& s, const Visit& visit) {
-    for (std::uint32_t width = 2; width <= max_key_width; ++width) {
+    for (std::uint32_t width = 1; width <= max_key_width; ++width) {
         Places p = {width, 0, {}};
         for (std::uint32_t place = 0; place < s.dim; ++place) {
             if (s.width_of(place) == width) p.at[p.n++] = place;

@@ -29,7 +29,7 @@ inline constexpr float largest_searched = 0x1p18f;
 // find(x, low, high) gives the two candidates of each subset and the word to begin with; low_bits(word,
 // subset, x) the free bits of the lower candidate of a subset.
 
-// Width 2: a subset has two levels.
+// Widths 1 and 2: a subset has one level or two.
 template <class L>
 struct PairCandidates {
     using Float = typename L::Float;
@@ -39,7 +39,7 @@ struct PairCandidates {
     explicit PairCandidates(const EncodeTrellis& args) {
         unroll<n_subsets>([&](auto s) GEARKV_INLINE {
             low[s] = L::broadcast(static_cast<float>(args.levels[s]));
-            high[s] = L::broadcast(static_cast<float>(args.levels[n_subsets + s]));
+            high[s] = L::broadcast(static_cast<float>(args.levels[(args.width - 1) * n_subsets + s]));
         });
     }
     [[gnu::always_inline]] Words find(Float, Float (&lows)[n_subsets], Float (&highs)[n_subsets]) const {
@@ -361,7 +361,7 @@ bool encode_table(const EncodeTrellis& args) {
 
 template <class L>
 void encode_trellis(const EncodeTrellis& args) {
-    if (args.width == 2 && args.levels != nullptr) {
+    if (args.width <= 2 && args.levels != nullptr) {
         encode_with<L>(args, PairCandidates<L>(args));
     } else if (!are_all_within<L>(args.x, largest_searched)) {
         encode_searching<L>(args);

@@ -16,6 +16,7 @@ struct Shares {
     float share[3];
 };
 Shares shares_of(std::uint32_t width) {
+    if (width == 1) return {3, {0.65f, 0.55f, 0.45f}};
     if (width == 2) return {3, {1.0f, 0.85f, 0.7f}};
     if (width == 3) return {2, {1.0f, 0.9f, 0.0f}};
     return {1, {1.0f, 0.0f, 0.0f}};

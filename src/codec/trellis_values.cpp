@@ -5,26 +5,22 @@
 namespace gearkv {
 namespace {
 
-// Takes the profile's mean off and rotates every token.
-void gather_values(Section* s, std::uint32_t head, std::uint32_t first) {
-    const TrellisProfile profile = trellis_profile(s->work.view, head);
-    float* mean = line(*s, 0);
-    s->work.kernels->codec.from_half(mean, profile.mean, s->dim);
+// Rotates every token; returns how many there are.
+std::uint32_t gather_values(Section* s, std::uint32_t head, std::uint32_t first) {
     const std::uint32_t n = std::min(section_tokens, s->work.n_tokens() - first);
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
         float* to = s->row(t);
         std::fill_n(to, s->work.stride, 0.0f);
         if (t >= n) continue;
-        const float* x = s->work.row(first + t, head, line(*s, 1));
-        for (std::uint32_t c = 0; c < s->dim; ++c)
-            to[c] = x[c] - mean[c];
+        std::copy_n(s->work.row(first + t, head, line(*s, 1)), s->dim, to);
     }
     s->work.kernels->codec.rotate_rows(s->scratch.x, s->work.stride, n, s->dim);
+    return n;
 }
 
 // Scales so that the levels of a width have unit variance.
 float value_level_scale(std::uint32_t width) {
-    constexpr float sizes[max_value_width + 1] = {1.0f, 1.0f, 1.8604f, 2.4629f, 2.9403f};
+    constexpr float sizes[max_value_width + 1] = {1.0f, 1.1817f, 1.8604f, 2.4629f, 2.9403f};
     return sizes[width] / 127.0f;
 }
 
@@ -36,33 +32,55 @@ void root_mean_squares(const Section& s, const float* inverse_gain, float* sum, 
         rms[c] = std::sqrt(rms[c] / section_tokens);
 }
 
-// Gains of the tokens against the channels' own sizes.
+// Gains of the tokens: how long they are beside the others.
 struct Gains {
     float gain[section_tokens];
     float inverse[section_tokens];
 };
 
-// Chooses the gains, and what is left for the channels: rms of both. `sum` gets the sums of the channels.
-void choose_gains(Section* s, Gains* gains, float* sum, float* rms) {
-    root_mean_squares(*s, s->scratch.ones, sum, rms);
-    float* inverse = line(*s, 2);
-    std::fill_n(inverse, s->work.stride, 0.0f);
-    std::uint32_t n = 0;
-    for (std::uint32_t c = 0; c < s->dim; ++c) {
-        if (!(rms[c] > 0.0f)) continue;
-        inverse[c] = 1.0f / rms[c];
-        ++n;
+// Chooses the gains of the n tokens there are, and takes the profile's mean off by them: where attention goes
+// is often a token of nearly no value, which the whole mean would be an error of. `sum` and `rms` get the
+// sums of the channels, and the root mean squares of rows divided by their gain.
+void choose_gains(Section* s, std::uint32_t n, Gains* gains, float* sum, float* rms) {
+    float length[section_tokens];
+    const CodecKernels& kernels = s->work.kernels->codec;
+    std::fill_n(line(*s, 2), s->work.stride, 1.0f);
+    kernels.row_squares(length, s->scratch.x, s->work.stride, section_tokens, s->dim, line(*s, 2));
+    float total = 0.0f, most = 0.0f;
+    for (std::uint32_t t = 0; t < n; ++t) {
+        length[t] = std::sqrt(length[t]);
+        total += length[t];
+        most = std::max(most, length[t]);
     }
-    float square[section_tokens];
-    s->work.kernels->codec.row_squares(square, s->scratch.x, s->work.stride, section_tokens, s->dim, inverse);
+    // Quarters of octaves of a gain by the length beside the mean one. Down to half of that it moves with the
+    // power of 3/4, so that a token's gain shares what its length varies with the levels; short ones, whose
+    // errors count most, have all of it.
+    const auto quarters = [&](float x) {
+        if (!(x > 0.0f)) return least_gain_origin;
+        const float octaves = std::log2(x * static_cast<float>(n) / total);
+        return static_cast<int>(std::nearbyint(octaves > -1.0f ? 3.0f * octaves : 4.0f * octaves + 1.0f));
+    };
+    constexpr int n_gains = 16;
+    // Short tokens have the room that long ones leave: gains from 2^-4 to .84, or from .5 to 6.7 at most.
+    const int origin = std::clamp(quarters(most) - (n_gains - 1), -16, -4);
+    const auto byte = static_cast<std::int8_t>(origin);
+    std::memcpy(s->side + s->at.origin, &byte, sizeof(byte));
+    float* mean = line(*s, 2);
+    std::fill_n(mean, s->work.stride, 0.0f);
+    kernels.from_half(mean, trellis_profile(s->work.view, s->head).mean, s->dim);
+    kernels.rotate_rows(mean, s->work.stride, 1, s->dim);
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
-        const float size = n == 0 ? 1.0f : std::sqrt(square[t] / static_cast<float>(n));
-        const float quarter = size > 0.0f ? std::nearbyint(4.0f * std::log2(size)) : -8.0f;
-        const int nibble = static_cast<int>(std::clamp(quarter, -8.0f, 7.0f)) + gain_bias;
+        const int nibble =
+            t < n ? std::clamp(quarters(length[t]) - origin, 0, n_gains - 1) : std::min(-origin, n_gains - 1);
         s->side[s->at.gains + t / 2] |= static_cast<unsigned char>(nibble << (4 * (t % 2)));
-        gains->gain[t] = trellis_gain(static_cast<std::uint32_t>(nibble));
-        gains->inverse[t] = 1.0f / gains->gain[t];
+        const float gain = gains_of(origin)[nibble];
+        gains->gain[t] = gain;
+        gains->inverse[t] = 1.0f / gain;
+        float* __restrict row = s->row(t);
+        for (std::uint32_t c = 0; t < n && c < s->dim; ++c)
+            row[c] -= gain * mean[c];
     }
+    root_mean_squares(*s, s->scratch.ones, sum, rms);
     root_mean_squares(*s, gains->inverse, line(*s, 2), rms);
 }
 
@@ -124,10 +142,10 @@ void encode_value_panel(Section* s, const Places& p, const Gains& gains, const f
 }  // namespace
 
 void encode_values(Section* s, std::uint32_t head, std::uint32_t first) noexcept {
-    gather_values(s, head, first);
+    const std::uint32_t n = gather_values(s, head, first);
     Gains gains;
     float *sum = line(*s, 0), *rms = line(*s, 1);
-    choose_gains(s, &gains, sum, rms);
+    choose_gains(s, n, &gains, sum, rms);
     float variance[max_dim / value_granule] = {};
     float largest = 0.0f;
     for (std::uint32_t c = 0; c < s->dim; ++c) {
@@ -136,7 +154,7 @@ void encode_values(Section* s, std::uint32_t head, std::uint32_t first) noexcept
     }
     choose_widths(s, variance);
     // Least squares may ask for a little more than the first guess.
-    const int base = write_base(s, scale_sixteenths(largest * value_level_scale(2)) + 8);
+    const int base = write_base(s, scale_sixteenths(largest * value_level_scale(max_value_width)) + 8);
     for_panels(*s, [&](const Places& p) { encode_value_panel(s, p, gains, sum, rms, base); });
 }
 

@@ -238,13 +238,19 @@ Status check_sections(const BlockView& view) noexcept {
                                      "base %d of the scales of section %u, head %u, expected %d to %d", base,
                                      i, head, least_scale_base, most_scale_base);
             }
+            const int origin = gain_origin(view.section(head, i), header.version);
+            if (!keys && (origin < least_gain_origin || origin > most_gain_origin)) {
+                return Status::error(Code::bad_block,
+                                     "origin %d of the gains of section %u, head %u, expected %d to %d",
+                                     origin, i, head, least_gain_origin, most_gain_origin);
+            }
             std::uint32_t n_planes = 0;
             for (std::uint32_t g = 0; g < n_granules; ++g) {
                 const std::uint32_t width = read_nibble(view.section(head, i) + at.widths, g);
                 const std::uint32_t most = keys ? max_key_width : max_value_width;
-                if (width == 1 || width > most) {
-                    return Status::error(Code::bad_block, "width %u of granule %u, expected 0 or 2 to %u",
-                                         width, g, most);
+                if ((width == 1 && header.version == 1) || width > most) {
+                    return Status::error(Code::bad_block, "width %u of granule %u, expected 0 or %u to %u",
+                                         width, g, header.version == 1 ? 2 : 1, most);
                 }
                 n_planes += width;
             }
@@ -272,7 +278,7 @@ Status lay_out_block(const BlockShape& shape, const TensorSpec& spec, std::uint3
     if (Status status = check_shape(shape); !status.ok()) return status;
     BlockHeader header = {};
     header.magic = block_magic;
-    header.version = block_version;
+    header.version = spec.backbone == Backbone::trellis ? block_version : 1;
     header.kind = static_cast<std::uint8_t>(shape.kind);
     header.backbone = static_cast<std::uint8_t>(spec.backbone);
     header.bits = spec.bits;
@@ -454,8 +460,10 @@ Status check_codec(const BlockHeader& header, TensorSpec* spec, BlockShape* shap
     if (header.magic != block_magic) {
         return Status::error(Code::bad_block, "magic %08x, expected %08x", header.magic, block_magic);
     }
-    if (header.version != block_version) {
-        return Status::error(Code::bad_block, "block version %u, expected %u", header.version, block_version);
+    const bool is_known = header.version == 1 || (header.version == block_version && is_trellis(header));
+    if (!is_known) {
+        return Status::error(Code::bad_block, "block version %u, expected %s", header.version,
+                             is_trellis(header) ? "1 or 2" : "1");
     }
     if (header.kind > 1)
         return Status::error(Code::bad_block, "tensor kind %u, expected 0 or 1", header.kind);
@@ -498,6 +506,7 @@ Status open_block(const void* bytes, std::uint64_t n_bytes, BlockView* out) noex
     if (Status status = lay_out_block(shape, spec, header.rank, &expected); !status.ok()) {
         return Status::error(Code::bad_block, "%s", status.message());
     }
+    expected.version = header.version;
     if (header.n_bytes != n_bytes) {
         return Status::error(Code::bad_block, "header says %llu bytes, %llu are there",
                              static_cast<unsigned long long>(header.n_bytes),

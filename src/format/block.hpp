@@ -63,7 +63,8 @@
 namespace gearkv {
 
 inline constexpr std::uint32_t block_magic = 0x424b5647;  // "GVKB"
-inline constexpr std::uint16_t block_version = 1;
+// What is written; version 1 is read as well. Only trellis blocks differ, and others are all of version 1.
+inline constexpr std::uint16_t block_version = 2;
 inline constexpr std::uint32_t block_alignment = 64;
 inline constexpr std::uint32_t max_dim = 1024;
 // The largest entries that caches take: as halves, and as floats, of which sums over all tokens stay finite.
@@ -96,7 +97,7 @@ constexpr std::uint32_t lane_words(std::uint32_t bits, std::uint32_t depth) {
 
 struct BlockHeader {
     std::uint32_t magic;
-    std::uint16_t version;
+    std::uint16_t version;     // 1, or 2 of trellis blocks that are not of version 1
     std::uint8_t kind;         // TensorKind: 0 keys, 1 values
     std::uint8_t backbone;     // Backbone: 0 float, 1 fp16, 2 kivi, 3 kcvt, 4 token, 5 trellis
     std::uint8_t bits;         // of a code: 2, 3, 4 or 8; 32 and 16 of raw blocks; 0 of a trellis

@@ -26,12 +26,13 @@ inline constexpr std::uint32_t max_rule_layer = 4095;  // the last a cache may h
 inline constexpr float most_key_rate = max_key_width, most_value_rate = max_value_width;
 inline constexpr float least_auto_bits = 1.0f, most_auto_bits = 5.0f;
 
-// The points of bench/quality nearest to 2.5, 3.5 and 4.5 bits in all.
+// The points of bench/quality nearest to 1.9, 2.5, 3.5 and 4.5 bits in all.
 struct Preset {
     std::uint8_t bits;
     float key_rate, value_rate;
 };
-inline constexpr Preset presets[] = {{2, 2.625f, 2.0f}, {3, 3.625f, 3.0f}, {4, 4.625f, 4.0f}};
+inline constexpr Preset presets[] = {
+    {1, 2.0f, 1.5f}, {2, 2.625f, 2.0f}, {3, 3.625f, 3.0f}, {4, 4.625f, 4.0f}};
 // What gear-3 was once: states that name it may hold blocks of these rates.
 inline constexpr Preset earlier_preset = {3, 3.375f, 3.25f};
 

@@ -11,7 +11,7 @@ namespace gearkv {
 namespace {
 
 constexpr const char* known_names =
-    "f32, f16, q8, gear-2, gear-3, gear-4, auto:BITS, trellis-RATE, kivi-B, kcvt-B, token-B, or "
+    "f32, f16, q8, gear-1, gear-2, gear-3, gear-4, auto:BITS, trellis-RATE, kivi-B, kcvt-B, token-B, or "
     "[paper:]gear[l][-kcvt|-token]-B, "
     "B = 2 3 4 8";
 constexpr const char* known_options =
@@ -237,14 +237,15 @@ class Parser {
         return fail("\":\" and options, \";\" or the end");
     }
 
-    // A family and its bits; gear-2, gear-3 and gear-4 are presets unless "paper:" stands before them.
+    // A family and its bits; gear-1 to gear-4 are presets unless "paper:" stands before them.
     Status parse_family(Parsed* out) noexcept {
         const bool paper = accept("paper:");
         const std::size_t start = at_;
         for (const Family& family : families) {
             if (!accept(family.prefix)) continue;
-            if (at_ == text_.size() || std::strchr("2348", text_[at_]) == nullptr)
-                return fail("2, 3, 4 or 8 bits");
+            const bool is_preset = !paper && family.prefix == "gear-";
+            if (at_ == text_.size() || std::strchr(is_preset ? "12348" : "2348", text_[at_]) == nullptr)
+                return fail(is_preset ? "1, 2, 3, 4 or 8 bits" : "2, 3, 4 or 8 bits");
             TensorSpec& spec = out->spec;
             spec.backbone = family.backbone;
             spec.bits = static_cast<std::uint8_t>(text_[at_++] - '0');
@@ -255,7 +256,7 @@ class Parser {
             if (family.outliers) spec.sparsity = default_sparsity;
             if (paper && !family.low_rank) return fail_at(start, "gear or gearl after \"paper:\"");
             for (const Preset& preset : presets) {
-                if (!paper && family.prefix == "gear-" && preset.bits == spec.bits) out->preset = &preset;
+                if (is_preset && preset.bits == spec.bits) out->preset = &preset;
             }
             return {};
         }

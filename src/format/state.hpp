@@ -69,7 +69,7 @@ struct StateHeader {
     std::uint32_t byte_order;
     std::uint64_t n_bytes;  // of the file
     std::uint32_t n_sections;
-    std::uint32_t block_version;
+    std::uint32_t block_version;  // the latest of the blocks; 1 or 2
     std::uint32_t n_layers;
     std::uint32_t n_kv_heads;  // these three are 0 in version 2
     std::uint32_t key_dim;

@@ -7,14 +7,18 @@
 //
 // so 2^(b+1) levels are told apart by b bits: the two low index bits follow from the path, which a Viterbi
 // search chooses. A token depends on earlier tokens of its section only. Width 0 spends nothing: every
-// level is 0. There is no width 1; keys have up to 6, values up to 4.
+// level is 0. Keys have widths up to 6, values up to 4.
 //
 //   keys:    x' = mean_c + zero_c + S_c level     granules of 4 channels in the stored order of the profile
-//   values:  x' = mean_c + (H y)_c,               granules of 16 channels; H orthonormal, see rotate_head
-//            y_c = S_c gain_t level
+//   values:  x' = gain_t (mean_c + (H y)_c),      granules of 16 channels; H orthonormal, see rotate_head
+//            y_c = S_c level
 //
 // A granule is what shares a width; the last one of values may have 8 channels. S, zero, gain and the widths
 // are in the side information of a section, SectionLayout.
+//
+// Blocks of version 1 differ: they have no width 1, the origin of their gains is -8, where the sections have
+// a 0, and the mean of values has no gain: x' = mean_c + gain_t (H y)_c. The blocks of a stream may be of
+// both versions; the profile means the same.
 //
 // Parts of a block:
 //   profile    [head] of mean fp16 [dim] and, keys only, order u16 [dim]; behind all heads u32 [head + 1],
@@ -44,7 +48,8 @@ inline constexpr std::uint32_t key_plane_words = 16;
 inline constexpr std::uint32_t value_plane_words = 64;
 inline constexpr std::uint32_t max_key_width = 6;
 inline constexpr std::uint32_t max_value_width = 4;
-inline constexpr int gain_bias = 8;  // gain = 2^((nibble - 8) / 4)
+// Range of the origin of gains; gain = 2^((origin + nibble) / 4).
+inline constexpr int least_gain_origin = -32, most_gain_origin = 16, first_gain_origin = -8;
 
 constexpr std::uint32_t granule_channels(TensorKind kind) {
     return kind == TensorKind::key ? key_granule : value_granule;
@@ -53,8 +58,9 @@ constexpr std::uint32_t plane_words(TensorKind kind) {
     return kind == TensorKind::key ? key_plane_words : value_plane_words;
 }
 
-// Levels by width, those of 2 for keys and values; 5 and 6 are uniform: 2 j - (2^(b+1) - 1). Trained on
+// Levels by width, those of 1 and 2 for keys and values; 5 and 6 are uniform: 2 j - (2^(b+1) - 1). Trained on
 // Gaussian data: keys scaled to their range over a section, values to unit variance.
+constexpr std::int8_t key_levels_1[4] = {-127, -42, 42, 127};
 constexpr std::int8_t key_levels_2[8] = {-127, -73, -43, -12, 12, 43, 73, 127};
 constexpr std::int8_t key_levels_3[16] = {-127, -95, -74, -58, -44, -30, -18, -6,
                                           6,    18,  30,  44,  58,  74,  95,  127};
@@ -67,9 +73,11 @@ constexpr std::int8_t value_levels_4[32] = {-127, -100, -83, -70, -60, -52, -45,
                                             -19,  -15,  -10, -7,  -2,  2,   7,   10,  15,  19,  24,
                                             28,   34,   39,  45,  52,  60,  70,  83,  100, 127};
 
-// The table of a width of 2 to 4; null for 0, 5 and 6.
+// The table of a width of 1 to 4; null for 0, 5 and 6.
 constexpr const std::int8_t* trellis_levels(TensorKind kind, std::uint32_t width) {
     switch (width) {
+        case 1:
+            return key_levels_1;
         case 2:
             return key_levels_2;
         case 3:
@@ -90,7 +98,8 @@ constexpr int trellis_level(TensorKind kind, std::uint32_t width, std::uint32_t 
 // A key's zero is a signed byte times S times this: half a step of the levels, and coarser where steps are
 // fine.
 constexpr float zero_unit(std::uint32_t width) {
-    constexpr float units[max_key_width + 1] = {1.0f, 1.0f, 127.0f / 7, 127.0f / 15, 127.0f / 31, 4.0f, 8.0f};
+    constexpr float units[max_key_width + 1] = {1.0f,        127.0f / 3, 127.0f / 7, 127.0f / 15,
+                                                127.0f / 31, 4.0f,       8.0f};
     return units[width];
 }
 
@@ -117,10 +126,11 @@ inline constexpr int least_scale_base = -2048, most_scale_base = 256;
 // Byte offsets within the side information of one section of one head: in this order, each part behind the
 // one before it.
 struct SectionLayout {
-    std::uint32_t base = 0;    // i16, then two zeros. S = 2^((base + scale) / 16), 0 below 2^-126
+    std::uint32_t base = 0;    // i16. S = 2^((base + scale) / 16), 0 below 2^-126
+    std::uint32_t origin = 2;  // values: i8, of the gains; else 0. Then a 0
     std::uint32_t scales = 4;  // u8 [dim], keys in stored order
     std::uint32_t zeros;       // keys: i8 [dim], stored order; zero = this * S * zero_unit(width)
-    std::uint32_t gains;       // values: nibbles [128], low first; gain = 2^((nibble - 8) / 4)
+    std::uint32_t gains;       // values: nibbles [128], low first; gain = 2^((origin + nibble) / 4)
     std::uint32_t widths;      // nibbles [granules], low first
     std::uint32_t n_bytes;     // a multiple of 4, padded with zeros
 };
@@ -192,16 +202,30 @@ inline float exp2_sixteenths(int sixteenths) {
            sixteenth_powers[sixteenths & 15];
 }
 
-// Gain of a token from its nibble: 2^((nibble - 8) / 4).
-constexpr float trellis_gain(std::uint32_t nibble) {
-    constexpr float quarters[4] = {1.0f, 1.18920712f, 1.41421356f, 1.68179283f};
-    constexpr float octaves[4] = {0.25f, 0.5f, 1.0f, 2.0f};
-    return quarters[nibble & 3] * octaves[nibble >> 2];
+// 2^(i / 4) from i = least_gain_origin on, for the nibbles of any origin.
+struct QuarterPowers {
+    float powers[most_gain_origin - least_gain_origin + 16] = {};
+    constexpr QuarterPowers() {
+        constexpr float quarters[4] = {1.0f, 1.18920712f, 1.41421356f, 1.68179283f};
+        for (int i = 0; i < most_gain_origin - least_gain_origin + 16; ++i) {
+            const int quarter = i + least_gain_origin;
+            powers[i] = quarters[quarter & 3] *
+                        std::bit_cast<float>(static_cast<std::uint32_t>((quarter >> 2) + 127) << 23);
+        }
+    }
+};
+inline constexpr QuarterPowers quarter_powers;
+
+// The 16 gains of an origin, by nibble.
+constexpr const float* gains_of(int origin) {
+    return quarter_powers.powers + (origin - least_gain_origin);
 }
-constexpr float nibble_gains[16] = {trellis_gain(0),  trellis_gain(1),  trellis_gain(2),  trellis_gain(3),
-                                    trellis_gain(4),  trellis_gain(5),  trellis_gain(6),  trellis_gain(7),
-                                    trellis_gain(8),  trellis_gain(9),  trellis_gain(10), trellis_gain(11),
-                                    trellis_gain(12), trellis_gain(13), trellis_gain(14), trellis_gain(15)};
+// Of a section of values; `version` is the block's.
+inline int gain_origin(const unsigned char* section, std::uint16_t version) {
+    std::int8_t origin;
+    std::memcpy(&origin, section + SectionLayout().origin, sizeof(origin));
+    return version == 1 ? first_gain_origin : origin;
+}
 
 // 1 / sqrt(n) of a power of two n.
 constexpr float rotation_norm(std::uint32_t n) {

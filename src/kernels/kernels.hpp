@@ -202,7 +202,7 @@ struct FoldHalves {
 // channels in stored order, granules of 4.
 struct ScoreTrellis {
     const std::uint32_t* words;  // first plane
-    const std::uint8_t* widths;  // [n_granules], 0 or 2 to 6
+    const std::uint8_t* widths;  // [n_granules], 0 to 6
     std::uint32_t n_granules;
     const float* query;  // [n_rows][query_stride], readable for 4 * n_granules channels
     std::size_t query_stride;
@@ -220,7 +220,7 @@ inline constexpr std::uint32_t all_slices = (1u << (tile_tokens / slice_tokens))
 // out[row][c] = sum_t weight[row][t] level(t, c) over the 128 tokens of one trellis section, granules of 16.
 struct MixTrellis {
     const std::uint32_t* words;
-    const std::uint8_t* widths;  // [n_granules], 0 or 2 to 4
+    const std::uint8_t* widths;  // [n_granules], 0 to 4
     std::uint32_t n_granules;
     const float* weight;  // [n_rows][weight_stride], 128 tokens
     std::size_t weight_stride;
@@ -247,11 +247,13 @@ struct FoldKeys {
 };
 
 // Gains of the 128 tokens of a section of values: scaled[row][t] = weight[row][t] gain_t and
-// sum[row] += sum_t weight[row][t].
+// sum[row] += sum_t weight[row][t], or the sum of what is scaled.
 struct FoldWeights {
     const std::uint8_t* gains;  // nibbles
-    const float* weight;        // [n_rows][stride]
-    float* scaled;              // as weight
+    const float* gain_of;       // [16], of each nibble
+    bool sums_scaled;
+    const float* weight;  // [n_rows][stride]
+    float* scaled;        // as weight
     std::size_t stride;
     float* sum;
     std::uint32_t n_rows;

@@ -206,7 +206,12 @@ StateHeader make_header(const CacheAccess::Impl& impl, const SaveOptions& option
     std::memcpy(header.magic, state_magic, sizeof(state_magic));
     header.version = is_alike ? state_version : state_dims_version;
     header.byte_order = state_byte_order;
-    header.block_version = block_version;
+    header.block_version = 1;
+    for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
+        const KvSpec spec = first_spec(config, layer);
+        if (spec.key.backbone == Backbone::trellis || spec.value.backbone == Backbone::trellis)
+            header.block_version = block_version;
+    }
     header.n_layers = config.n_layers;
     if (is_alike) {
         const LayerDims dims = config.dims_of(0);

@@ -56,10 +56,10 @@ Status StateFile::read_header(StateInput* input) noexcept {
         !status.ok()) {
         return status;
     }
-    if (h.byte_order != state_byte_order || h.block_version != block_version) {
+    if (h.byte_order != state_byte_order || h.block_version < 1 || h.block_version > block_version) {
         return Status::error(Code::bad_version,
-                             "byte order %08x and blocks of version %u, expected %08x and %u", h.byte_order,
-                             h.block_version, state_byte_order, block_version);
+                             "byte order %08x and blocks of version %u, expected %08x and 1 to %u",
+                             h.byte_order, h.block_version, state_byte_order, block_version);
     }
     if (input->n_bytes() != StateInput::unknown && h.n_bytes != input->n_bytes()) {
         return Status::error(input->n_bytes() < h.n_bytes ? Code::truncated : Code::damaged,

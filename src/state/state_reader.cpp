@@ -257,7 +257,10 @@ bool StateReader::any_layout(const StateLayerSections& sections, TensorKind kind
 Status StateReader::check_block_header(std::uint32_t layer, const StateLayerSections& sections,
                                        TensorKind kind, const StateSection& section,
                                        const BlockHeader& header) const noexcept {
-    const auto is_like = [&](const BlockHeader& expected) {
+    const auto is_like = [&](BlockHeader expected) {
+        // A stream goes on in the present version where it began in an earlier one.
+        const bool is_earlier = header.version == 1 || file_.header().block_version == 1;
+        if (is_earlier) expected.version = 1;
         return std::memcmp(&header, &expected, sizeof(expected)) == 0 && header.n_bytes == section.n_bytes;
     };
     if (any_layout(sections, kind, header.n_tokens, is_like)) return {};

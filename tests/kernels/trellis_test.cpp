@@ -1,6 +1,7 @@
 // The trellis kernels at every level: the search against the reference to the last bit, the products against
 // sums in double.
 #include <algorithm>
+#include <array>
 #include <iterator>
 
 #include "format/trellis.hpp"
@@ -29,7 +30,7 @@ std::vector<Table> all_tables() {
     const auto add = [&](const char* name, std::uint32_t width, const std::int8_t* levels) {
         tables.push_back({name, width, {levels, levels + (2u << width)}});
     };
-    for (std::uint32_t width = 2; width <= max_value_width; ++width) {
+    for (std::uint32_t width = 1; width <= max_value_width; ++width) {
         add("keys", width, trellis_levels(TensorKind::key, width));
         add("values", width, trellis_levels(TensorKind::value, width));
     }
@@ -117,8 +118,8 @@ TEST_CASE("the trellis search breaks ties as the reference does") {
     // Where two squares agree after rounding though one level is nearer.
     check_search_all("beside midpoints and cells", [](Random& random, const Table& table) {
         const std::uint32_t n = 2u << table.width;
-        const std::uint32_t i = random.below(n - 4);
-        float x = 0.5f * static_cast<float>(table_level(table, i) + table_level(table, i + 4));
+        const std::uint32_t apart = std::min(4u, n - 1), i = random.below(n - apart);
+        float x = 0.5f * static_cast<float>(table_level(table, i) + table_level(table, i + apart));
         if (random.below(3) == 0) x = static_cast<float>(random.below(17)) * 16.0f - 128.0f;
         const float to = random.below(2) == 0 ? 1e9f : -1e9f;
         for (std::uint32_t step = random.below(40); step > 0; --step)
@@ -161,7 +162,6 @@ std::vector<SectionCase> section_cases(TensorKind kind) {
     std::vector<SectionCase> cases;
     for (std::uint32_t n_rows = 1; n_rows <= max_rows; ++n_rows) {
         for (std::uint8_t width = 0; width <= most; ++width) {
-            if (width == 1) continue;
             cases.push_back({kind, {width}, n_rows, Pattern::random});
             cases.push_back({kind, std::vector<std::uint8_t>(9, width), n_rows, Pattern::wide});
         }
@@ -169,8 +169,7 @@ std::vector<SectionCase> section_cases(TensorKind kind) {
         for (std::size_t n : {2, 7, 32, 33, 65}) {
             std::vector<std::uint8_t> widths(n);
             for (std::uint8_t& width : widths) {
-                width = static_cast<std::uint8_t>(random.below(most));
-                if (width > 0) ++width;
+                width = static_cast<std::uint8_t>(random.below(most + 1));
             }
             cases.push_back({kind, widths, n_rows, n % 2 == 0 ? Pattern::random : Pattern::wide});
         }
@@ -378,8 +377,8 @@ TEST_CASE("slices with a weight that counts are found as the reference finds the
 
 TEST_CASE("a factor of one and zeros beside it gives the levels themselves") {
     for (const Kernels* kernels : all_kernels()) {
-        const std::uint32_t granules = 5;
-        const SectionCase shape = {TensorKind::key, {2, 3, 4, 5, 6}, 1, Pattern::random};
+        const std::uint32_t granules = 6;
+        const SectionCase shape = {TensorKind::key, {1, 2, 3, 4, 5, 6}, 1, Pattern::random};
         const std::vector<std::uint32_t> planes = make_planes(shape);
         const std::vector<int> levels = section_levels(shape, planes);
         for (std::size_t c = 0; c < granules * key_granule; ++c) {
@@ -463,21 +462,28 @@ TEST_CASE("gains and scales of value sections are applied as by the reference") 
         const std::vector<std::uint8_t> nibbles = random_bytes(section_tokens / 2, n_rows);
         const std::vector<float> rows =
             make_floats((n_rows - 1) * stride + section_tokens, Pattern::wide, n_rows);
+        // Both sums, and origins at the ends of their range.
+        const bool sums_scaled = n_rows % 2 == 0;
+        const int origin =
+            std::array{least_gain_origin, first_gain_origin, -13, most_gain_origin}[n_rows / 2 % 4];
+        const std::vector<float> table(gains_of(origin), gains_of(origin) + 16);
         for (const Kernels* kernels : all_kernels()) {
             for (const Place place : all_places) {
                 GuardedArray<std::uint8_t> gains(nibbles, place);
-                GuardedArray<float> weight(rows, place), scaled(rows.size(), place), sum(n_rows, place);
+                GuardedArray<float> gain_of(table, place), weight(rows, place), scaled(rows.size(), place),
+                    sum(n_rows, place);
                 std::fill_n(sum.data(), n_rows, 0.25f);
-                kernels->attention.fold_weights(
-                    {gains.data(), weight.data(), scaled.data(), stride, sum.data(), n_rows});
+                kernels->attention.fold_weights({gains.data(), gain_of.data(), sums_scaled, weight.data(),
+                                                 scaled.data(), stride, sum.data(), n_rows});
                 std::size_t n_wrong = scaled.is_intact() && sum.is_intact() ? 0 : 1;
                 for (std::size_t row = 0; row < n_rows; ++row) {
                     ExactSum want;
                     want.add(0.25);
                     for (std::uint32_t t = 0; t < section_tokens; ++t) {
                         const std::size_t at = row * stride + t;
-                        if (scaled[at] != rows[at] * trellis_gain(read_nibble(nibbles.data(), t))) ++n_wrong;
-                        want.add(static_cast<double>(rows[at]));
+                        const float by = rows[at] * gain_of[read_nibble(nibbles.data(), t)];
+                        if (scaled[at] != by) ++n_wrong;
+                        want.add(static_cast<double>(sums_scaled ? by : rows[at]));
                     }
                     if (!want.accepts(sum[row])) ++n_wrong;
                 }

@@ -12,10 +12,11 @@ inline std::string golden(const std::string& name) {
 struct Golden {
     const char *name, *spec;
 };
-inline constexpr Golden accepted[] = {{"gear-2", "gear-2"},       {"paper-gear-4", "paper:gear-4:nb=64"},
-                                      {"auto", "auto:3"},         {"kcvt", "gear-kcvt-3:nb=64"},
-                                      {"q8", "q8:recent=20"},     {"f16", "f16"},
-                                      {"mixed", "k=gear-4;v=f32"}};
+inline constexpr Golden accepted[] = {
+    {"gear-2", "gear-2"},        {"paper-gear-4", "paper:gear-4:nb=64"},
+    {"auto", "auto:3"},          {"kcvt", "gear-kcvt-3:nb=64"},
+    {"q8", "q8:recent=20"},      {"f16", "f16"},
+    {"mixed", "k=gear-4;v=f32"}, {"gear-1", "gear-1"}};  // this one's blocks are of version 2
 
 inline CacheConfig golden_config(const char* spec) {
     CacheConfig config = make_config(spec, 1, 8, 16, 400);

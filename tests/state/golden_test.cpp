@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "file/xxh64.hpp"
+#include "format/block.hpp"
 #include "format/state.hpp"
 #include "golden.hpp"
 
@@ -19,7 +20,7 @@ std::vector<float> read_numbers(const std::string& path) {
 
 }  // namespace
 
-TEST_CASE("files of version 1 are accepted", "[state]") {
+TEST_CASE("files of state version 1, with blocks of version 1 and 2, are accepted", "[state]") {
     for (const Golden& file : accepted) {
         CAPTURE(file.name);
         const std::vector<float> expected = read_numbers(golden(std::string(file.name) + ".txt"));
@@ -67,6 +68,45 @@ TEST_CASE("broken and foreign files of version 1 are refused by their codes", "[
         CHECK(status.code() == code);
         CHECK(cache == nullptr);
     }
+}
+
+TEST_CASE("a stream that began with blocks of version 1 goes on with those of version 2", "[state]") {
+    const Tensor keys = gaussian(600, 1, 8, 1), values = gaussian(600, 1, 16, 2);
+    const CacheConfig config = golden_config("gear-2");
+    std::unique_ptr<Cache> cache, again;
+    REQUIRE(load(golden("gear-2.gkvs").c_str(), config, &cache).ok());
+    const auto block_versions = [](const Cache& of, std::vector<unsigned char>* bytes) {
+        std::uint64_t n = 0;
+        REQUIRE(state_bytes(of, {}, &n).ok());
+        bytes->resize(n);
+        REQUIRE(save_state(of, bytes->data(), n, {}, serial_executor()).ok());
+        const auto* header = reinterpret_cast<const StateHeader*>(bytes->data());
+        const auto* sections = reinterpret_cast<const StateSection*>(header + 1);
+        std::vector<unsigned> versions = {header->block_version};
+        for (std::uint32_t i = 0; i < header->n_sections; ++i) {
+            if (sections[i].kind != static_cast<std::uint32_t>(StateKind::value_block)) continue;
+            versions.push_back(
+                reinterpret_cast<const BlockHeader*>(bytes->data() + sections[i].offset)->version);
+        }
+        return versions;
+    };
+    std::vector<unsigned char> before, bytes;
+    const std::vector<unsigned> old = block_versions(*cache, &before);
+    CHECK(std::count(old.begin() + 1, old.end(), 1u) == static_cast<std::ptrdiff_t>(old.size() - 1));
+    REQUIRE(append(cache.get(), keys, values, 365, 35).ok());
+    REQUIRE(cache->compress(0, serial_executor()).ok());
+    const std::vector<unsigned> versions = block_versions(*cache, &bytes);
+    REQUIRE(versions.size() > old.size());
+    CHECK((versions.front() == 2 && versions[1] == 1 && versions.back() == 2));
+    REQUIRE(load_state(bytes.data(), bytes.size(), config, {}, serial_executor(), &again).ok());
+    CHECK(golden_outputs(again.get()) == golden_outputs(cache.get()));
+    // A file that has later blocks than it says is refused.
+    auto* header = reinterpret_cast<StateHeader*>(bytes.data());
+    header->block_version = 1;
+    header->checksum = xxh64(header, offsetof(StateHeader, checksum));
+    again = nullptr;
+    CHECK(load_state(bytes.data(), bytes.size(), config, {}, serial_executor(), &again).code() ==
+          Code::corrupt_state);
 }
 
 TEST_CASE("files of gear-3 as it once was are read, go on at its rates, and are saved again", "[state]") {

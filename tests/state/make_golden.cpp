@@ -1,6 +1,6 @@
-// Writes the golden files and the seeds of the fuzz target anew, into the sources, at the level of the run.
-// Only for a new version of the format:  ninja make-golden-states && GEARKV_LEVEL=scalar
-// tests/state/make-golden-states
+// Writes the golden files and the seeds of the fuzz target that are not there, into the sources, at the level
+// of the run: what was once written must be read, so those that are there stay. Only for a new version of the
+// format:  ninja make-golden-states && GEARKV_LEVEL=scalar tests/state/make-golden-states
 #include <cstring>
 
 #include "file/xxh64.hpp"
@@ -14,6 +14,7 @@ TEST_CASE("golden files") {
     std::filesystem::create_directories(golden("reject"));
     const Tensor keys = gaussian(400, 1, 8, 1), values = gaussian(400, 1, 16, 2);
     for (const Golden& file : accepted) {
+        if (std::filesystem::exists(golden(std::string(file.name) + ".gkvs"))) continue;
         auto cache = make_cache(golden_config(file.spec));
         REQUIRE(append(cache.get(), keys, values, 0, 220).ok());
         (void)golden_outputs(cache.get());
@@ -29,20 +30,23 @@ TEST_CASE("golden files") {
         for (const float x : golden_outputs(cache.get()))
             numbers << x << "\n";
     }
-    auto shapes = make_cache(shapes_config());
     const Tensor other_keys = gaussian(200, 2, 16, 3), other_values = gaussian(200, 2, 8, 4);
-    REQUIRE(append(shapes.get(), keys, values, 0, 200).ok());
-    REQUIRE(append(shapes.get(), other_keys, other_values, 0, 200, 2).ok());
-    for (const std::uint32_t layer : {0u, 2u})
-        REQUIRE(shapes->compress(layer, serial_executor()).ok());
-    REQUIRE(shapes->remove(40, 30).ok());
-    REQUIRE(save_state(*shapes, golden("shapes.gkvs").c_str(), {}, serial_executor()).ok());
-    std::ofstream numbers(golden("shapes.txt"));
-    numbers.precision(9);
-    for (const std::uint32_t layer : {0u, 2u}) {
-        for (const float x : golden_outputs(shapes.get(), layer))
-            numbers << x << "\n";
-    }
+    const auto write_shapes = [&] {
+        auto shapes = make_cache(shapes_config());
+        REQUIRE(append(shapes.get(), keys, values, 0, 200).ok());
+        REQUIRE(append(shapes.get(), other_keys, other_values, 0, 200, 2).ok());
+        for (const std::uint32_t layer : {0u, 2u})
+            REQUIRE(shapes->compress(layer, serial_executor()).ok());
+        REQUIRE(shapes->remove(40, 30).ok());
+        REQUIRE(save_state(*shapes, golden("shapes.gkvs").c_str(), {}, serial_executor()).ok());
+        std::ofstream numbers(golden("shapes.txt"));
+        numbers.precision(9);
+        for (const std::uint32_t layer : {0u, 2u}) {
+            for (const float x : golden_outputs(shapes.get(), layer))
+                numbers << x << "\n";
+        }
+    };
+    if (!std::filesystem::exists(golden("shapes.gkvs"))) write_shapes();
     const auto bytes_of = [&](const char* spec, std::uint8_t model) {
         auto cache = make_cache(golden_config(spec));
         REQUIRE(append(cache.get(), keys, values, 0, 3).ok());
@@ -52,17 +56,25 @@ TEST_CASE("golden files") {
         REQUIRE(save_state(*cache, file.path(), options, serial_executor()).ok());
         return file.read();
     };
-    CacheConfig unrotated = shapes_config();
-    unrotated.rope = {};
-    auto seed_of_shapes = make_cache(unrotated);
-    REQUIRE(append(seed_of_shapes.get(), keys, values, 0, 200).ok());
-    REQUIRE(append(seed_of_shapes.get(), other_keys, other_values, 0, 200, 2).ok());
-    REQUIRE(seed_of_shapes->compress(0, serial_executor()).ok());
-    const std::string seed_path = std::string(GEARKV_DATA_DIR) + "/../fuzz/seeds/shapes.gkvs";
-    REQUIRE(save_state(*seed_of_shapes, seed_path.c_str(), {}, serial_executor()).ok());
+    const auto seed_of = [](const char* name) {
+        return std::string(GEARKV_DATA_DIR) + "/../fuzz/seeds/" + name + ".gkvs";
+    };
+    const auto write_seed_of_shapes = [&] {
+        CacheConfig unrotated = shapes_config();
+        unrotated.rope = {};
+        auto seed_of_shapes = make_cache(unrotated);
+        REQUIRE(append(seed_of_shapes.get(), keys, values, 0, 200).ok());
+        REQUIRE(append(seed_of_shapes.get(), other_keys, other_values, 0, 200, 2).ok());
+        REQUIRE(seed_of_shapes->compress(0, serial_executor()).ok());
+        REQUIRE(save_state(*seed_of_shapes, seed_of("shapes").c_str(), {}, serial_executor()).ok());
+    };
+    if (!std::filesystem::exists(seed_of("shapes"))) write_seed_of_shapes();
     // Seeds of the fuzz target, which has no frequencies.
-    for (const Golden& seed :
-         {Golden{"gear", "gear-2"}, {"paper", "paper:gear-4:nb=64"}, {"auto", "auto:3"}}) {
+    for (const Golden& seed : {Golden{"gear", "gear-2"},
+                               {"paper", "paper:gear-4:nb=64"},
+                               {"auto", "auto:3"},
+                               {"gear-1", "gear-1"}}) {
+        if (std::filesystem::exists(seed_of(seed.name))) continue;
         CacheConfig config = golden_config(seed.spec);
         config.rope = {};
         auto cache = make_cache(config);
@@ -70,10 +82,10 @@ TEST_CASE("golden files") {
         (void)golden_outputs(cache.get());
         REQUIRE(cache->compress(0, serial_executor()).ok());
         REQUIRE(cache->remove(40, 30).ok());
-        const std::string path = std::string(GEARKV_DATA_DIR) + "/../fuzz/seeds/" + seed.name + ".gkvs";
-        REQUIRE(save_state(*cache, path.c_str(), {}, serial_executor()).ok());
+        REQUIRE(save_state(*cache, seed_of(seed.name).c_str(), {}, serial_executor()).ok());
     }
     for (const Code code : rejected) {
+        if (std::filesystem::exists(golden(std::string("reject/") + code_name(code) + ".gkvs"))) continue;
         FileBytes bytes = bytes_of(code == Code::other_codec ? "q8" : "f16", code == Code::other_model);
         auto* header = reinterpret_cast<StateHeader*>(bytes.data());
         auto* sections = reinterpret_cast<StateSection*>(header + 1);

@@ -145,7 +145,8 @@ struct Tokens {
     }
 };
 
-// Levels of the trellis by width, those of 2 the same for keys and values.
+// Levels of the trellis by width, those of 1 and 2 the same for keys and values.
+const int levels_1[] = {-127, -42, 42, 127};
 const int levels_2[] = {-127, -73, -43, -12, 12, 43, 73, 127};
 const int key_levels_3[] = {-127, -95, -74, -58, -44, -30, -18, -6, 6, 18, 30, 44, 58, 74, 95, 127};
 const int key_levels_4[] = {-127, -122, -107, -95, -85, -77, -68, -61, -53, -46, -39,
@@ -158,6 +159,8 @@ const int value_levels_4[] = {-127, -100, -83, -70, -60, -52, -45, -39, -34, -28
 
 int level(bool key, uint32_t width, uint32_t i) {
     switch (width) {
+        case 1:
+            return levels_1[i];
         case 2:
             return levels_2[i];
         case 3:
@@ -174,14 +177,15 @@ int level(bool key, uint32_t width, uint32_t i) {
 }
 
 double zero_unit(uint32_t width) {
-    const double units[] = {1.0, 1.0, 127.0 / 7, 127.0 / 15, 127.0 / 31, 4.0, 8.0};
+    const double units[] = {1.0, 127.0 / 3, 127.0 / 7, 127.0 / 15, 127.0 / 31, 4.0, 8.0};
     return units[width];
 }
 
 class Block {
   public:
     Block(Bytes bytes, bool key) : bytes_(bytes), h_(bytes.get<BlockHeader>(0)), key_(key) {
-        demand(h_.magic == 0x424b5647 && h_.version == 1, "not a block of version 1");
+        demand(h_.magic == 0x424b5647, "not a block");
+        demand(h_.version == 1 || (h_.version == 2 && h_.backbone == trellis), "version of a block");
         demand(h_.kind == (key ? 0 : 1), "keys for values");
         demand(h_.n_bytes == bytes.n && bytes.n % 64 == 0, "size of a block");
         demand(h_.reserved == 0 && bytes.part(96, 32).zero(), "reserved fields of a block");
@@ -365,13 +369,18 @@ class Block {
             const Bytes side = sections_.part((head * n_sections + s) * section_bytes_, section_bytes_);
             const Bytes zeros = side.part(third_at, widths_at - third_at), gains = zeros;
             const Bytes widths = side.part(widths_at, side.n - widths_at);
-            demand(side.part(2, 2).zero(), "bytes behind the base");
+            int origin = side.get<int8_t>(2);
+            demand(side.get<uint8_t>(3) == 0 && (origin == 0 || (!key_ && h_.version == 2)),
+                   "bytes behind the base");
+            if (h_.version == 1) origin = -8;
+            demand(key_ || (origin >= -32 && origin <= 16), "origin of the gains");
             for (size_t i = n_granules_; i < 2 * widths.n; ++i)
                 demand(widths.nibble(i) == 0, "bytes behind the widths");
             size_t plane = first_plane * n_sections + s * n_planes;
             const size_t end = plane + n_planes, t0 = 128 * s, n = std::min<size_t>(128, out->n - t0);
             for (size_t place = 0; place < dim; ++place) {
                 const uint32_t width = widths.nibble(place / granule);
+                demand(width != 1 || h_.version == 2, "a width of 1 in version 1");
                 demand(plane + width <= end, "widths exceed the planes of a section");
                 const double scale = std::exp2((side.get<int16_t>(0) + side.get<uint8_t>(4 + place)) / 16.0);
                 const std::vector<int> levels = levels_of(plane, place % granule, width, n);
@@ -387,9 +396,9 @@ class Block {
             for (size_t t = 0; !key_ && t < n; ++t) {
                 double* y = &out->at(t0 + t, head, 0);
                 turn(y, dim);
-                const double gain = std::exp2((static_cast<int>(gains.nibble(t)) - 8) / 4.0);
+                const double gain = std::exp2((static_cast<int>(gains.nibble(t)) + origin) / 4.0);
                 for (size_t c = 0; c < dim; ++c)
-                    y[c] = own.half(c) + gain * y[c];
+                    y[c] = (h_.version == 1 ? 1.0 : gain) * own.half(c) + gain * y[c];
             }
         }
         const size_t all = first_planes.item<uint32_t>(out->n_heads) * n_sections * plane_bytes;
@@ -463,7 +472,9 @@ class Reader {
         header_ = file_.get<FileHeader>(0);
         demand(std::memcmp(header_.magic, "GVKSTATE", 8) == 0, "magic");
         demand(header_.byte_order == 0x01020304, "byte order");
-        demand((header_.version == 1 || header_.version == 2) && header_.block_version == 1, "version");
+        demand((header_.version == 1 || header_.version == 2) && header_.block_version >= 1 &&
+                   header_.block_version <= 2,
+               "version");
         demand(header_.checksum == xxh64(file_.data, 504), "checksum of the header");
         demand(header_.n_bytes == file_.n && file_.n % 64 == 0, "size of the file");
         demand((header_.flags & ~1u) == 0 && header_.rope_interleaved <= 1, "flags");

@@ -64,8 +64,8 @@ TEST_CASE("names stand for backbones, bits and parts", "[spec]") {
     }
 }
 
-TEST_CASE("gear-2, gear-3 and gear-4 are trellis presets with sinks", "[spec]") {
-    for (const char* text : {"gear-2", "gear-3", "gear-4", "gear-2:nb=256,sinks=8"}) {
+TEST_CASE("gear-1 to gear-4 are trellis presets with sinks", "[spec]") {
+    for (const char* text : {"gear-1", "gear-2", "gear-3", "gear-4", "gear-1:nb=256,sinks=8"}) {
         const KvSpec spec = parsed(text);
         CHECK(spec.key.backbone == Backbone::trellis);
         CHECK(spec.value.backbone == Backbone::trellis);
@@ -121,9 +121,11 @@ TEST_CASE("a bad SPEC is refused with its place and what is known there", "[spec
     const struct {
         const char *text, *place, *known;
     } cases[] = {
-        {"", "character 1:", "f32, f16, q8, gear-2"},
+        {"", "character 1:", "f32, f16, q8, gear-1, gear-2"},
         {"gaer-2", "character 1:", "gear[l]"},
-        {"gear-5", "character 6:", "2, 3, 4 or 8"},
+        {"gear-5", "character 6:", "1, 2, 3, 4 or 8"},
+        {"paper:gear-1", "character 12:", "2, 3, 4 or 8"},
+        {"kivi-1", "character 6:", "2, 3, 4 or 8"},
         {"gear-", "character 6:", "2, 3, 4 or 8"},
         {"paper:gear-22", "character 13:", "options"},
         {"paper:gear-2:x=1", "character 14:", "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS"},
