@@ -112,7 +112,8 @@ void mix_dot_granule(const std::uint32_t* words, std::uint32_t width, const Slic
     for (std::size_t lane = 0; lane < value_granule; lane += L::width) {
         switch (width) {
             case 1:
-                mix_dot_lanes<L, 1, n_rows>(words + lane, weights, row, out + lane, out_stride, ahead);
+                mix_dot_lanes<L, 1, n_rows>(words + lane, rounds, weights, row, out + lane, out_stride,
+                                            ahead);
                 break;
             case 2:
                 mix_dot_lanes<L, 2, n_rows>(words + lane, rounds, weights, row, out + lane, out_stride,

@@ -121,7 +121,7 @@ void mix_trellis_packs(const MixTrellis& args) {
             float* out = args.out + row * args.out_stride + g * value_granule;
             switch (width) {
                 case 1:
-                    mix_pack_granule<L, 1, n.value>(words, weights, row, out, args.out_stride);
+                    mix_pack_granule<L, 1, n.value>(words, rounds, weights, row, out, args.out_stride);
                     break;
                 case 2:
                     mix_pack_granule<L, 2, n.value>(words, rounds, weights, row, out, args.out_stride);
