@@ -19,6 +19,7 @@
 #include <random>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -108,8 +109,17 @@ int main(int argc, char** argv) {
         const std::string part = state + ".part";
         int done = 0;
         for (const int depth : depths) {
-            decode(context, tokens.next(depth - done));
+            std::vector<llama_token> more = tokens.next(depth - done);
             done = depth;
+            // A filling that was stopped goes on from the deepest state there is.
+            std::size_t n_kept = 0;
+            llama_token none;
+            if (std::ifstream(file_of(depth)).good()) {
+                if (!llama_state_load_file(context, file_of(depth).c_str(), &none, 0, &n_kept))
+                    fail("cannot load " + file_of(depth));
+                continue;
+            }
+            decode(context, std::move(more));
             if (!llama_state_save_file(context, part.c_str(), nullptr, 0) ||
                 std::rename(part.c_str(), file_of(depth).c_str()) != 0)
                 fail("cannot save " + file_of(depth));
