@@ -305,7 +305,7 @@ class Life {
         EXPECT(code == expected && lossless[0] == lossless[1], "truncate gave %s", code_name(code));
         if (code != Code::ok) return;
         for (std::uint32_t i = 0; i < config_.n_layers; ++i) {
-            if (dims_[i].has_keys()) layers_[i].tokens.resize(n - cut);
+            if (dims_[i].has_keys()) layers_[i].take_back(n - cut, cut);
         }
     }
 
@@ -328,8 +328,7 @@ class Life {
             if (!dims_[i].has_keys()) continue;
             PlainLayer& layer = layers_[i];
             const RopeConfig& rope = ropes_[i];
-            const auto at = layer.tokens.begin() + static_cast<std::ptrdiff_t>(first);
-            layer.tokens.erase(at, at + static_cast<std::ptrdiff_t>(cut));
+            layer.take_back(first, cut);
             for (std::size_t t = first; t < layer.tokens.size(); ++t)
                 turn_key(dims_[i], rope, -static_cast<double>(cut), &layer.tokens[t].key);
             layer.turned |= rope.n_pairs > 0;
@@ -549,7 +548,9 @@ class Life {
         const std::uint64_t window = config_.windows == nullptr ? 0 : config_.windows[layer];
         if (window > 0) seen.window = seen.window == 0 ? window : std::min(seen.window, window);
         const std::uint64_t gap = n_sinks(layer), gap_end = gap + n_forgotten(layer);
-        const PlainAttention plain = {dims_[layer], seen, keys, values, n, gap, gap_end, noise_};
+        const PlainLayer& held = layers_[layer];
+        const Largest hidden = largest_of(held.gone, held.largest(gap, gap_end - gap));
+        const PlainAttention plain = {dims_[layer], seen, keys, values, n, gap, gap_end, noise_, hidden};
         std::vector<double> expected;
         for (std::uint32_t query = 0; query < queries.n_queries; ++query) {
             for (std::uint32_t head = 0; head < queries.n_heads; ++head) {

@@ -14,11 +14,37 @@ struct PlainToken {
     std::vector<double> key, value;  // [n_kv_heads, dim]
 };
 
+// The largest entries of some tokens.
+struct Largest {
+    double key = 0.0, value = 0.0;
+};
+inline Largest largest_of(const Largest& a, const Largest& b) {
+    return {std::max(a.key, b.key), std::max(a.value, b.value)};
+}
+
 // One layer.
 struct PlainLayer {
     std::vector<PlainToken> tokens;
     bool turned = false;   // keys were rotated since they came
     double squares = 0.0;  // of all entries that ever came
+    Largest gone;          // of tokens that were taken back
+
+    Largest largest(std::size_t first, std::size_t n) const {
+        Largest of;
+        for (std::size_t t = first; t < first + n; ++t) {
+            for (const double x : tokens[t].key)
+                of.key = std::max(of.key, std::fabs(x));
+            for (const double x : tokens[t].value)
+                of.value = std::max(of.value, std::fabs(x));
+        }
+        return of;
+    }
+
+    void take_back(std::size_t first, std::size_t n) {
+        gone = largest_of(gone, largest(first, n));
+        const auto begin = tokens.begin() + static_cast<std::ptrdiff_t>(first);
+        tokens.erase(begin, begin + static_cast<std::ptrdiff_t>(n));
+    }
 };
 
 // Keys that move by `shift` tokens.
@@ -45,6 +71,7 @@ struct PlainAttention {
     std::uint64_t n_tokens;
     std::uint64_t gap_first, gap_end;  // tokens that are forgotten
     double noise;                      // of a score, as a share of the largest there can be
+    Largest hidden;                    // tokens that may share a block, and its scales, with those that are seen
 
     // out [value_dim] in double; *margin is how far off each entry may be.
     void attend(std::uint32_t query, std::uint32_t head, std::vector<double>* out, double* margin) const {
@@ -55,7 +82,7 @@ struct PlainAttention {
         const std::uint64_t first = queries.window > 0 && end > queries.window ? end - queries.window : 0;
         const bool has_sink = queries.sinks != nullptr && std::isfinite(queries.sinks[head]);
         double most = has_sink ? static_cast<double>(queries.sinks[head]) : -HUGE_VAL;
-        double largest_query = 0.0, largest_key = 0.0, largest_rule = 0.0, low = 0.0, high = 0.0;
+        double largest_query = 0.0, largest_key = hidden.key, largest_rule = 0.0, low = 0.0, high = 0.0;
         for (std::uint32_t c = 0; c < dims.key_dim; ++c)
             largest_query = std::max(largest_query, std::fabs(static_cast<double>(q[c])));
         std::vector<double> scores(end, -HUGE_VAL);
@@ -94,7 +121,8 @@ struct PlainAttention {
         double off = noise * largest_query * largest_key * dims.key_dim *
                      std::fabs(static_cast<double>(queries.scale));
         off = std::min(off, 1e300) + 0x1p-19 * (largest_rule + std::min(std::fabs(most), 1e300));
-        *margin = (high - low) * (std::min(std::expm1(std::min(2.0 * off, 10.0)), 1.0) + 20.0 * noise + 1e-5);
+        *margin = (high - low) * (std::min(std::expm1(std::min(2.0 * off, 10.0)), 1.0) + 20.0 * noise + 1e-5) +
+                  20.0 * noise * hidden.value;
     }
 
   private:
