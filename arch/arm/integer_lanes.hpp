@@ -13,7 +13,7 @@ namespace {
 template <class Self>
 struct NeonIntegerLanes {
     static constexpr std::size_t n_rows = 4;
-    static constexpr bool has_columns = false;
+    static constexpr std::size_t n_columns = 0;
     static constexpr int bytes_offset = 0;
     using Floats = float32x4_t;
     using Words = uint32x4_t;
@@ -23,15 +23,13 @@ struct NeonIntegerLanes {
 
     static Floats broadcast(float x) { return vdupq_n_f32(x); }
     static Floats load(const float* x) { return vld1q_f32(x); }
-    static Floats load_floats(const void* x) {
-        return vreinterpretq_f32_u8(vld1q_u8(static_cast<const std::uint8_t*>(x)));
-    }
     static void store(float* x, Floats a) { vst1q_f32(x, a); }
     static Floats add(Floats a, Floats b) { return vaddq_f32(a, b); }
     static Floats multiply(Floats a, Floats b) { return vmulq_f32(a, b); }
     static Floats negate(Floats a) { return vnegq_f32(a); }
     static Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
     static Floats to_floats(Words a) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a)); }
+    static Floats as_floats(Words a) { return vreinterpretq_f32_u32(a); }
 
     static Words broadcast_word(std::uint32_t x) { return vdupq_n_u32(x); }
     static Words subtract(Words a, Words b) { return vsubq_u32(a, b); }

@@ -1,8 +1,7 @@
 // Integer products with 256-bit vectors: eight rows. `Self` adds, as sums of four products each,
 //   multiply_codes(codes, high, low)    codes below 64
 //   multiply_bytes(codes, high, low)    signed codes, with bytes_offset added to them
-// and with has_columns, which is for bytes_offset of 128,
-//   add_products(sums, codes, x)        sums + four products each of unsigned codes
+// and what it has of columns (integer.inl.hpp).
 #pragma once
 
 #include <immintrin.h>
@@ -21,13 +20,13 @@ struct WideIntegerLanes {
 
     static Floats broadcast(float x) { return _mm256_set1_ps(x); }
     static Floats load(const float* x) { return _mm256_loadu_ps(x); }
-    static Floats load_floats(const void* x) { return _mm256_loadu_ps(static_cast<const float*>(x)); }
     static void store(float* x, Floats a) { _mm256_storeu_ps(x, a); }
     static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
     static Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
     static Floats negate(Floats a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
     static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
     static Floats to_floats(Words a) { return _mm256_cvtepi32_ps(a); }
+    static Floats as_floats(Words a) { return _mm256_castsi256_ps(a); }
 
     static Words broadcast_word(std::uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
     static Words subtract(Words a, Words b) { return _mm256_sub_epi32(a, b); }
@@ -132,17 +131,11 @@ struct WideIntegerLanes {
     }
 
     // Eight by eight words.
-    template <CodeKind kind>
-    [[gnu::always_inline]] static void to_columns(Codes (&codes)[n_rows]) {
+    [[gnu::always_inline]] static void transpose(Codes (&columns)[8], const Codes (&codes)[n_rows]) {
         __m256i pairs[8], fours[8];
         unroll<4>([&](auto i) GEARKV_INLINE {
-            __m256i a = codes[2 * i], b = codes[2 * i + 1];
-            if constexpr (kind == CodeKind::bytes) {
-                a = a ^ _mm256_set1_epi8(-128);
-                b = b ^ _mm256_set1_epi8(-128);
-            }
-            pairs[2 * i] = _mm256_unpacklo_epi32(a, b);
-            pairs[2 * i + 1] = _mm256_unpackhi_epi32(a, b);
+            pairs[2 * i] = _mm256_unpacklo_epi32(codes[2 * i], codes[2 * i + 1]);
+            pairs[2 * i + 1] = _mm256_unpackhi_epi32(codes[2 * i], codes[2 * i + 1]);
         });
         unroll<2>([&](auto half) GEARKV_INLINE {  // rows 0 to 3, 4 to 7
             unroll<2>([&](auto i) GEARKV_INLINE {
@@ -152,32 +145,10 @@ struct WideIntegerLanes {
             });
         });
         unroll<4>([&](auto j) GEARKV_INLINE {  // words j and j + 4
-            codes[j] = _mm256_permute2x128_si256(fours[j], fours[4 + j], 0x20);
-            codes[4 + j] = _mm256_permute2x128_si256(fours[j], fours[4 + j], 0x31);
+            columns[j] = _mm256_permute2x128_si256(fours[j], fours[4 + j], 0x20);
+            columns[4 + j] = _mm256_permute2x128_si256(fours[j], fours[4 + j], 0x31);
         });
     }
-    template <std::size_t n_tokens, std::size_t n>
-    [[gnu::always_inline]] static void column_products(Words (&sums)[n_tokens][n],
-                                                       const Codes (&columns)[n_rows], const CodeBlock* x,
-                                                       std::size_t x_stride) {
-        constexpr std::size_t n_words = 8 / n;
-        unroll<n>([&](auto part) GEARKV_INLINE {
-            __m256i high[n_tokens], low[n_tokens];
-            unroll<n_tokens>([&](auto t) GEARKV_INLINE { high[t] = low[t] = _mm256_setzero_si256(); });
-            unroll<n_words>([&](auto j) GEARKV_INLINE {
-                const std::size_t word = part * n_words + j;
-                unroll<n_tokens>([&](auto t) GEARKV_INLINE {
-                    const CodeBlock& block = x[t * x_stride];
-                    high[t] = Self::add_products(high[t], columns[word], word_of(block.high, word));
-                    low[t] = Self::add_products(low[t], columns[word], word_of(block.low, word));
-                });
-            });
-            unroll<n_tokens>([&](auto t) GEARKV_INLINE {
-                sums[t][part] = _mm256_add_epi32(_mm256_slli_epi32(high[t], 7), low[t]);
-            });
-        });
-    }
-
     // Of magnitudes: NaN is larger than all others.
     static std::uint32_t largest_bits(const float* x) {
         const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
@@ -214,13 +185,15 @@ struct WideIntegerLanes {
         store(out->low, low);
     }
 
-  private:
-    static __m128i load_16(const void* x) { return _mm_loadu_si128(static_cast<const __m128i*>(x)); }
-    static Words word_of(const std::int8_t* x, std::size_t i) {
+  protected:
+    static Words word_of(const void* x, std::size_t i) {
         int word;
-        std::memcpy(&word, x + 4 * i, sizeof(word));
+        std::memcpy(&word, static_cast<const char*>(x) + 4 * i, sizeof(word));
         return _mm256_set1_epi32(word);
     }
+
+  private:
+    static __m128i load_16(const void* x) { return _mm_loadu_si128(static_cast<const __m128i*>(x)); }
     static int load_word(const std::uint8_t* x) {
         int word;
         std::memcpy(&word, x, sizeof(word));
@@ -250,6 +223,54 @@ struct WideIntegerLanes {
 
     static __m256i add_pairs(__m256i a, __m256i b) {
         return _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    }
+};
+
+// With dpbusd, which adds four products of unsigned codes with bytes to a sum: `Self` adds
+//   add_products(sums, codes, x)
+template <class Self>
+struct VnniIntegerLanes : WideIntegerLanes<Self> {
+    using Base = WideIntegerLanes<Self>;
+    static constexpr int bytes_offset = 128;
+    static constexpr std::size_t n_columns = 8;  // four bytes of a row in a word
+
+    static __m256i multiply_codes(__m256i codes, __m256i high, __m256i low) {
+        const __m256i sums = Self::add_products(_mm256_setzero_si256(), codes, high);
+        return Self::add_products(_mm256_slli_epi32(sums, 7), codes, low);
+    }
+    static __m256i multiply_bytes(__m256i codes, __m256i high, __m256i low) {
+        return multiply_codes(codes ^ _mm256_set1_epi8(-128), high, low);
+    }
+
+    template <CodeKind kind>
+    [[gnu::always_inline]] static void to_columns(__m256i (&columns)[n_columns],
+                                                  const __m256i (&codes)[Base::n_rows]) {
+        Base::transpose(columns, codes);
+        if constexpr (kind == CodeKind::bytes) {
+            for (__m256i& column : columns)
+                column = column ^ _mm256_set1_epi8(-128);
+        }
+    }
+    template <std::size_t n_tokens, std::size_t n>
+    [[gnu::always_inline]] static void column_products(__m256i (&sums)[n_tokens][n],
+                                                       const __m256i (&columns)[n_columns],
+                                                       const CodeBlock* x, std::size_t x_stride) {
+        constexpr std::size_t n_words = n_columns / n;
+        unroll<n>([&](auto part) GEARKV_INLINE {
+            __m256i high[n_tokens], low[n_tokens];
+            unroll<n_tokens>([&](auto t) GEARKV_INLINE { high[t] = low[t] = _mm256_setzero_si256(); });
+            unroll<n_words>([&](auto j) GEARKV_INLINE {
+                const std::size_t word = part * n_words + j;
+                unroll<n_tokens>([&](auto t) GEARKV_INLINE {
+                    const CodeBlock& block = x[t * x_stride];
+                    high[t] = Self::add_products(high[t], columns[word], Base::word_of(block.high, word));
+                    low[t] = Self::add_products(low[t], columns[word], Base::word_of(block.low, word));
+                });
+            });
+            unroll<n_tokens>([&](auto t) GEARKV_INLINE {
+                sums[t][part] = _mm256_add_epi32(_mm256_slli_epi32(high[t], 7), low[t]);
+            });
+        });
     }
 };
 

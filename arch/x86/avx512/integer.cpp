@@ -4,18 +4,9 @@ namespace gearkv {
 namespace {
 
 // Vectors of 256 bits: two of them a cycle do what one of 512 does, and a block is one.
-struct IntegerLanes : WideIntegerLanes<IntegerLanes> {
-    static constexpr int bytes_offset = 128;
-    static constexpr bool has_columns = true;
+struct IntegerLanes : VnniIntegerLanes<IntegerLanes> {
     static __m256i add_products(__m256i sums, __m256i codes, __m256i x) {
         return _mm256_dpbusd_epi32(sums, codes, x);
-    }
-    static __m256i multiply_codes(__m256i codes, __m256i high, __m256i low) {
-        const __m256i sums = add_products(_mm256_setzero_si256(), codes, high);
-        return add_products(_mm256_slli_epi32(sums, 7), codes, low);
-    }
-    static __m256i multiply_bytes(__m256i codes, __m256i high, __m256i low) {
-        return multiply_codes(codes ^ _mm256_set1_epi8(-128), high, low);
     }
     template <int value>
     static __m256i spread_bits(const std::uint8_t* x) {

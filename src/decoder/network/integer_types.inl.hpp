@@ -110,15 +110,15 @@ struct TypeMxfp4 : SmallBlocks<WeightType::mxfp4, CodeKind::five_bits, 16, false
     static typename L::Codes codes(const std::uint8_t* block) {
         return L::lookup(moved_floats, L::split_nibbles(block + 1));
     }
-    // 2^(exponent - 128), below 2^-126 a subnormal.
+    // 2^(exponent - 128), below 2^-126 a subnormal: of exponents 0 and 1.
     template <class L>
     static void read(RowPointers rows, std::size_t at, Scales<L>& scales) {
-        std::uint32_t bits[L::n_rows];
-        for (std::size_t r = 0; r < L::n_rows; ++r) {
-            const std::uint32_t exponent = rows[r][at];
-            bits[r] = exponent < 2 ? 0x00200000u << exponent : (exponent - 1) << 23;
-        }
-        scales.scale[0] = L::load_floats(bits);
+        const auto one = L::broadcast_word(1), exponent = L::template byte<0>(L::gather_words(rows, at));
+        const auto subnormal = L::template word_right<31>(L::subtract(exponent, L::broadcast_word(2))),
+                   odd = subnormal & exponent;
+        const auto normal = L::template word_left<23>(L::subtract(exponent, one)) & L::subtract(subnormal, one);
+        scales.scale[0] = L::as_floats(normal | L::template word_left<21>(L::subtract(subnormal, odd)) |
+                                       L::template word_left<22>(odd));
     }
 };
 
