@@ -66,6 +66,7 @@ class Chat final : public Command {
             ->capture_default_str();
         app_->add_option("--load", load_, "Go on with a conversation saved by /save")->type_name("FILE");
         add_sampling_options(*app_, sampling_);
+        add_draft_options(*app_, draft_);
         add_kv_option(*app_, options_, false);
         add_session_options(*app_, options_);
         add_memory_option(*app_, options_);
@@ -92,6 +93,7 @@ class Chat final : public Command {
         config.session = session_config(options_, spec.spec, machine);
         config.executor = machine.executor.get();
         config.max_answer = max_answer_;
+        config.drafts = draft_;
         Conversation conversation(std::move(config), [this](const std::string& text) { remark(text); });
         if (app_->count("--system") > 0) conversation.set_system(&system_);
         if (!load_.empty()) conversation.load(load_);
@@ -271,6 +273,8 @@ class Chat final : public Command {
         speed.add({"decode", grouped(decode_.n), fixed(per_second(decode_.n, decode_.seconds), 1),
                    grouped(last_.n_decoded), fixed(per_second(last_.n_decoded, last_.decode_seconds), 1)});
         speed.print(out);
+        if (const SpeculationStats drafts = chat_->drafts(); drafts.n_drafted > 0)
+            out << "drafts: " << describe(drafts) << '\n';
         out << std::flush;
     }
 
@@ -303,6 +307,7 @@ class Chat final : public Command {
 
     Options options_;
     SamplingOptions sampling_;
+    DraftOptions draft_;
     std::string prompt_, system_, template_, load_;
     std::size_t max_answer_ = 0;
     bool no_think_ = false;

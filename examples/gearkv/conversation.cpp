@@ -55,8 +55,11 @@ std::vector<ChatMessage> read_messages(const std::string& note, const std::strin
 }  // namespace
 
 Conversation::Conversation(ConversationConfig config, Note note)
-    : config_(std::move(config)), note_(std::move(note)) {
+    : config_(std::move(config)),
+      note_(std::move(note)),
+      drafting_(config_.drafts, *config_.model, *config_.executor, config_.session) {
     check(Session::create(config_.model, config_.session, *config_.executor, &session_));
+    decoder_ = drafting_.speculate(*session_);
     sampler_ = make_sampler(config_.sampling, *config_.model, config_.seed);
 }
 
@@ -107,6 +110,7 @@ Answer Conversation::answer(const Show& show) {
     Answer answer;
     ChatMessage reply = {ChatRole::assistant, {}};
     try {
+        check(decoder_->settle());
         std::vector<Token> prompt = fit_prompt(&answer.n_forgotten);
         answer.n_prompt = prompt.size();
         const Clock::time_point start = Clock::now();
@@ -158,7 +162,7 @@ void Conversation::generate(const Show& show, Answer& answer, ChatMessage& reply
             break;
         }
         Token token;
-        check(sampler_->sample(session_->logits(), config_.model->params().n_vocab, &token));
+        check(sampler_->sample(decoder_->logits(), config_.model->params().n_vocab, &token));
         if (tokenizer.is_end_of_generation(token) && !config_.sampling.ignore_eos) break;
         answer.n_generated += 1;
         std::string piece;
@@ -168,15 +172,16 @@ void Conversation::generate(const Show& show, Answer& answer, ChatMessage& reply
             answer.stop = "stop string";
             break;
         }
-        if (session_->n_tokens() == session_->n_ctx() && !make_room(reply.tokens, &answer.n_forgotten)) {
+        if (decoder_->n_tokens() == session_->n_ctx() && !make_room(reply.tokens, &answer.n_forgotten)) {
             answer.stop = "context full";
             break;
         }
-        check(session_->decode(token));
+        check(decoder_->decode(token));
         check(sampler_->accept(token));
         reply.tokens.push_back(token);
         answer.n_decoded += 1;
     }
+    check(decoder_->settle());
     answer.decode_seconds = seconds_since(start);
     std::string rest;
     check(stream.flush(&rest));
@@ -255,7 +260,8 @@ bool Conversation::make_room(const std::vector<Token>& answered, std::size_t* n_
     std::vector<Token> after = encode();
     before.insert(before.end(), answered.begin(), answered.end());
     after.insert(after.end(), answered.begin(), answered.end());
-    if (shift(before, after) && session_->logits() != nullptr) {
+    check(decoder_->settle());
+    if (shift(before, after) && session_->tokens() == after) {
         *n_forgotten += 2;
         return true;
     }
@@ -286,7 +292,9 @@ void Conversation::load(const std::string& path) {
         check(config_.chat->encode(messages.data(), messages.size(), config_.options,
                                    config_.model->tokenizer(), &tokens));
     }
+    std::unique_ptr<Speculation> decoder = drafting_.speculate(*session);
     messages_ = std::move(messages);
+    decoder_ = std::move(decoder);
     session_ = std::move(session);
     sampler_ = std::move(sampler);
 }

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "gearkv/decoder.hpp"
+#include "drafting.hpp"
 #include "sampling.hpp"
 
 namespace gearkv::tool {
@@ -33,6 +33,7 @@ struct ConversationConfig {
     SamplingOptions sampling;
     std::uint64_t seed = 0;
     SessionConfig session;
+    DraftOptions drafts;
     Executor* executor = nullptr;
     std::size_t max_answer = 0;  // tokens; 0: as many as the context has room for
 };
@@ -59,6 +60,7 @@ class Conversation {
     void load(const std::string& path);
 
     const Session& session() const { return *session_; }
+    SpeculationStats drafts() const { return decoder_->stats(); }
     const std::vector<ChatMessage>& messages() const { return messages_; }
     const ChatTemplate& chat() const { return *config_.chat; }
     std::string system() const;
@@ -75,7 +77,9 @@ class Conversation {
 
     ConversationConfig config_;
     Note note_;
+    Drafting drafting_;
     std::unique_ptr<Session> session_;
+    std::unique_ptr<Speculation> decoder_;
     std::unique_ptr<Sampler> sampler_;
     std::vector<ChatMessage> messages_;
 };

@@ -5,6 +5,7 @@
 #include <iostream>
 
 #include "command.hpp"
+#include "drafting.hpp"
 #include "failure.hpp"
 #include "report.hpp"
 #include "sampling.hpp"
@@ -21,6 +22,7 @@ struct Generated {
     std::size_t n_decoded = 0;  // generated tokens that were fed back
     double prefill_seconds = 0;
     double decode_seconds = 0;    // sampling included
+    SpeculationStats drafts;
     const char* stop = "length";  // length, end of text, stop text, context full, interrupted
 };
 
@@ -45,6 +47,7 @@ class Generate final : public Command {
             ->type_name("STATE");
         app_->add_option("-n", n_tokens_, "Tokens to generate")->capture_default_str();
         add_sampling_options(*app_, sampling_);
+        add_draft_options(*app_, draft_);
         app_->add_option("--stats", stats_, "Where the table goes: stdout, stderr or none")
             ->check(CLI::IsMember({"stdout", "stderr", "none"}))
             ->capture_default_str();
@@ -66,11 +69,14 @@ class Generate final : public Command {
         if (!suggested.empty()) note("sampling as the file suggests: " + suggested);
         const std::unique_ptr<Sampler> sampler = make_sampler(sampling_, *model, options_.seed);
         const std::unique_ptr<StopMatcher> stops = make_stop_matcher(sampling_);
-        const std::unique_ptr<Session> session = open(model, spec.spec, machine, *sampler);
+        SessionConfig config = session_config(options_, spec.spec, machine);
+        const Drafting drafting(draft_, *model, *machine.executor, config);
+        const std::unique_ptr<Session> session = open(model, config, machine, *sampler);
         if (!save_.empty()) check(session->check_save(save_.c_str()));
         Generated result;
         feed_prompt(*model, *session, *sampler, result);
-        generate(*model, *session, *sampler, *stops, result);
+        const std::unique_ptr<Speculation> decoder = drafting.speculate(*session);
+        generate(*model, *decoder, session->n_ctx(), *sampler, *stops, result);
         save(*session, *sampler);
         if (options_.json) {
             print_as_json(result, spec, *session, machine);
@@ -81,15 +87,17 @@ class Generate final : public Command {
     }
 
   private:
-    std::unique_ptr<Session> open(const std::shared_ptr<const Model>& model, const KvSpec& spec,
+    std::unique_ptr<Session> open(const std::shared_ptr<const Model>& model, const SessionConfig& config,
                                   Machine& machine, Sampler& sampler) const {
-        if (load_.empty()) return open_session(model, options_, spec, machine);
         std::unique_ptr<Session> session;
+        if (load_.empty()) {
+            check(Session::create(model, config, *machine.executor, &session));
+            return session;
+        }
         // Random choices go on too, unless there is a new seed for them.
         const LoadedAttachments attached = {app_->count("--seed") == 0 ? &sampler : nullptr, nullptr};
-        check(Session::load(load_.c_str(), model, session_config(options_, spec, machine),
-                            map_ ? StateLoading::map : StateLoading::copy, *machine.executor, &session,
-                            attached));
+        check(Session::load(load_.c_str(), model, config, map_ ? StateLoading::map : StateLoading::copy,
+                            *machine.executor, &session, attached));
         return session;
     }
 
@@ -129,20 +137,20 @@ class Generate final : public Command {
         check(sampler.accept(tokens.data(), tokens.size()));
     }
 
-    void generate(const Model& model, Session& session, Sampler& sampler, StopMatcher& stops,
-                  Generated& result) {
+    void generate(const Model& model, Speculation& decoder, std::uint32_t n_ctx, Sampler& sampler,
+                  StopMatcher& stops, Generated& result) {
         const Tokenizer& tokenizer = model.tokenizer();
         TextStream stream(model.shared_tokenizer(), {false, false});
         const bool saves = !save_.empty();
         const auto start = std::chrono::steady_clock::now();
         while (result.n_generated < n_tokens_) {
-            const bool full = session.n_tokens() == session.n_ctx();
+            const bool full = decoder.n_tokens() == n_ctx;
             if (interrupted() || (full && saves)) {
                 result.stop = interrupted() ? "interrupted" : "context full";
                 break;
             }
             Token token;
-            check(sampler.sample(session.logits(), model.params().n_vocab, &token));
+            check(sampler.sample(decoder.logits(), model.params().n_vocab, &token));
             if (tokenizer.is_end_of_generation(token) && !sampling_.ignore_eos) {
                 result.stop = "end of text";
                 break;
@@ -160,11 +168,13 @@ class Generate final : public Command {
                 result.stop = "context full";
                 break;
             }
-            check(session.decode(token));
+            check(decoder.decode(token));
             result.n_decoded += 1;
             if (last) break;
         }
+        check(decoder.settle());
         result.decode_seconds = seconds_since(start);
+        result.drafts = decoder.stats();
         std::string half, rest;
         check(stream.flush(&half));
         show(half, stops, result.text);
@@ -196,6 +206,7 @@ class Generate final : public Command {
         speed.add({"decode", grouped(result.n_decoded), fixed(result.decode_seconds, 3),
                    fixed(per_second(result.n_decoded, result.decode_seconds), 1)});
         speed.print(out);
+        if (result.drafts.n_drafted > 0) out << "drafts: " << describe(result.drafts) << '\n';
         out << '\n';
         print_bytes(out, report_cache(session.cache().config(), stats.bytes, stats.n_tokens));
         out << "bits per element: " << fixed(stats.bits_per_element, 2) << " ("
@@ -218,6 +229,9 @@ class Generate final : public Command {
         json["decode"] = {{"tokens", result.n_decoded},
                           {"seconds", result.decode_seconds},
                           {"tokens_per_second", per_second(result.n_decoded, result.decode_seconds)}};
+        json["drafts"] = {{"drafted", result.drafts.n_drafted},
+                          {"right", result.drafts.n_right},
+                          {"passes", result.drafts.n_passes}};
         json["generated_tokens"] = result.n_generated;
         json["ctx"] = session.n_ctx();
         json["peak_resident_bytes"] = peak_resident_bytes();
@@ -231,6 +245,7 @@ class Generate final : public Command {
 
     Options options_;
     SamplingOptions sampling_;
+    DraftOptions draft_;
     std::optional<Fit> fit_;
     std::string prompt_, file_, load_, save_, stats_ = "stdout";
     bool map_ = false;

@@ -7,5 +7,6 @@
 #include "gearkv/model.hpp"
 #include "gearkv/sampler.hpp"
 #include "gearkv/session.hpp"
+#include "gearkv/speculation.hpp"
 #include "gearkv/stop.hpp"
 #include "gearkv/tokenizer.hpp"

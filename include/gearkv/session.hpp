@@ -176,6 +176,9 @@ class Session {
     virtual const std::vector<Token>& tokens() const noexcept = 0;
     virtual std::uint64_t n_tokens() const noexcept = 0;
     virtual std::uint32_t n_ctx() const noexcept = 0;
+    // Of the configuration, but no longer than the context.
+    virtual std::uint32_t chunk() const noexcept = 0;
+    virtual const Model& model() const noexcept = 0;
     virtual const Cache& cache() const noexcept = 0;
     // Forgets all tokens and any failure.
     virtual void reset() noexcept = 0;

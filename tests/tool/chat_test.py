@@ -175,6 +175,15 @@ class OneShot(ChatTest):
             self.assertLessEqual(after["prefill"]["tokens"], len("?\n?user\nQuestion 10?\n?assistant\n"))
             self.assertLess(after["cache"]["tokens"], 256)
 
+    def test_drafts_leave_answers_and_forgotten_turns_as_they_are(self):
+        questions = "".join("Question %d\n" % (i % 5) for i in range(12))
+        plain = self.answers_with_notes(self.model(), questions, "--ctx", 256)
+        for drafts in (["--draft", 4], ["--draft", 4, "--draft-model", self.model()]):
+            answers = self.answers_with_notes(self.model(), questions, "--ctx", 256, *drafts)
+            for found, expected in zip(answers, plain):
+                for field in ("text", "stop", "forgotten_messages"):
+                    self.assertEqual(found[field], expected[field])
+
     def answers_with_notes(self, model, questions, *arguments):
         result = self.run_tool(model, "--json", "--temperature", 0, *arguments, questions=questions)
         self.assertEqual(result.returncode, 0, result.stderr)

@@ -234,6 +234,23 @@ class Generate(ToolTest):
             two = self.json(*arguments, "--threads", 2)
             self.assertEqual((one["threads"], one["text"]), (1, two["text"]))
 
+    def test_drafts_change_the_speed_and_not_the_text(self):
+        saved = self.path("drafted.gkvs")
+        for sampling in ([], ["--temperature", 0.7, "--seed", 3]):
+            arguments = ["generate", MODEL, "-p", TEXT, "-n", 80, "--ignore-eos", *sampling]
+            plain = self.json(*arguments)
+            self.assertEqual(plain["drafts"], {"drafted": 0, "right": 0, "passes": 79})
+            for drafts in (["--draft", 5], ["--draft", 4, "--draft-model", MODEL], ["--draft", 3, "--save", saved]):
+                answer = self.json(*arguments, *drafts)
+                self.assertEqual(answer["text"], plain["text"])
+                if "--draft-model" in drafts:
+                    self.assertGreater(answer["drafts"]["right"], 20)
+                self.assertGreater(answer["drafts"]["drafted"], 0)
+                self.assertEqual(answer["decode"]["tokens"], answer["drafts"]["right"] + answer["drafts"]["passes"])
+            arguments = ["generate", MODEL, "--load", saved, "-n", 9, "--ignore-eos"]
+            self.assertEqual(self.json(*arguments)["text"], self.json(*arguments, "--draft", 3)["text"])
+        self.assertIn(b"--draft-model requires", run("generate", MODEL, "-p", TEXT, "--draft-model", MODEL).stderr)
+
     def test_the_seed_chooses_the_text_when_sampling(self):
         arguments = ["generate", MODEL, "-p", PROMPT, "-n", 40, "--temperature", 1]
         texts = {self.json(*arguments, "--seed", seed)["text"] for seed in (1, 2, 1)}

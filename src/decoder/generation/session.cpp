@@ -114,6 +114,8 @@ class ModelSession final : public Session {
     const std::vector<Token>& tokens() const noexcept override { return tokens_; }
     std::uint64_t n_tokens() const noexcept override { return n_tokens_; }
     std::uint32_t n_ctx() const noexcept override { return n_ctx_; }
+    std::uint32_t chunk() const noexcept override { return chunk_; }
+    const Model& model() const noexcept override { return *model_; }
     const Cache& cache() const noexcept override { return *cache_; }
 
     Status truncate(std::uint64_t n_tokens, bool* lossless) noexcept override {
