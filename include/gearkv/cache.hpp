@@ -58,7 +58,10 @@ struct LayerDims {
     std::uint32_t value_dim = 0;   // channels of a value head, the same range
 
     bool has_keys() const noexcept { return n_kv_heads > 0; }
-    friend bool operator==(const LayerDims&, const LayerDims&) = default;
+    friend bool operator==(const LayerDims& a, const LayerDims& b) noexcept {
+        return a.n_kv_heads == b.n_kv_heads && a.key_dim == b.key_dim && a.value_dim == b.value_dim;
+    }
+    friend bool operator!=(const LayerDims& a, const LayerDims& b) noexcept { return !(a == b); }
 };
 
 struct CacheConfig {
@@ -218,6 +221,23 @@ struct LayerStats {
 // Cache::create; wrong_size, when 64 bits do not hold them. *out is untouched then.
 Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::uint64_t prompt_tokens,
                       CacheBytes* out) noexcept;
+
+// A life of a cache, as far as its memory depends on it: prompt_tokens come in one append, the others one by
+// one. After each append to a layer its new tokens are attended, and the prompt is compressed, before the
+// next layer has its turn; in the end all layers are compressed.
+struct CacheLife {
+    std::uint64_t n_tokens = 0;
+    std::uint64_t prompt_tokens = 0;  // of them
+    std::uint32_t n_heads = 0;  // of queries, a multiple of n_kv_heads in every layer; 0: nothing is attended
+    std::uint32_t n_threads = 1;  // of the executor
+};
+// The least max_bytes that this life keeps to, and what the cache holds when it holds most: blocks, buffers,
+// scratch and tables, `bytes` their sum. With one byte less a call fails with over_budget. An allocator needs
+// room for the object itself beside it, less than a KiB. Working memory in a workspace is not counted,
+// soft_bytes not heeded. It takes a few KiB for each layer, given back, and time by layers and tokens, a
+// millisecond for 10^5 of both together. Errors: as bytes_required; bad_spec of auto:BITS, whose rates nobody
+// knows before; wrong_size. *out is untouched then.
+Status bytes_required(const CacheConfig& config, const CacheLife& life, CacheBytes* out) noexcept;
 
 // One sequence. Not thread-safe: one call at a time per cache; different caches are independent.
 //

@@ -373,6 +373,21 @@ void gearkv_cache_destroy(gearkv_cache* cache);
 gearkv_code gearkv_bytes_required(const gearkv_config* config, uint64_t n_tokens, uint64_t prompt_tokens,
                                   gearkv_stats* out, gearkv_error* error);
 
+/* A life of a cache: prompt_tokens in one append, the others one by one; new tokens of a layer are attended,
+ * and the prompt is compressed, before the next layer has its turn; in the end all layers are compressed. */
+typedef struct gearkv_life {
+    size_t struct_size;
+    uint64_t n_tokens;
+    uint64_t prompt_tokens; /* of them */
+    uint32_t n_heads;       /* of queries, a multiple of n_kv_heads; 0: nothing is attended */
+    uint32_t n_threads;     /* of the executor, at least 1 */
+} gearkv_life;
+/* The least max_bytes that this life keeps to, in out->bytes, and the parts of it at that time. With a byte
+ * less a call fails with over_budget; an allocator needs room for the object beside it, less than a KiB
+ * (cache.hpp). Errors: as gearkv_bytes_required; bad_spec of auto:BITS. */
+gearkv_code gearkv_bytes_of_life(const gearkv_config* config, const gearkv_life* life, gearkv_stats* out,
+                                 gearkv_error* error);
+
 /* Appends n_tokens >= 1 keys and values to a layer. Errors: invalid_argument, no_keys, wrong_size,
  * capacity_exceeded, non_finite, not_representable, out_of_memory, over_budget. */
 gearkv_code gearkv_cache_append(gearkv_cache* cache, uint32_t layer, const gearkv_rows* keys,

@@ -184,6 +184,21 @@ gearkv_code gearkv_bytes_required(const gearkv_config* config, uint64_t n_tokens
     return report(status, error);
 }
 
+gearkv_code gearkv_bytes_of_life(const gearkv_config* config, const gearkv_life* life, gearkv_stats* out,
+                                 gearkv_error* error) {
+    if (Status status = check_output(out, "out"); !status.ok()) return report(status, error);
+    gearkv_life lived = {};
+    lived.n_threads = 1;
+    if (Status status = take(life, "life", &lived); !status.ok()) return report(status, error);
+    CacheConfig taken;
+    if (Status status = take_config(config, &taken); !status.ok()) return report(status, error);
+    CacheBytes bytes;
+    const CacheLife of = {lived.n_tokens, lived.prompt_tokens, lived.n_heads, lived.n_threads};
+    const Status status = bytes_required(taken, of, &bytes);
+    if (status.ok()) give(plain(bytes), out);
+    return report(status, error);
+}
+
 gearkv_code gearkv_cache_append(gearkv_cache* cache, uint32_t layer, const gearkv_rows* keys,
                                 const gearkv_rows* values, uint32_t n_tokens, gearkv_executor* executor,
                                 gearkv_error* error) {

@@ -32,12 +32,6 @@ struct Job {
     std::uint64_t n_tasks() const noexcept { return n_units() * n_parts; }
 };
 
-// Few heads and rows are split over the tokens, into parts of at least 1,024.
-std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) {
-    constexpr std::uint64_t wanted_tasks = 8, least_tokens = 1024;
-    return std::clamp<std::uint64_t>(n_tokens / least_tokens, 1, ceil_div(wanted_tasks, n_units));
-}
-
 // ---- rows ----
 
 // Row `row` of the rows that share a KV head.

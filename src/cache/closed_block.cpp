@@ -19,7 +19,7 @@ struct alignas(block_alignment) OwnedPair final : BlockOwner {
     Allocator allocator;
     std::uint64_t block_bytes = 0;  // of both
 };
-static_assert(sizeof(OwnedPair) == block_alignment);
+static_assert(sizeof(OwnedPair) == bytes_beside_block);
 
 void destroy_pair(BlockOwner* owner) noexcept {
     auto* pair = static_cast<OwnedPair*>(owner);
@@ -99,8 +99,7 @@ void BlockTable::destroy(const Memory& memory) noexcept {
 
 bool BlockTable::reserve(const Memory& memory, std::uint64_t n) noexcept {
     if (size_ + n <= capacity_) return true;
-    constexpr std::uint64_t least = 4;
-    const std::uint64_t capacity = std::max({2 * capacity_, size_ + n, least});
+    const std::uint64_t capacity = grown(capacity_, size_ + n);
     auto* larger = static_cast<ClosedBlock*>(memory.take(capacity * sizeof(ClosedBlock), Use::table));
     if (larger == nullptr) return false;
     std::copy_n(blocks_, size_, larger);

@@ -2,6 +2,7 @@
 // caches.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 
 #include "gearkv/executor.hpp"
@@ -19,6 +20,9 @@ struct BlockOwner {
         if (n_users.fetch_sub(1, std::memory_order_acq_rel) == 1) destroy(this);
     }
 };
+
+// Beside every pair of blocks, in the same piece of memory.
+inline constexpr std::uint64_t bytes_beside_block = block_alignment;
 
 // What the bytes of a pair from a file must be. Whoever needs them first looks.
 struct BlockCheck {
@@ -65,6 +69,11 @@ class BlockTable {
 
     // Room for n more entries: a table grows with its blocks.
     bool reserve(const Memory& memory, std::uint64_t n) noexcept;
+    // Entries of a table that had `capacity` and is to hold n.
+    static constexpr std::uint64_t grown(std::uint64_t capacity, std::uint64_t n) noexcept {
+        constexpr std::uint64_t least = 4;
+        return std::max({2 * capacity, n, least});
+    }
     // Takes over the caller's use of the owner and what it counts.
     void push(const ClosedBlock& block) noexcept;
     // Drops all behind the first n_tokens. Profiles stay, also without a block.

@@ -24,6 +24,9 @@ class ErrorEstimate {
     // destroy() is right in any case.
     bool create(const CacheConfig& config, const Memory& memory) noexcept;
     void destroy(const Memory& memory) noexcept;
+    static std::uint64_t created_bytes(const CacheConfig& config) noexcept {
+        return config.error_every == 0 ? 0 : config.n_layers * (sizeof(ErrorSample) + sizeof(Query));
+    }
     void reset() noexcept;
 
     // The last of them. False when memory is short; the query before stays then.

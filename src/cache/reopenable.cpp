@@ -6,7 +6,7 @@ namespace gearkv {
 
 bool ReopenableUnits::reserve(const Memory& memory) noexcept {
     if (size_ < capacity_) return true;
-    const std::uint64_t capacity = std::max<std::uint64_t>(2 * capacity_, 4);
+    const std::uint64_t capacity = grown(capacity_);
     auto* larger = static_cast<ReopenableUnit*>(memory.take(capacity * sizeof(ReopenableUnit), Use::table));
     if (larger == nullptr) return false;
     std::copy_n(units_, size_, larger);

@@ -18,6 +18,9 @@ class ReopenableUnits {
   public:
     // Room for one more. False when memory is short.
     bool reserve(const Memory& memory) noexcept;
+    static constexpr std::uint64_t grown(std::uint64_t capacity) noexcept {
+        return capacity == 0 ? 4 : 2 * capacity;
+    }
     bool copy(const Memory& memory, const ReopenableUnits& other) noexcept;
     void destroy(const Memory& memory) noexcept;
 

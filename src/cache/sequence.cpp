@@ -54,6 +54,14 @@ bool Sequence::create(const Sequence* shared) noexcept {
     return true;
 }
 
+std::uint64_t Sequence::created_bytes(const CacheConfig& config) noexcept {
+    std::uint64_t of_layer = sizeof(LayerStream*);
+    if (config.windows != nullptr) of_layer += sizeof(std::uint32_t);
+    if (config.dims != nullptr) of_layer += sizeof(LayerDims);
+    return rope_bytes(config.rope) + of_layer * config.n_layers + irreducible_bytes(config) +
+           ErrorEstimate::created_bytes(config);
+}
+
 void Sequence::destroy() noexcept {
     const Memory memory = context.memory();
     const std::uint32_t n_layers = context.config.n_layers;

@@ -77,6 +77,8 @@ struct Sequence {
     Status give_back(std::uint32_t layer, std::uint64_t n, bool by_caller, bool behind_window) noexcept;
 
   public:
+    // What create takes beside the layers, without auto:BITS.
+    static std::uint64_t created_bytes(const CacheConfig& config) noexcept;
     static std::uint64_t irreducible_bytes(const CacheConfig& config) noexcept {
         return 2 * config.n_layers * sizeof(std::uint64_t);
     }

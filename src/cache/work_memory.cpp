@@ -7,10 +7,8 @@
 #include "codec/compress.hpp"
 
 namespace gearkv {
-namespace {
 
-// Scratch to compress a full buffer, whatever its layer. False when a block cannot be laid out.
-bool most_compress_bytes(const CacheConfig& config, std::uint64_t* most) {
+bool most_compress_bytes(const CacheConfig& config, std::uint64_t* most) noexcept {
     const LayerRule* last = nullptr;
     for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
         const LayerDims dims = config.dims_of(layer);
@@ -31,8 +29,6 @@ bool most_compress_bytes(const CacheConfig& config, std::uint64_t* most) {
     return true;
 }
 
-}  // namespace
-
 AttendBytes most_attend_bytes(const CacheConfig& config) noexcept {
     AttendBytes most;
     for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
@@ -46,15 +42,29 @@ AttendBytes most_attend_bytes(const CacheConfig& config) noexcept {
     return most;
 }
 
+std::uint64_t parts_of(std::uint64_t n_tokens, std::uint64_t n_units) noexcept {
+    constexpr std::uint64_t wanted_tasks = 8, least_tokens = 1024;
+    return std::clamp<std::uint64_t>(n_tokens / least_tokens, 1, ceil_div(wanted_tasks, n_units));
+}
+
+std::uint64_t call_bytes(const CacheConfig& config, const LayerDims& dims, std::uint64_t slot_bytes,
+                         std::uint32_t n_queries, std::uint32_t n_heads, std::uint32_t n_threads) noexcept {
+    const std::uint64_t n_units =
+        dims.n_kv_heads * ceil_div(std::uint64_t{n_queries} * (n_heads / dims.n_kv_heads), max_rows);
+    const std::uint64_t n_parts = parts_of(config.max_tokens, n_units), n_tasks = n_units * n_parts;
+    const std::uint64_t n_floats = n_parts > 1 ? n_tasks * part_floats(dims.value_dim) : 0;
+    return slot_bytes * std::min<std::uint64_t>(n_tasks, n_threads) + n_floats * sizeof(float);
+}
+
 bool WorkMemory::create(const CacheConfig& config, const Memory& memory) noexcept {
     std::uint64_t compress_bytes = 0;
-    return reserve_runs(memory, 4) && attend.ensure(memory, most_attend_bytes(config).of_heads) &&
+    return reserve_runs(memory, least_runs) && attend.ensure(memory, most_attend_bytes(config).of_heads) &&
            most_compress_bytes(config, &compress_bytes) && compress.ensure(memory, compress_bytes);
 }
 
 bool WorkMemory::reserve_runs(const Memory& memory, std::uint64_t n) noexcept {
     if (n <= max_runs) return true;
-    n = std::max(n, 2 * max_runs);  // so that few calls of many find them too few
+    n = grown_runs(max_runs, n);
     auto* more = static_cast<KvRun*>(memory.take(n * sizeof(KvRun), Use::table));
     if (more == nullptr) return false;
     memory.give_back(runs, max_runs * sizeof(KvRun), Use::table);

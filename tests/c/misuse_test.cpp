@@ -87,6 +87,16 @@ TEST_CASE("null handles and outputs are refused by name", "[c]") {
     CHECK(gearkv_cache_create(&config, nullptr, text) == invalid);
     CHECK(gearkv_bytes_required(nullptr, 1, 1, &stats, text) == invalid);
     CHECK(gearkv_bytes_required(&config, 1, 1, nullptr, text) == invalid);
+    gearkv_life lived = {sizeof(gearkv_life), 50, 20, 4, 1};
+    CHECK(gearkv_bytes_of_life(nullptr, &lived, &stats, text) == invalid);
+    CHECK(gearkv_bytes_of_life(&config, nullptr, &stats, text) == invalid);
+    CHECK(gearkv_bytes_of_life(&config, &lived, nullptr, text) == invalid);
+    lived.struct_size = 1;
+    CHECK(gearkv_bytes_of_life(&config, &lived, &stats, text) == invalid);
+    CHECK(text.says("struct_size of life is 1"));
+    lived.struct_size = sizeof(lived);
+    lived.prompt_tokens = 51;
+    CHECK(gearkv_bytes_of_life(&config, &lived, &stats, text) == GEARKV_WRONG_SIZE);
     CHECK(gearkv_cache_append(nullptr, 0, &life.view, &life.view, 1, nullptr, text) == invalid);
     CHECK(text.says("cache is null"));
     CHECK(gearkv_cache_append(life.cache, 0, nullptr, &life.view, 1, nullptr, text) == invalid);
