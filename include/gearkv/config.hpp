@@ -59,7 +59,12 @@ struct TensorSpec {
     float rate = 0.0f;              // trellis: average bits of a code; keys 0.5 to 6, values 0.5 to 4
 
     bool raw() const noexcept { return backbone == Backbone::raw16 || backbone == Backbone::raw32; }
-    friend bool operator==(const TensorSpec&, const TensorSpec&) = default;
+    friend bool operator==(const TensorSpec& a, const TensorSpec& b) noexcept {
+        return a.backbone == b.backbone && a.bits == b.bits && a.group == b.group &&
+               a.rank_prompt == b.rank_prompt && a.rank_decode == b.rank_decode && a.sparsity == b.sparsity &&
+               a.rate == b.rate;
+    }
+    friend bool operator!=(const TensorSpec& a, const TensorSpec& b) noexcept { return !(a == b); }
 };
 
 // Some layers of a cache that have another pair of tensors.
@@ -74,7 +79,11 @@ struct LayerRule {
         if (edge_layers == 0) return layer >= first && layer <= last;
         return layer < edge_layers || layer + std::uint64_t{edge_layers} >= n_layers;
     }
-    friend bool operator==(const LayerRule&, const LayerRule&) = default;
+    friend bool operator==(const LayerRule& a, const LayerRule& b) noexcept {
+        return a.edge_layers == b.edge_layers && a.first == b.first && a.last == b.last && a.key == b.key &&
+               a.value == b.value;
+    }
+    friend bool operator!=(const LayerRule& a, const LayerRule& b) noexcept { return !(a == b); }
 };
 
 inline constexpr std::uint32_t max_layer_rules = 8;
@@ -98,7 +107,15 @@ struct KvSpec {
         }
         return nullptr;
     }
-    friend bool operator==(const KvSpec&, const KvSpec&) = default;
+    friend bool operator==(const KvSpec& a, const KvSpec& b) noexcept {
+        bool same = a.key == b.key && a.value == b.value && a.buffer_tokens == b.buffer_tokens &&
+                    a.sink_tokens == b.sink_tokens && a.recent_tokens == b.recent_tokens &&
+                    a.auto_bits == b.auto_bits && a.n_layer_rules == b.n_layer_rules;
+        for (std::uint32_t i = 0; same && i < max_layer_rules; ++i)
+            same = a.layer_rules[i] == b.layer_rules[i];
+        return same;
+    }
+    friend bool operator!=(const KvSpec& a, const KvSpec& b) noexcept { return !(a == b); }
 };
 
 // Reads a SPEC. Errors: bad_spec; the message quotes the place with a caret position and lists what is known

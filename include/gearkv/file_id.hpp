@@ -10,7 +10,10 @@ namespace gearkv {
 struct FileId {
     std::uint64_t device = 0;
     std::uint64_t inode = 0;
-    friend bool operator==(const FileId&, const FileId&) = default;
+    friend bool operator==(const FileId& a, const FileId& b) noexcept {
+        return a.device == b.device && a.inode == b.inode;
+    }
+    friend bool operator!=(const FileId& a, const FileId& b) noexcept { return !(a == b); }
 };
 
 }  // namespace gearkv

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 
 #include "gearkv/cache.hpp"
@@ -21,7 +22,12 @@ namespace gearkv {
 // checksum of the weights, say.
 struct ModelFingerprint {
     std::uint8_t bytes[32] = {};
-    friend bool operator==(const ModelFingerprint&, const ModelFingerprint&) = default;
+    friend bool operator==(const ModelFingerprint& a, const ModelFingerprint& b) noexcept {
+        return std::memcmp(a.bytes, b.bytes, sizeof(a.bytes)) == 0;
+    }
+    friend bool operator!=(const ModelFingerprint& a, const ModelFingerprint& b) noexcept {
+        return !(a == b);
+    }
 };
 
 struct SaveOptions {

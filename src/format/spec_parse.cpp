@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "../arch/float_mode.hpp"
+#include "format/decimal.hpp"
 #include "format/spec.hpp"
 
 namespace gearkv {
@@ -346,7 +347,7 @@ class Parser {
 
     Status parse_number(FloatRange range, float* out) noexcept {
         float number = 0.0f;
-        const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), number);
+        const auto [end, error] = read_float(text_.data() + at_, text_.data() + text_.size(), &number);
         if (error != std::errc() || !(number >= range.least && number <= range.most)) {
             char expected[64];
             std::snprintf(expected, sizeof(expected), "a number from %g to %g",
@@ -360,7 +361,7 @@ class Parser {
 
     Status parse_fraction(float* out) noexcept {
         float fraction = 0.0f;
-        const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), fraction);
+        const auto [end, error] = read_float(text_.data() + at_, text_.data() + text_.size(), &fraction);
         if (error != std::errc() || !(fraction >= 0.0f && fraction < 1.0f))
             return fail("a fraction from 0 to below 1");
         at_ = static_cast<std::size_t>(end - text_.data());
