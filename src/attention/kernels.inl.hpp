@@ -18,13 +18,14 @@ namespace {
 
 // ---- codes ----
 
-// Up to `most` factors a row.
-template <class L, std::uint32_t bits, std::size_t most>
-void add_strips(const CodeStrip& strip, const CodeRows& rows, std::size_t n_rows) {
+// Of keys and of values: as much code twice would be a tenth of a program with all levels.
+template <class L, std::uint32_t bits>
+[[gnu::noinline]] void add_strips(const CodeStrip& strip, const CodeRows& rows, std::size_t n_rows) {
+    static_assert(max_dim >= tile_tokens);
     if constexpr (has_packs<L>) {
-        add_strips_packs<L, bits, most>(strip, rows, n_rows);
+        add_strips_packs<L, bits, max_dim>(strip, rows, n_rows);
     } else {
-        add_strips_dots<L, bits, most>(strip, rows, n_rows);
+        add_strips_dots<L, bits, max_dim>(strip, rows, n_rows);
     }
 }
 
@@ -45,7 +46,7 @@ void score_codes(const ScoreCodes& args) {
     strip.strip_step = args.tile_words;
     strip.ahead = args.ahead;
     const CodeRows rows = {args.query, args.query_stride, args.scores, args.score_stride, args.bias, false};
-    add_strips<L, bits, max_dim>(strip, rows, args.n_rows);
+    add_strips<L, bits>(strip, rows, args.n_rows);
 }
 
 template <class L, std::uint32_t bits>
@@ -65,7 +66,7 @@ void mix_codes(const MixCodes& args) {
     strip.ahead = args.ahead;
     const CodeRows rows = {args.weight,     args.weight_stride, args.out + args.first_channel,
                            args.out_stride, args.bias,          true};
-    add_strips<L, bits, tile_tokens>(strip, rows, args.n_rows);
+    add_strips<L, bits>(strip, rows, args.n_rows);
 }
 
 template <class L>

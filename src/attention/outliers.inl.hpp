@@ -70,33 +70,36 @@ struct OutlierChunk {
     static_assert(max_dim * max_rows * sizeof(float) <= 65536);
 };
 
-// Calls body(first token, end token, outliers of the chunk before, their count) for as many tokens at a time
-// as surely fit a chunk.
-template <class Count, class Body>
-[[gnu::always_inline]] inline void for_outlier_chunks(const Outliers& from, const Count* counts,
-                                                      const Body& body) {
-    if (from.n <= OutlierChunk::most) {
-        if (from.n > 0) body(0u, from.n_tokens, std::uint64_t{0}, from.n);
-        return;
+// Outliers of each token, in one type.
+struct OutlierCounts {
+    std::uint16_t of[tile_tokens];
+
+    explicit OutlierCounts(const Outliers& from) {
+        if (from.wide) {
+            std::memcpy(of, from.counts, from.n_tokens * sizeof(of[0]));
+        } else {
+            const auto* counts = static_cast<const std::uint8_t*>(from.counts);
+            for (std::uint32_t t = 0; t < from.n_tokens; ++t)
+                of[t] = counts[t];
+        }
     }
-    std::uint64_t first = 0;
-    for (std::uint32_t t = 0; t < from.n_tokens;) {
-        std::uint32_t end = t, n = 0;
-        for (; end < from.n_tokens && n + counts[end] <= OutlierChunk::most; ++end)
-            n += counts[end];
-        body(t, end, first, n);
+};
+
+// Calls body(first token, end token, outliers of the chunks before, their count) for as many tokens at a time
+// as surely fit a chunk.
+template <class Body>
+[[gnu::always_inline]] inline void for_outlier_chunks(const Outliers& from, const OutlierCounts& counts,
+                                                      const Body& body) {
+    std::uint32_t first = 0;
+    for (std::uint32_t t = 0; t < from.n_tokens && first < from.n;) {
+        std::uint32_t end = from.n_tokens, n = from.n - first;
+        if (n > OutlierChunk::most) {
+            for (end = t, n = 0; end < from.n_tokens && n + counts.of[end] <= OutlierChunk::most; ++end)
+                n += counts.of[end];
+        }
+        body(t, end, std::uint64_t{first}, n);
         first += n;
         t = end;
-    }
-}
-
-// Calls walk(counts) with counts in the type they have.
-template <class Walk>
-[[gnu::always_inline]] inline void with_counts(const Outliers& from, const Walk& walk) {
-    if (from.wide) {
-        walk(static_cast<const std::uint16_t*>(from.counts));
-    } else {
-        walk(static_cast<const std::uint8_t*>(from.counts));
     }
 }
 
@@ -108,8 +111,7 @@ struct TokensByCount {
     std::uint64_t n_each = 0;                   // how many tokens, a byte for each count
     static_assert(tile_tokens < 256);
 
-    template <class Count>
-    TokensByCount(const Count* counts, std::uint32_t n_tokens) {
+    TokensByCount(const std::uint16_t* counts, std::uint32_t n_tokens) {
         std::uint32_t at = 0;
         for (std::uint32_t t = 0; t < n_tokens; ++t) {
             const std::uint32_t count = counts[t], slot = count < most ? count : most, place = n(slot);
@@ -142,8 +144,8 @@ template <std::uint32_t n_lanes, std::uint32_t n>
     }
 }
 
-template <class L, std::uint32_t n_lanes, class Count>
-void score_outlier_chunk(const ScoreOutliers& args, const OutlierChunk& chunk, const Count* counts,
+template <class L, std::uint32_t n_lanes>
+void score_outlier_chunk(const ScoreOutliers& args, const OutlierChunk& chunk, const std::uint16_t* counts,
                          std::uint32_t n_tokens, float* scores) {
     const char* query = reinterpret_cast<const char*>(args.query);
     const TokensByCount tokens(counts, n_tokens);
@@ -192,15 +194,14 @@ void score_outlier_chunk(const ScoreOutliers& args, const OutlierChunk& chunk, c
 template <class L, std::uint32_t n_lanes>
 void score_outlier_rows(const ScoreOutliers& args) {
     OutlierChunk chunk;
-    with_counts(args.outliers, [&](const auto* counts) {
-        for_outlier_chunks(
-            args.outliers, counts,
-            [&](std::uint32_t first_token, std::uint32_t end_token, std::uint64_t first, std::uint32_t n) {
-                chunk.fill<L>(args.outliers, first, n, n_lanes * sizeof(float));
-                score_outlier_chunk<L, n_lanes>(args, chunk, counts + first_token, end_token - first_token,
-                                                args.scores + first_token);
-            });
-    });
+    const OutlierCounts counts(args.outliers);
+    for_outlier_chunks(
+        args.outliers, counts,
+        [&](std::uint32_t first_token, std::uint32_t end_token, std::uint64_t first, std::uint32_t n) {
+            chunk.fill<L>(args.outliers, first, n, n_lanes * sizeof(float));
+            score_outlier_chunk<L, n_lanes>(args, chunk, counts.of + first_token, end_token - first_token,
+                                            args.scores + first_token);
+        });
 }
 
 // Rows of the weights side by side; those beyond n_rows are 0.
@@ -229,8 +230,9 @@ void turn_weights(TokenRows<n_lanes>* to, const MixOutliers& args) {
 }
 
 // `at` becomes where the rows of each outlier's weights begin, in units of eight bytes.
-template <std::uint32_t n_lanes, class Count>
-void list_tokens(std::uint16_t* at, const Count* counts, std::uint32_t first_token, std::uint32_t end_token) {
+template <std::uint32_t n_lanes>
+void list_tokens(std::uint16_t* at, const std::uint16_t* counts, std::uint32_t first_token,
+                 std::uint32_t end_token) {
     constexpr std::uint64_t step = 0x0001000100010001u * (n_lanes / 2);
     std::uint64_t four = first_token * step;
     for (std::uint32_t t = first_token; t < end_token; ++t) {
@@ -250,28 +252,27 @@ void mix_outlier_rows(const MixOutliers& args) {
     TokenRows<n_lanes> weights;
     turn_weights<L>(&weights, args);
     std::uint16_t token_at[OutlierChunk::most + OutlierChunk::surplus];
-    with_counts(args.outliers, [&](const auto* counts) {
-        for_outlier_chunks(
-            args.outliers, counts,
-            [&](std::uint32_t first_token, std::uint32_t end_token, std::uint64_t first, std::uint32_t n) {
-                chunk.fill<L>(args.outliers, first, n, n_lanes * sizeof(float));
-                list_tokens<n_lanes>(token_at, counts, first_token, end_token);
-                char* out = reinterpret_cast<char*>(args.out);
-                const char* from = reinterpret_cast<const char*>(weights.rows[0]);
-                const auto add = [&](std::uint32_t i) GEARKV_INLINE {
-                    const std::size_t weight = token_at[i], at = chunk.at[i];
-                    unroll<n_lanes / 4>([&](auto part) GEARKV_INLINE {
-                        const FourRows product = load_four(from + 8 * weight + 16 * part) * chunk.value[i];
-                        store_four(out + at + 16 * part, load_four(out + at + 16 * part) + product);
-                    });
-                };
-                std::uint32_t i = 0;
-                for (; i + 4 <= n; i += 4)
-                    unroll<4>([&](auto k) GEARKV_INLINE { add(i + k); });
-                for (; i < n; ++i)
-                    add(i);
-            });
-    });
+    const OutlierCounts counts(args.outliers);
+    for_outlier_chunks(
+        args.outliers, counts,
+        [&](std::uint32_t first_token, std::uint32_t end_token, std::uint64_t first, std::uint32_t n) {
+            chunk.fill<L>(args.outliers, first, n, n_lanes * sizeof(float));
+            list_tokens<n_lanes>(token_at, counts.of, first_token, end_token);
+            char* out = reinterpret_cast<char*>(args.out);
+            const char* from = reinterpret_cast<const char*>(weights.rows[0]);
+            const auto add = [&](std::uint32_t i) GEARKV_INLINE {
+                const std::size_t weight = token_at[i], at = chunk.at[i];
+                unroll<n_lanes / 4>([&](auto part) GEARKV_INLINE {
+                    const FourRows product = load_four(from + 8 * weight + 16 * part) * chunk.value[i];
+                    store_four(out + at + 16 * part, load_four(out + at + 16 * part) + product);
+                });
+            };
+            std::uint32_t i = 0;
+            for (; i + 4 <= n; i += 4)
+                unroll<4>([&](auto k) GEARKV_INLINE { add(i + k); });
+            for (; i < n; ++i)
+                add(i);
+        });
 }
 
 template <class L>
