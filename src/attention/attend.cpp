@@ -185,8 +185,9 @@ Ahead tile_bytes(const TensorRun& run, TensorKind kind, std::uint32_t dim, std::
     // Code words of whole tiles of tokens follow each other, for keys and for values.
     const std::uint64_t tile_words = block.sizes.code_words * tile_tokens / block.header->n_tokens;
     const std::uint64_t at = tile_words * (first / tile_tokens);
-    return {block.codes(head) + at,
-            std::min(tile_words, block.sizes.code_words - at) * sizeof(std::uint32_t)};
+    return {
+        block.codes(head) + at,
+        static_cast<std::size_t>(std::min(tile_words, block.sizes.code_words - at)) * sizeof(std::uint32_t)};
 }
 
 std::uint32_t tiles_of(const KvRun& run) {

@@ -53,8 +53,9 @@ void ValueMixer::mix(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
     mix_codes(tile);
     if (run_.block.header->rank > 0) {
-        const RawRows planes = {run_.block.factor_a(pass_.head) + tile.first, run_.block.sizes.a_stride,
-                                run_.block.header->rank, tile.n_tokens};
+        const RawRows planes = {run_.block.factor_a(pass_.head) + tile.first,
+                                static_cast<std::size_t>(run_.block.sizes.a_stride), run_.block.header->rank,
+                                tile.n_tokens};
         pass_.kernels.attention.score_half(s.along_value, max_rank, planes, s.weights, tile_tokens,
                                            pass_.n_rows);
     }

@@ -149,8 +149,9 @@ void KeyScorer::score_token_scales(const Tile& tile) noexcept {
 // The planes of A are rows of tokens.
 void KeyScorer::add_low_rank(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
-    const RawRows planes = {run_.block.factor_a(pass_.head) + tile.first, run_.block.sizes.a_stride,
-                            run_.block.header->rank, tile.n_tokens};
+    const RawRows planes = {run_.block.factor_a(pass_.head) + tile.first,
+                            static_cast<std::size_t>(run_.block.sizes.a_stride), run_.block.header->rank,
+                            tile.n_tokens};
     pass_.kernels.attention.mix_half(s.scores, tile_tokens, planes, s.along_key, max_rank, pass_.n_rows);
 }
 
