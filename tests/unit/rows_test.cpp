@@ -24,9 +24,8 @@ std::vector<float> attend_floats(Cache* cache, const Queries& queries) {
     return out;
 }
 
-TEST_CASE("rows of any type and stride give the cache of the same floats, bit for bit", "[rows]") {
+void compare_with_floats(const char* spec) {
     constexpr std::size_t n_prompt = 150, n_more = 70;
-    const char* spec = GENERATE("f16", "f32", "gear-4", "auto:3", "paper:gear-4:nb=64", "kcvt-4:nb=64");
     const ElementType type = GENERATE(ElementType::f32, ElementType::f16, ElementType::bf16);
     CAPTURE(spec, static_cast<int>(type));
     const auto k = numbers(n_prompt + n_more, n_kv_heads, key_dim, 1, type),
@@ -75,6 +74,14 @@ TEST_CASE("rows of any type and stride give the cache of the same floats, bit fo
         REQUIRE((cache->layer_stats(0, &found).ok() && expected->layer_stats(0, &wanted).ok()));
         CHECK(found.output_error == wanted.output_error);
     }
+}
+
+TEST_CASE("rows of any type and stride give the cache of the same floats, bit for bit", "[rows]") {
+    compare_with_floats(GENERATE("f16", "f32", "gear-4", "paper:gear-4:nb=64", "kcvt-4:nb=64"));
+}
+
+TEST_CASE("so they do where rates are chosen", "[rows][rates]") {
+    compare_with_floats("auto:3");
 }
 
 TEST_CASE("queries of any type and stride are those floats, and outputs are rounded ones", "[rows]") {
