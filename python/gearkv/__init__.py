@@ -11,6 +11,7 @@ from ._cache import (
     Rope,
     StateInfo,
     Stats,
+    attend_batch,
     compress,
     decompress,
     inspect_state,
@@ -23,6 +24,7 @@ from ._native import (
     InvalidValue,
     OutOfMemory,
     Threads,
+    Workspace,
     format_spec,
     has_decoder,
     levels,
@@ -42,6 +44,8 @@ __all__ = [
     "StateInfo",
     "Stats",
     "Threads",
+    "Workspace",
+    "attend_batch",
     "compress",
     "decompress",
     "format_spec",
@@ -55,7 +59,7 @@ __all__ = [
 if has_decoder:
     from ._chat import Chat, ChatTemplate, Message
     from ._model import Fit, Model, ModelParams, SessionBytes, TensorInfo
-    from ._session import Generated, Session
+    from ._session import Generated, Session, decode_batch
     from ._text import Sampler, Tokenizer
 
     __all__ += [
@@ -71,4 +75,5 @@ if has_decoder:
         "SessionBytes",
         "TensorInfo",
         "Tokenizer",
+        "decode_batch",
     ]

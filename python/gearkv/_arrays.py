@@ -63,12 +63,26 @@ def pointer(array: Array) -> Any:
     return ffi.cast("float*", array.ctypes.data)
 
 
-def output(out: Optional[Array], shape: tuple[int, ...]) -> Array:
+def number_type(dtype: Any) -> Any:
+    """float32 for None, float16 or bfloat16, as NumPy has it."""
+    found = np.dtype(np.float32 if dtype is None else dtype)
+    if _type_of(found) is None or not found.isnative:
+        raise TypeError(f"dtype {found}, expected float32, float16 or bfloat16")
+    return found
+
+
+def type_of(array: Array) -> int:
+    return _type_of(array.dtype)  # type: ignore[return-value]
+
+
+def output(out: Optional[Array], shape: tuple[int, ...], dtype: Any = None) -> Array:
     """`out` if it can be written to as it is, a new array if there is none."""
     if out is None:
-        return np.empty(shape, np.float32)
-    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
-        raise ValueError(f"out must be a float32 array of shape {shape}")
+        return np.empty(shape, number_type(dtype))
+    if not isinstance(out, np.ndarray) or _type_of(out.dtype) is None or out.shape != shape:
+        raise ValueError(f"out must be a float32, float16 or bfloat16 array of shape {shape}")
+    if dtype is not None and out.dtype != number_type(dtype):
+        raise ValueError(f"out of {out.dtype}, expected {number_type(dtype)}")
     if not out.flags.c_contiguous or not out.flags.writeable or not out.flags.aligned:
         raise ValueError("out must be contiguous, aligned and writable")
     return out

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import operator
 import os
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Optional, Sequence, Union
@@ -11,7 +13,19 @@ import numpy as np
 
 from . import _arrays as arrays
 from ._gearkv import ffi, lib
-from ._native import Object, Threads, call, chars, sized, take_level, take_threads, text_of
+from ._native import (
+    Object,
+    Threads,
+    Workspace,
+    call,
+    chars,
+    in_range,
+    refused,
+    sized,
+    take_level,
+    take_threads,
+    text_of,
+)
 
 Path = Union[str, "os.PathLike[str]"]
 _NO_ERROR = ffi.NULL
@@ -57,7 +71,14 @@ class Config:
             return tuple(self.dims[layer]) if 0 <= layer < len(self.dims) else (0, 0, 0)  # type: ignore[return-value]
         return self.n_kv_heads, self.head_dim, self.head_dim if self.value_dim is None else self.value_dim
 
-    def _c(self) -> tuple[Any, list[Any]]:
+    def _c(self, workspace: Optional[Workspace] = None) -> tuple[Any, list[Any]]:
+        with in_range():
+            config, kept = self._converted()
+        if workspace is not None:
+            config.workspace = workspace._handle
+        return config, kept
+
+    def _converted(self) -> tuple[Any, list[Any]]:
         config = ffi.new("gearkv_config*")
         lib.gearkv_config_init(config, ffi.sizeof("gearkv_config"))
         spec = ffi.new("char[]", chars(self.spec, "spec"))
@@ -163,12 +184,22 @@ def layer_stats_of(cache: Any, layer: int) -> LayerStats:
     return LayerStats(*(getattr(found, name) for name in LayerStats._fields))
 
 
-def plan(config: Config, n_tokens: int, prompt_tokens: int = 0) -> Stats:
+def plan(config: Config, n_tokens: int, prompt_tokens: int = 0, *, n_heads: int | None = None,
+         n_threads: int = 1) -> Stats:
     """What a cache takes with n_tokens in every layer, prompt_tokens of them in one append: bytes of blocks and
-    buffers, exactly. The other fields are 0."""
+    buffers, exactly. With n_heads of queries, which may be 0, all that it takes while it holds most, scratch and
+    tables too: the least max_bytes that such a life keeps to (gearkv.h, gearkv_bytes_of_life). The other fields
+    are 0."""
     found = sized("gearkv_stats")
     c_config, kept = config._c()
-    call(lib.gearkv_bytes_required, c_config, n_tokens, prompt_tokens, found)
+    if n_heads is None:
+        call(lib.gearkv_bytes_required, c_config, n_tokens, prompt_tokens, found)
+    else:
+        life = sized("gearkv_life")
+        with in_range():
+            life.n_tokens, life.prompt_tokens, life.n_heads = n_tokens, prompt_tokens, n_heads
+            life.n_threads = n_threads
+        call(lib.gearkv_bytes_of_life, c_config, life, found)
     del kept
     return Stats(*(getattr(found, name) for name in Stats._fields))
 
@@ -195,33 +226,152 @@ def _fingerprint(fingerprint: bytes, kept: list[Any]) -> Any:
     return kept[-1]
 
 
+class _Rules(NamedTuple):
+    """What is done to scores, of every query of a call."""
+
+    scale: Optional[float] = None
+    causal: bool = True
+    soft_cap: float = 0.0
+    negligible: float = 0.0
+    slopes: Any = None
+    window: int = 0
+    sinks: Any = None
+
+
+class _Asked:
+    """Queries of one cache as the library takes them, the arrays they borrow, and where the answer goes."""
+
+    def __init__(
+        self, cache: "Cache", layer: int, queries: Any, rules: _Rules, mask: Any, out: Any, dtype: Any
+    ) -> None:
+        self.layer = cache._layer(layer)
+        array = arrays.typed(queries, "queries", (2, 3))
+        single = array.ndim == 2
+        if single:
+            array = array[np.newaxis]
+        self.n_queries, self.n_heads, dim = array.shape
+        _, key_dim, value_dim = cache.config.layer_dims(self.layer)
+        if dim != key_dim > 0:
+            raise ValueError(f"queries of {dim} channels, expected {key_dim}")
+        asked = ffi.new("gearkv_queries*")
+        lib.gearkv_queries_init(asked, ffi.sizeof("gearkv_queries"))
+        self.kept = [array]
+        arrays.queries(array, asked)
+        with in_range():
+            asked.scale = 1.0 / math.sqrt(dim) if rules.scale is None else rules.scale
+            asked.causal = rules.causal
+            asked.soft_cap = rules.soft_cap
+            asked.negligible = rules.negligible
+            asked.window = rules.window
+        for name, values in (("slopes", rules.slopes), ("sinks", rules.sinks)):
+            if values is None:
+                continue
+            taken = np.ascontiguousarray(arrays.floats(values, name, (1,)))
+            if taken.shape != (self.n_heads,):
+                raise ValueError(f"{name} of shape {taken.shape}, expected ({self.n_heads},)")
+            self.kept.append(taken)
+            setattr(asked, name, arrays.pointer(taken))
+        self.mask = None
+        if mask is not None:
+            self.mask = arrays.floats(mask, "mask", (2, 3))
+            asked.mask = arrays.pointer(self.mask)
+            asked.mask_query_stride = arrays.stride(self.mask, 0)
+            asked.mask_head_stride = arrays.stride(self.mask, 1) if self.mask.ndim == 3 else 0
+        shape = (self.n_heads, value_dim) if single else (self.n_queries, self.n_heads, value_dim)
+        self.out = arrays.output(out, shape, dtype)
+        asked.out_type = arrays.type_of(self.out)
+        self.queries = asked
+
+    def check(self, cache: Any) -> None:
+        """With the cache in hand: whether the mask has its tokens."""
+        if self.mask is None:
+            return
+        expected = (self.n_queries,) + ((self.n_heads,) if self.mask.ndim == 3 else ())
+        expected += (lib.gearkv_cache_n_tokens(cache, self.layer),)
+        if self.mask.shape != expected:
+            raise ValueError(f"mask of shape {self.mask.shape}, expected {expected}")
+
+
+def attend_batch(
+    layer: int,
+    caches: Sequence["Cache"],
+    queries: Sequence[Any],
+    *,
+    masks: Optional[Sequence[Any]] = None,
+    dtype: Any = None,
+    threads: Union[Threads, int, None] = None,
+    **rules: Any,
+) -> list[np.ndarray]:
+    """Cache.attend of many caches of one Workspace at once, each with queries of its own; every output has the bits it
+    would have alone. `masks` has one of each, or None; the other rules of attend hold for all."""
+    if len(queries) != len(caches) or (masks is not None and len(masks) != len(caches)):
+        raise ValueError(f"{len(queries)} queries and masks of {len(caches)} caches, expected one of each")
+    if len(caches) > 1 and any(c._workspace is None or c._workspace is not caches[0]._workspace for c in caches):
+        raise refused("caches of a batch without a common workspace, expected one for all of them")
+    if len({id(cache) for cache in caches}) < len(caches):
+        raise refused("a cache is twice in the batch")
+    common = _Rules(**rules)
+    asked = [
+        _Asked(cache, layer, of, common, None if masks is None else masks[i], None, dtype)
+        for i, (cache, of) in enumerate(zip(caches, queries))
+    ]
+    requests = ffi.new("gearkv_attend_request[]", len(caches))
+    pool = caches[0].threads if threads is None and len(caches) > 0 else take_threads(threads)
+    with contextlib.ExitStack() as held:
+        for request, cache, one in zip(requests, caches, asked):
+            request.cache = held.enter_context(cache._using())
+            one.check(request.cache)
+            request.queries, request.out, request.n_floats = one.queries, arrays.pointer(one.out), one.out.size
+        with in_range():
+            call(lib.gearkv_attend_batch, layer, requests, len(caches), pool._handle)
+    return [one.out for one in asked]
+
+
 class Cache(Object):
     """Keys and values of a sequence, compressed. Threads take turns; the GIL is free during calls."""
 
     _kind = "cache"
 
-    def __init__(self, config: Config, *, threads: Union[Threads, int, None] = None) -> None:
+    def __init__(
+        self, config: Config, *, threads: Union[Threads, int, None] = None, workspace: Optional[Workspace] = None
+    ) -> None:
         out = ffi.new("gearkv_cache**")
-        c_config, kept = config._c()
+        c_config, kept = config._c(workspace)
         call(lib.gearkv_cache_create, c_config, out)
         del kept
-        self._begin(out[0], config, take_threads(threads), b"")
+        self._begin(out[0], config, take_threads(threads), b"", workspace)
 
-    def _begin(self, handle: Any, config: Config, threads: Threads, extra: bytes) -> None:
-        Object.__init__(self, handle, lib.gearkv_cache_destroy)
+    def _begin(
+        self, handle: Any, config: Config, threads: Threads, extra: bytes, workspace: Optional[Workspace]
+    ) -> None:
+        Object.__init__(self, handle, lib.gearkv_cache_destroy, workspace)
         self.config = config
         self.threads = threads
         self.extra = extra  # bytes that were saved beside the cache this one was loaded from
 
     @classmethod
-    def _of(cls, handle: Any, config: Config, threads: Threads, extra: bytes = b"") -> "Cache":
+    def _of(
+        cls,
+        handle: Any,
+        config: Config,
+        threads: Threads,
+        extra: bytes = b"",
+        workspace: Optional[Workspace] = None,
+    ) -> "Cache":
         made = cls.__new__(cls)
-        made._begin(handle, config, threads, extra)
+        made._begin(handle, config, threads, extra, workspace)
         return made
+
+    def _layer(self, layer: int) -> int:
+        at = operator.index(layer)
+        if not 0 <= at < self.config.n_layers:
+            raise refused(f"layer {at}, expected below {self.config.n_layers}")
+        return at
 
     def append(self, layer: int, keys: Any, values: Any) -> None:
         """Appends keys and values [tokens, KV heads, channels] to a layer. float32, float16 and bfloat16
         are read where they lie, with any strides above 0; other floats are converted."""
+        layer = self._layer(layer)
         key_array = arrays.typed(keys, "keys", (3,))
         value_array = arrays.typed(values, "values", (3,))
         n_tokens = key_array.shape[0]
@@ -255,84 +405,52 @@ class Cache(Object):
         window: int = 0,
         sinks: Any = None,
         out: Optional[np.ndarray] = None,
+        dtype: Any = None,
     ) -> np.ndarray:
         """Softmax attention of queries [queries, heads, channels], or [heads, channels] of one, over a layer's
         tokens. scale None is 1/sqrt(channels). slopes and sinks are [heads], a mask that is added to the scores is
-        [queries, tokens] or [queries, heads, tokens]. out, where it is given, is a float32 array that is written
-        to."""
-        array = arrays.typed(queries, "queries", (2, 3))
-        single = array.ndim == 2
-        if single:
-            array = array[np.newaxis]
-        n_queries, n_heads, dim = array.shape
-        _, key_dim, value_dim = self.config.layer_dims(layer)
-        if dim != key_dim > 0:
-            raise ValueError(f"queries of {dim} channels, expected {key_dim}")
-        asked = ffi.new("gearkv_queries*")
-        lib.gearkv_queries_init(asked, ffi.sizeof("gearkv_queries"))
-        kept = [array]
-        arrays.queries(array, asked)
-        asked.scale = 1.0 / math.sqrt(dim) if scale is None else scale
-        asked.causal = causal
-        asked.soft_cap = soft_cap
-        asked.negligible = negligible
-        asked.window = window
-        for name, values in (("slopes", slopes), ("sinks", sinks)):
-            if values is None:
-                continue
-            taken = np.ascontiguousarray(arrays.floats(values, name, (1,)))
-            if taken.shape != (n_heads,):
-                raise ValueError(f"{name} of shape {taken.shape}, expected ({n_heads},)")
-            kept.append(taken)
-            setattr(asked, name, arrays.pointer(taken))
-        if mask is not None:
-            taken = arrays.floats(mask, "mask", (2, 3))
-            per_head = taken.ndim == 3
-            kept.append(taken)
-            asked.mask = arrays.pointer(taken)
-            asked.mask_query_stride = arrays.stride(taken, 0)
-            asked.mask_head_stride = arrays.stride(taken, 1) if per_head else 0
-        shape = (n_heads, value_dim) if single else (n_queries, n_heads, value_dim)
-        result = arrays.output(out, shape)
+        [queries, tokens] or [queries, heads, tokens]. The output is float32, or of dtype (float16, bfloat16); out,
+        where it is given, is such an array that is written to."""
+        rules = _Rules(scale, causal, soft_cap, negligible, slopes, window, sinks)
+        asked = _Asked(self, layer, queries, rules, mask, out, dtype)
         with self._using() as cache:
-            if mask is not None:
-                expected = (n_queries,) + ((n_heads,) if per_head else ())
-                n_tokens = lib.gearkv_cache_n_tokens(cache, layer)
-                if taken.shape != expected + (n_tokens,):
-                    raise ValueError(f"mask of shape {taken.shape}, expected {expected + (n_tokens,)}")
+            asked.check(cache)
             call(
                 lib.gearkv_cache_attend,
                 cache,
-                layer,
-                asked,
-                arrays.pointer(result),
-                result.size,
+                asked.layer,
+                asked.queries,
+                arrays.pointer(asked.out),
+                asked.out.size,
                 self.threads._handle,
             )
-        del kept
-        return result
+        return asked.out
 
     def compress(self, layer: Optional[int] = None) -> None:
         """Compresses now all that fills blocks, of one layer or of all."""
         with self._using() as cache:
-            for each in range(self.config.n_layers) if layer is None else (layer,):
+            for each in range(self.config.n_layers) if layer is None else (self._layer(layer),):
                 call(lib.gearkv_cache_compress, cache, each, self.threads._handle)
 
-    def read(self, layer: int, first: int = 0, n_tokens: Optional[int] = None) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values [tokens, KV heads, channels] as they are attended."""
+    def read(
+        self, layer: int, first: int = 0, n_tokens: Optional[int] = None, *, dtype: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values [tokens, KV heads, channels] as they are attended, in float32 or dtype."""
+        layer, kind = self._layer(layer), arrays.number_type(dtype)
         with self._using() as cache:
             if n_tokens is None:
                 n_tokens = max(0, lib.gearkv_cache_n_tokens(cache, layer) - first)
             self._check_range(first, n_tokens, lib.gearkv_cache_n_tokens(cache, layer))
             n_kv_heads, key_dim, value_dim = self.config.layer_dims(layer)
-            keys = np.empty((n_tokens, n_kv_heads, key_dim), np.float32)
-            values = np.empty((n_tokens, n_kv_heads, value_dim), np.float32)
+            keys = np.empty((n_tokens, n_kv_heads, key_dim), kind)
+            values = np.empty((n_tokens, n_kv_heads, value_dim), kind)
             call(
-                lib.gearkv_cache_read,
+                lib.gearkv_cache_read_typed,
                 cache,
                 layer,
                 first,
                 n_tokens,
+                arrays.type_of(keys),
                 arrays.pointer(keys),
                 keys.size,
                 arrays.pointer(values),
@@ -381,7 +499,7 @@ class Cache(Object):
     def forget_before(self, layer: int, token: int) -> None:
         """Gives back the blocks of a layer that have no token from `token` on."""
         with self._using() as cache:
-            call(lib.gearkv_cache_forget_before, cache, layer, token)
+            call(lib.gearkv_cache_forget_before, cache, self._layer(layer), token)
 
     def shrink(self, target_bytes: int) -> int:
         """Makes older blocks smaller until the cache holds at most so many bytes; how many were freed."""
@@ -395,7 +513,7 @@ class Cache(Object):
         out = ffi.new("gearkv_cache**")
         with self._using() as cache:
             call(lib.gearkv_cache_fork, cache, out)
-        return Cache._of(out[0], self.config, self.threads, self.extra)
+        return Cache._of(out[0], self.config, self.threads, self.extra, self._workspace)
 
     def reset(self) -> None:
         """Forgets all tokens."""
@@ -409,12 +527,12 @@ class Cache(Object):
 
     def n_tokens(self, layer: int = 0) -> int:
         with self._using() as cache:
-            return lib.gearkv_cache_n_tokens(cache, layer)
+            return lib.gearkv_cache_n_tokens(cache, self._layer(layer))
 
     def first_token(self, layer: int = 0) -> int:
         """The first token of a layer from which on all are there."""
         with self._using() as cache:
-            return lib.gearkv_cache_first_token(cache, layer)
+            return lib.gearkv_cache_first_token(cache, self._layer(layer))
 
     @property
     def level(self) -> str:
@@ -424,7 +542,7 @@ class Cache(Object):
     def layer_spec(self, layer: int) -> str:
         out = ffi.new("char[]", lib.GEARKV_SPEC_SIZE)
         with self._using() as cache:
-            call(lib.gearkv_cache_layer_spec, cache, layer, out, len(out))
+            call(lib.gearkv_cache_layer_spec, cache, self._layer(layer), out, len(out))
         return text_of(out)
 
     def stats(self) -> Stats:
@@ -433,7 +551,7 @@ class Cache(Object):
 
     def layer_stats(self, layer: int) -> LayerStats:
         with self._using() as cache:
-            return layer_stats_of(cache, layer)
+            return layer_stats_of(cache, self._layer(layer))
 
     @staticmethod
     def _save_options(fingerprint: bytes, extra: bytes, n_tokens: int) -> tuple[Any, list[Any]]:
@@ -497,6 +615,7 @@ class Cache(Object):
         fingerprint: bytes = b"",
         loading: str = "copy",
         threads: Union[Threads, int, None] = None,
+        workspace: Optional[Workspace] = None,
     ) -> "Cache":
         """A cache out of a file, or of an object with `read`; `config` says what is expected. loading: "copy", or
         of a file "map" or "map_lazy", where blocks stay in the file. Bytes that went along are in `extra`."""
@@ -509,12 +628,12 @@ class Cache(Object):
                 loading,
                 threads,
                 n_extra,
+                workspace,
                 lambda *rest: call(lib.gearkv_cache_load, path, *rest),
             )
         # How many bytes went along is told by the state alone; there are no more than it has.
-        return cls.from_bytes(
-            source.read(), config, fingerprint=fingerprint, threads=threads  # type: ignore[union-attr]
-        )
+        data = source.read()  # type: ignore[union-attr]
+        return cls.from_bytes(data, config, fingerprint=fingerprint, threads=threads, workspace=workspace)
 
     @classmethod
     def from_bytes(
@@ -524,6 +643,7 @@ class Cache(Object):
         *,
         fingerprint: bytes = b"",
         threads: Union[Threads, int, None] = None,
+        workspace: Optional[Workspace] = None,
     ) -> "Cache":
         """The same out of what to_bytes gave, or any buffer that holds it."""
         view = ffi.from_buffer(data)
@@ -533,6 +653,7 @@ class Cache(Object):
             "copy",
             threads,
             len(view),
+            workspace,
             lambda *rest: call(lib.gearkv_cache_load_from_memory, view, len(view), *rest),
         )
 
@@ -544,10 +665,11 @@ class Cache(Object):
         loading: str,
         threads: Union[Threads, int, None],
         n_room: int,
+        workspace: Optional[Workspace],
         load: Any,
     ) -> "Cache":
         options, out, n_extra = sized("gearkv_load_options"), ffi.new("gearkv_cache**"), ffi.new("size_t*")
-        c_config, kept = config._c()
+        c_config, kept = config._c(workspace)
         options.fingerprint = _fingerprint(fingerprint, kept)
         options.loading = take_loading(loading)
         room = np.empty(n_room, np.uint8)
@@ -557,7 +679,7 @@ class Cache(Object):
         pool = take_threads(threads)
         load(c_config, options, pool._handle, out, n_extra)
         del kept
-        return cls._of(out[0], config, pool, room[: n_extra[0]].tobytes())
+        return cls._of(out[0], config, pool, room[: n_extra[0]].tobytes(), workspace)
 
     def __repr__(self) -> str:
         if self._handle is None:

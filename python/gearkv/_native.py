@@ -16,6 +16,7 @@ class Error(Exception):
 
     code: int
     name: str
+    errors: "list[Optional[Error]]"  # of decode_batch alone: those of each session
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -62,6 +63,20 @@ def chars(text: Union[str, bytes, "os.PathLike[str]"], name: str) -> bytes:
     return data
 
 
+def refused(message: str) -> Error:
+    """What the library would say, had it been asked."""
+    return InvalidValue(lib.GEARKV_INVALID_ARGUMENT, message)
+
+
+@contextlib.contextmanager
+def in_range() -> Iterator[None]:
+    """A number that C has no room for is the library's error too."""
+    try:
+        yield
+    except OverflowError as error:
+        raise refused(str(error)) from None
+
+
 # An exception of a function of Python that the library called, to be raised when the call has returned.
 _pending = threading.local()
 
@@ -75,13 +90,21 @@ def call(function: Callable[..., int], *arguments: Any) -> None:
     """Calls a function whose last argument is an error, without the GIL."""
     error = ffi.new("gearkv_error*")
     _pending.error = None
-    code = function(*arguments, error)
+    with in_range():
+        code = function(*arguments, error)
     raised = _pending.error
     if raised is not None:
         _pending.error = None
         raise raised
     if code != lib.GEARKV_OK:
         raise _KINDS.get(code, Error)(code, text_of(error.message))
+
+
+def error_of(error: Any) -> Optional[Error]:
+    """Of a gearkv_error; None when it is of no failure."""
+    if error.code == lib.GEARKV_OK:
+        return None
+    return _KINDS.get(error.code, Error)(error.code, text_of(error.message))
 
 
 @ffi.def_extern(onerror=_keep, error=0)
@@ -126,7 +149,9 @@ class Object:
     def __init__(self, handle: Any, destroy: Callable[[Any], None], *kept: Any) -> None:
         # What the handle borrows lives until it has ended, however Python ends things.
         self._handle = ffi.gc(handle, lambda old, kept=kept: destroy(old))
-        self._lock = threading.RLock()
+        self._workspace: Optional[Workspace] = next((x for x in kept if isinstance(x, Workspace)), None)
+        # Those of one workspace take turns with each other.
+        self._lock = threading.RLock() if self._workspace is None else self._workspace._lock
         self._busy = False
 
     @contextlib.contextmanager
@@ -156,6 +181,29 @@ class Object:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+class Workspace(Object):
+    """Working memory that caches or sessions have in common, which use it one at a time: hundreds of sequences hold
+    little beside their tokens, and attend_batch takes them together."""
+
+    _kind = "workspace"
+
+    def __init__(self) -> None:
+        out = ffi.new("gearkv_workspace**")
+        call(lib.gearkv_workspace_create, ffi.NULL, out)
+        super().__init__(out[0], lib.gearkv_workspace_destroy)
+
+    @property
+    def n_bytes(self) -> int:
+        with self._using() as workspace:
+            return lib.gearkv_workspace_bytes(workspace)
+
+    def close(self) -> None:
+        """Its memory is given back when the last of its caches has ended."""
+
+    def __repr__(self) -> str:
+        return f"<gearkv.Workspace, {self.n_bytes:,} bytes>"
 
 
 class Threads:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import TYPE_CHECKING, Any, BinaryIO, Iterable, Iterator, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Iterable, Iterator, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
 from . import _arrays as arrays
 from ._cache import LayerStats, Path, Stats, is_path, layer_stats_of, stats_of, take_loading
 from ._gearkv import ffi, lib
-from ._native import Object, Threads, call, chars, sized, take_level, take_threads, text_of
+from ._native import (
+    Error,
+    Object,
+    Threads,
+    Workspace,
+    call,
+    chars,
+    error_of,
+    in_range,
+    refused,
+    sized,
+    take_level,
+    take_threads,
+    text_of,
+)
 from ._text import Sampler, TextWriter
 
 if TYPE_CHECKING:
@@ -28,21 +43,25 @@ def session_config(
     max_cache_bytes: int = 0,
     level: Optional[str] = None,
     float_products: bool = False,
+    workspace: Optional[Workspace] = None,
 ) -> tuple[Any, Any]:
     config = ffi.new("gearkv_session_config*")
     lib.gearkv_session_config_init(config, ffi.sizeof("gearkv_session_config"))
     text = None if spec is None else ffi.new("char[]", chars(spec, "spec"))
     if text is not None:
         config.spec = text
-    config.n_ctx = n_ctx
-    config.chunk = chunk
-    config.seed = seed
-    config.rollback_tokens = rollback_tokens
-    config.error_every = error_every
-    config.max_cache_bytes = max_cache_bytes
+    with in_range():
+        config.n_ctx = n_ctx
+        config.chunk = chunk
+        config.seed = seed
+        config.rollback_tokens = rollback_tokens
+        config.error_every = error_every
+        config.max_cache_bytes = max_cache_bytes
     config.level = take_level(level)
     config.float_products = float_products
     config.interrupt = lib.gearkv_py_interrupt
+    if workspace is not None:
+        config.workspace = workspace._handle
     return config, text
 
 
@@ -54,10 +73,34 @@ class Generated(NamedTuple):
     text: str
 
 
+def decode_batch(sessions: Sequence["Session"], tokens: arrays.Tokens) -> None:
+    """Session.decode of many sessions of one model at once, a token each: weights are read once for all, and every
+    session ends with the bits it would have alone. On the threads of the first; those of one Workspace attend
+    together. An error strikes one session alone: the first is raised, and its `errors` has that of each session, or
+    None."""
+    array = arrays.tokens(tokens)
+    if array.size != len(sessions):
+        raise ValueError(f"{array.size} tokens of {len(sessions)} sessions, expected one of each")
+    if len({id(session) for session in sessions}) < len(sessions):
+        raise refused("a session is twice in the batch")
+    requests = ffi.new("gearkv_decode_request[]", len(sessions))
+    with contextlib.ExitStack() as held:
+        # In one order everywhere, so that two batches of the same sessions do not wait for each other.
+        order = sorted(range(len(sessions)), key=lambda i: id(sessions[i]._lock))
+        for i in order:
+            requests[i].session = held.enter_context(sessions[i]._using())
+            requests[i].token = int(array[i])
+        try:
+            call(lib.gearkv_session_decode_batch, requests, len(sessions))
+        except Error as error:
+            error.errors = [error_of(request.error) for request in requests]
+            raise
+
+
 class Session(Object):
     """Tokens fed to a model, with their keys and values in a compressed cache. Threads take turns; the GIL is free
     during calls. Settings: n_ctx (0: the trained context), chunk, seed, rollback_tokens, error_every,
-    max_cache_bytes, level, float_products (session.hpp). A session does not come along into a forked process."""
+    max_cache_bytes, level, float_products, workspace (session.hpp). A session does not come along into a forked process."""
 
     _kind = "session"
 
@@ -69,10 +112,12 @@ class Session(Object):
         out = ffi.new("gearkv_session**")
         call(lib.gearkv_session_create, model._handle, config, pool._handle, out)
         del kept
-        self._begin(out[0], model, pool, pool._handle)
+        self._begin(out[0], model, pool, pool._handle, settings.get("workspace"))
 
-    def _begin(self, handle: Any, model: "Model", threads: Threads, executor: Any) -> None:
-        Object.__init__(self, handle, lib.gearkv_session_destroy, executor)
+    def _begin(
+        self, handle: Any, model: "Model", threads: Threads, executor: Any, workspace: Optional[Workspace]
+    ) -> None:
+        Object.__init__(self, handle, lib.gearkv_session_destroy, executor, workspace)
         self.model = model
         self.threads = threads
         self._executor = executor
@@ -83,9 +128,11 @@ class Session(Object):
         self.n_ctx: int = lib.gearkv_session_n_ctx(handle)
 
     @classmethod
-    def _of(cls, handle: Any, model: "Model", threads: Threads, executor: Any) -> "Session":
+    def _of(
+        cls, handle: Any, model: "Model", threads: Threads, executor: Any, workspace: Optional[Workspace]
+    ) -> "Session":
         made = cls.__new__(cls)
-        made._begin(handle, model, threads, executor)
+        made._begin(handle, model, threads, executor, workspace)
         return made
 
     def _using(self) -> Any:
@@ -248,7 +295,7 @@ class Session(Object):
         out = ffi.new("gearkv_session**")
         with self._using() as session:
             call(lib.gearkv_session_fork, session, self._executor, out)
-        return Session._of(out[0], self.model, self.threads, self._executor)
+        return Session._of(out[0], self.model, self.threads, self._executor, self._workspace)
 
     def reset(self) -> None:
         """Forgets all tokens and any failure."""
@@ -403,7 +450,7 @@ class Session(Object):
                 options.sampler = drawing
                 load(model._handle, config, options, pool._handle, out)
         del kept
-        return cls._of(out[0], model, pool, pool._handle)
+        return cls._of(out[0], model, pool, pool._handle, settings.get("workspace"))
 
     def __repr__(self) -> str:
         if self._handle is None:

@@ -1,4 +1,5 @@
 """Caches of gearkv: what goes in as it lies, what comes out, and what is refused."""
+import concurrent.futures
 import io
 import os
 import subprocess
@@ -9,6 +10,11 @@ import time
 import gearkv
 import numpy as np
 import pytest
+
+try:
+    import ml_dtypes
+except ImportError:
+    ml_dtypes = None
 
 N_LAYERS, N_KV_HEADS, N_HEADS, DIM = 2, 2, 4, 64
 
@@ -135,7 +141,7 @@ def test_what_is_no_array_of_floats_is_refused():
     cache.append(0, rows, rows)
     with pytest.raises(ValueError, match="queries of 32 channels"):
         cache.attend(0, random_rows(1, 3, N_HEADS)[0][:, :32])
-    with pytest.raises(ValueError, match="out must be a float32 array"):
+    with pytest.raises(ValueError, match="out must be a float32, float16 or bfloat16 array"):
         cache.attend(0, rows[0], out=np.empty((N_KV_HEADS, DIM)))
     with pytest.raises(ValueError, match="out must be contiguous"):
         cache.attend(0, rows[0], out=np.empty((DIM, N_KV_HEADS), np.float32).T)
@@ -146,6 +152,62 @@ def test_what_is_no_array_of_floats_is_refused():
     with pytest.raises(ValueError, match="tokens 0 to 5 of 4"):
         cache.read(0, 0, 5)
     assert cache.n_tokens() == 4
+
+
+def test_outputs_have_the_type_that_is_asked_for():
+    cache, queries = filled(), random_rows(2, 3, N_HEADS)
+    plain = cache.attend(0, queries)
+    keys, values = cache.read(0, 5, 20)
+    kinds = [np.float16]
+    if ml_dtypes is not None:
+        kinds.append(ml_dtypes.bfloat16)
+    for kind in kinds:
+        found = cache.attend(0, queries, dtype=kind)
+        assert found.dtype == kind and np.array_equal(found, plain.astype(kind))
+        out = np.empty_like(found)
+        assert cache.attend(0, queries, out=out) is out and np.array_equal(out, found)
+        short = cache.read(0, 5, 20, dtype=kind)
+        assert short[0].dtype == kind and np.array_equal(short[0], keys.astype(kind))
+        assert np.array_equal(short[1], values.astype(kind))
+        with pytest.raises(ValueError, match="expected float32"):
+            cache.attend(0, queries, out=out, dtype=np.float32)
+    with pytest.raises(TypeError, match="dtype float64"):
+        cache.attend(0, queries, dtype=np.float64)
+
+
+def test_many_sequences_are_attended_at_once():
+    workspace = gearkv.Workspace()
+    caches = [gearkv.Cache(config(), workspace=workspace) for _ in range(3)]
+    for i, cache in enumerate(caches):
+        cache.append(1, random_rows(40 + 100 * i, i), random_rows(40 + 100 * i, 10 + i))
+    caches.append(caches[0].fork())
+    caches[3].append(1, random_rows(1), random_rows(1))
+    caches.append(gearkv.Cache.from_bytes(caches[2].to_bytes(), config(), workspace=workspace))
+    queries = [random_rows(1 + i % 2, 20 + i, N_HEADS) for i in range(len(caches))]
+    alone = [cache.attend(1, of, window=30) for cache, of in zip(caches, queries)]
+    together = gearkv.attend_batch(1, caches, queries, window=30)
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together))
+    masks = [None, *(np.zeros((1 + i % 2, caches[i].n_tokens(1)), np.float32) for i in range(1, 5))]
+    masks[1][:, :50] = -np.inf
+    masked = gearkv.attend_batch(1, caches, queries, masks=masks, dtype=np.float16)
+    assert np.array_equal(masked[1], caches[1].attend(1, queries[1], mask=masks[1]).astype(np.float16))
+    assert masked[1].dtype == np.float16 and not np.array_equal(masked[1], together[1].astype(np.float16))
+    assert workspace.n_bytes > 0 and gearkv.attend_batch(1, [], []) == []
+    with pytest.raises(gearkv.InvalidValue, match="twice"):
+        gearkv.attend_batch(1, [caches[0], caches[0]], queries[:2])
+    with pytest.raises(gearkv.InvalidValue, match="common workspace"):
+        gearkv.attend_batch(1, [caches[0], filled(30)], queries[:2])
+    with pytest.raises(ValueError, match="one of each"):
+        gearkv.attend_batch(1, caches, queries[:2])
+    with pytest.raises(ValueError, match="mask of shape"):
+        gearkv.attend_batch(1, caches[:1], queries[:1], masks=[np.zeros((1, 39), np.float32)])
+    with pytest.raises(gearkv.Error, match="request 1: "):
+        gearkv.attend_batch(1, caches[:2], [queries[0], np.full_like(queries[1], np.nan)])
+    # A workspace outlives its name, and those that share it take turns.
+    del workspace
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: caches[i % 5].attend(1, queries[i % 5], window=30), range(40)))
+    assert all(np.array_equal(found[i], alone[i % 5]) for i in range(40))
 
 
 def test_errors_have_the_code_of_the_library():
@@ -168,8 +230,20 @@ def test_errors_have_the_code_of_the_library():
         gearkv.Cache(config(spec="gear-4\0x"))
     with pytest.raises(gearkv.InvalidValue, match="unknown_level"):
         gearkv.Cache(config(level="no such"))
-    with pytest.raises(OverflowError):
+    with pytest.raises(gearkv.InvalidValue, match="invalid_argument"):
         gearkv.Cache(config(n_layers=-1))
+    for layer in (-1, N_LAYERS, 2**40):
+        for use in (cache.n_tokens, cache.first_token, cache.layer_spec, cache.layer_stats, cache.compress, cache.read):
+            with pytest.raises(gearkv.InvalidValue, match=f"layer {layer}, expected below {N_LAYERS}"):
+                use(layer)
+        with pytest.raises(gearkv.InvalidValue, match="expected below"):
+            cache.attend(layer, random_rows(1, 3, N_HEADS))
+        with pytest.raises(gearkv.InvalidValue, match="expected below"):
+            cache.append(layer, random_rows(1), random_rows(1))
+    for use in (cache.truncate, cache.shrink, cache.reserve):
+        with pytest.raises(gearkv.InvalidValue) as caught:
+            use(-1)
+        assert caught.value.name == "invalid_argument"
     with pytest.raises(gearkv.OutOfMemory) as caught:
         filled(max_bytes=1000)
     assert isinstance(caught.value, MemoryError) and caught.value.name == "over_budget"
@@ -215,6 +289,9 @@ def test_life():
     cache.compress()
     stats, planned = cache.stats(), gearkv.plan(cache.config, 300, 300)
     assert (stats.key_bytes, stats.value_bytes) == (planned.key_bytes, planned.value_bytes)
+    most = gearkv.plan(cache.config, 300, 300, n_heads=4)
+    assert most.bytes == most.key_bytes + most.value_bytes + most.buffer_bytes + most.scratch_bytes + most.table_bytes
+    assert most.bytes > planned.bytes and most.scratch_bytes > 0
     assert stats.n_tokens == 300 and 0 < stats.bits_per_element < 16 and stats.bytes > 0
     assert cache.layer_stats(1).n_blocks == 2 and len(cache.layer_spec(0)) > 0
     fork = cache.fork()

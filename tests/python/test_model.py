@@ -156,6 +156,33 @@ def test_drafts_forks_and_shifts(model):
     assert repr(session) == "<gearkv.Session, closed>"
 
 
+def test_many_sessions_are_fed_at_once(model):
+    workspace = gearkv.Workspace()
+    sessions = [model.session("gear-2", n_ctx=64, workspace=workspace) for _ in range(2)] + [model.session("f16", n_ctx=64)]
+    alone = [model.session("gear-2", n_ctx=64) for _ in range(2)] + [model.session("f16", n_ctx=64)]
+    for i in range(3):
+        for session in (sessions[i], alone[i]):
+            session.prefill([5 + i, 9, 14 + i])
+    for step in range(3):
+        gearkv.decode_batch(sessions, [20 + step, 30, 40])
+        for session, token in zip(alone, [20 + step, 30, 40]):
+            session.decode(token)
+        assert all(np.array_equal(a.logits(), b.logits()) for a, b in zip(sessions, alone))
+    for bad in ([1, 2], [1, 2, 3, 4]):
+        with pytest.raises(ValueError, match="one of each"):
+            gearkv.decode_batch(sessions, bad)
+    with pytest.raises(gearkv.InvalidValue, match="twice"):
+        gearkv.decode_batch([sessions[0], sessions[0]], [1, 2])
+    with pytest.raises(gearkv.Error, match="bad_token") as caught:
+        gearkv.decode_batch(sessions, [1, 2, 10**6])
+    assert caught.value.errors == [None, None, None]
+    assert [session.n_tokens for session in sessions] == [6, 6, 6]
+    with pytest.raises(gearkv.InvalidValue):
+        sessions[0].layer_stats(-1)
+    with pytest.raises(gearkv.InvalidValue):
+        model.session("f16", n_ctx=-1)
+
+
 def test_generation_ends_with_the_context(model):
     session = model.session("q8", n_ctx=24)
     n = sum(1 for _ in session.steps("Once", logit_bias={token: float("-inf") for token in model.tokenizer.end_of_generation}))
