@@ -1,5 +1,6 @@
 #include "gearkv/cpu.hpp"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -178,8 +179,16 @@ Status resolve_level(Level wanted, Level* out) noexcept {
         return Status::error(Code::unknown_level, "level number %u, expected one of %s",
                              static_cast<unsigned>(wanted), known_levels);
     }
-    return Status::error(Code::unavailable_level, "%slevel %s cannot run here, expected one up to %s", source,
-                         name, level_name(best_level()));
+    char there[128] = "";
+    std::size_t n = 0;
+    for (Level level : all_levels) {
+        if (!level_available(level)) continue;
+        const char* comma = n == 0 ? "" : ", ";
+        n += static_cast<std::size_t>(
+            std::snprintf(there + n, sizeof(there) - n, "%s%s", comma, level_name(level)));
+    }
+    return Status::error(Code::unavailable_level, "%slevel %s cannot run here, expected one of %s", source,
+                         name, there);
 }
 
 }  // namespace gearkv

@@ -141,11 +141,13 @@ class Chat final : public Command {
                    grouped(chat_->session().n_ctx()) + "; /help tells more");
         LineReader reader;
         std::string line;
-        bool leaving = false;
+        bool leaving = false, at_end = false;
+        std::size_t n_failed = 0;
         for (;;) {
             if (talks_) std::cerr << quiet_.prompt() << "> " << quiet_.none() << std::flush;
             const LineReader::Result result = reader.read(&line);
-            if (result == LineReader::Result::end) break;
+            at_end = result == LineReader::Result::end;
+            if (at_end) break;
             if (result == LineReader::Result::interrupted) {
                 if (leaving || !talks_) check_interrupt();
                 take_interrupt();
@@ -157,15 +159,21 @@ class Chat final : public Command {
             leaving = false;
             if (line.find_first_not_of(" \t\n") == line.npos) continue;
             try {
-                if (!act(line)) return;
+                if (!act(line)) break;
             } catch (const Failure& error) {
-                if (!talks_) throw;
+                // A question that failed would be missed in all later answers, a command would not.
+                if (!talks_ && (line[0] != '/' || line[1] == '/')) throw;
                 remark(error.what());
+                n_failed += 1;
             }
             if (!talks_) check_interrupt();
             take_interrupt();
         }
-        if (talks_) std::cerr << '\n';
+        if (talks_) {
+            if (at_end) std::cerr << '\n';
+        } else if (n_failed > 0) {
+            throw Failure(grouped(n_failed) + (n_failed == 1 ? " command" : " commands") + " failed");
+        }
     }
 
     // False when the line says to leave.

@@ -208,8 +208,10 @@ class Generate final : public Command {
         speed.print(out);
         if (result.drafts.n_drafted > 0) out << "drafts: " << describe(result.drafts) << '\n';
         out << '\n';
-        print_bytes(out, report_cache(session.cache().config(), stats.bytes, stats.n_tokens));
-        out << "bits per element: " << fixed(stats.bits_per_element, 2) << " ("
+        const CacheReport report = report_cache(session.cache().config(), stats.bytes, stats.n_tokens);
+        print_bytes(out, report);
+        out << "bits per element: " << fixed(report.bits_per_element(), 2) << ", "
+            << fixed(stats.bits_per_element, 2) << " without the room for tokens to come ("
             << grouped(stats.compressed_tokens) << " of " << grouped(stats.n_tokens)
             << " tokens compressed)\n";
     }
@@ -237,6 +239,7 @@ class Generate final : public Command {
         json["peak_resident_bytes"] = peak_resident_bytes();
         if (fit_) json["fit"] = to_json(*fit_, options_.memory_bytes);
         json["cache"] = to_json(report_cache(session.cache().config(), stats.bytes, stats.n_tokens));
+        json["cache"]["stored_bits_per_element"] = json["cache"]["bits_per_element"];  // with room for more
         json["cache"]["bits_per_element"] = stats.bits_per_element;
         json["cache"]["tokens"] = stats.n_tokens;
         json["cache"]["compressed_tokens"] = stats.compressed_tokens;

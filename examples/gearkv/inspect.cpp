@@ -45,11 +45,32 @@ class Inspect final : public Command {
 
     void run() override {
         const std::vector<NamedSpec> specs = read_specs(options_);
-        const std::shared_ptr<const Model> model = load_model(options_);
+        ModelFile file;
+        check(read_model_file(options_.model.c_str(), &file));
+        const std::map<std::string, TypeTotal> totals = sum_up(file.tensors);
+        std::shared_ptr<const Model> model;
+        ModelOptions how;
+        if (!options_.pre.empty()) how.pre = options_.pre.c_str();
+        if (const Status status = Model::load(options_.model.c_str(), &model, how); !status.ok()) {
+            if (!is_of_another_kind(status.code())) check(status);
+            options_.json ? print_as_json(file, totals, status) : print_as_text(file, totals, status);
+            return;
+        }
         n_tokens_ = options_.n_ctx != 0 ? options_.n_ctx : model->params().n_ctx;
+        options_.json ? print_as_json(*model, totals, specs) : print_as_text(*model, totals, specs);
+    }
+
+  private:
+    // Sound files that are not run, as far as can be told: the rest of what they say is worth reading.
+    static bool is_of_another_kind(Code code) {
+        return code == Code::unsupported_model || code == Code::missing_key || code == Code::bad_metadata ||
+               code == Code::missing_tensor || code == Code::shape_mismatch || code == Code::bad_tokenizer;
+    }
+
+    static std::map<std::string, TypeTotal> sum_up(const std::vector<TensorInfo>& tensors) {
         std::map<std::string, TypeTotal> totals;
         TypeTotal all;
-        for (const TensorInfo& tensor : model->tensors()) {
+        for (const TensorInfo& tensor : tensors) {
             for (TypeTotal* total : {&totals[tensor.type], &all}) {
                 total->n_tensors += 1;
                 total->n_elements += n_elements(tensor);
@@ -57,10 +78,9 @@ class Inspect final : public Command {
             }
         }
         totals["all"] = all;
-        options_.json ? print_as_json(*model, totals, specs) : print_as_text(*model, totals, specs);
+        return totals;
     }
 
-  private:
     // The cache of n_tokens_ that came as one prompt.
     CacheReport plan_cache(const ModelParams& params, const KvSpec& spec) const {
         CacheConfig config;
@@ -83,8 +103,9 @@ class Inspect final : public Command {
         std::string chat_template;
     };
 
-    static std::string metadata(const Model& model, const std::string& key) {
-        for (const auto& [name, value] : model.metadata()) {
+    using Metadata = std::vector<std::pair<std::string, std::string>>;
+    static std::string find(const Metadata& metadata, const std::string& key) {
+        for (const auto& [name, value] : metadata) {
             if (name == key) return value;
         }
         return "";
@@ -99,7 +120,7 @@ class Inspect final : public Command {
     Summary summarise(const Model& model) const {
         const ModelParams& params = model.params();
         Summary summary;
-        summary.name = metadata(model, "general.name");
+        summary.name = find(model.metadata(), "general.name");
         for (const std::uint32_t window : params.windows) {
             if (window == 0) continue;
             summary.window =
@@ -221,24 +242,41 @@ class Inspect final : public Command {
         return static_cast<double>(report.stored_bytes()) / static_cast<double>(n_tokens_);
     }
 
+    // What is in the file.
+    static void add_contents(const Metadata& metadata, const std::vector<TensorInfo>& tensors,
+                             const std::map<std::string, TypeTotal>& totals, Json* json) {
+        (*json)["metadata"] = Json::object();
+        for (const auto& [key, value] : metadata)
+            (*json)["metadata"][key] = value;
+        for (const TensorInfo& tensor : tensors) {
+            (*json)["tensors"].push_back({{"name", tensor.name},
+                                          {"type", tensor.type},
+                                          {"shape", tensor.shape},
+                                          {"bytes", tensor.n_bytes}});
+        }
+        for (const auto& [type, total] : totals) {
+            (*json)["types"][type] = {
+                {"tensors", total.n_tensors}, {"parameters", total.n_elements}, {"bytes", total.n_bytes}};
+        }
+    }
+
+    void print_as_json(const ModelFile& file, const std::map<std::string, TypeTotal>& totals,
+                       const Status& why) const {
+        Json json = start_json("inspect");
+        json["model"] = options_.model;
+        json["runs"] = false;
+        json["reason"] = {{"code", code_name(why.code())}, {"message", why.message()}};
+        add_contents(file.metadata, file.tensors, totals, &json);
+        print_json(json);
+    }
+
     void print_as_json(const Model& model, const std::map<std::string, TypeTotal>& totals,
                        const std::vector<NamedSpec>& specs) const {
         Json json = start_json("inspect");
         json["model"] = options_.model;
+        json["runs"] = true;
         json["summary"] = summary_as_json(model);
-        json["metadata"] = Json::object();
-        for (const auto& [key, value] : model.metadata())
-            json["metadata"][key] = value;
-        for (const TensorInfo& tensor : model.tensors()) {
-            json["tensors"].push_back({{"name", tensor.name},
-                                       {"type", tensor.type},
-                                       {"shape", tensor.shape},
-                                       {"bytes", tensor.n_bytes}});
-        }
-        for (const auto& [type, total] : totals) {
-            json["types"][type] = {
-                {"tensors", total.n_tensors}, {"parameters", total.n_elements}, {"bytes", total.n_bytes}};
-        }
+        add_contents(model.metadata(), model.tensors(), totals, &json);
         json["ctx"] = n_tokens_;
         for (const NamedSpec& spec : specs) {
             const CacheReport report = plan_cache(model.params(), spec.spec);
@@ -250,17 +288,17 @@ class Inspect final : public Command {
         print_json(json);
     }
 
-    void print_as_text(const Model& model, const std::map<std::string, TypeTotal>& totals,
-                       const std::vector<NamedSpec>& specs) const {
-        print_summary(model, totals);
-        for (const auto& [key, value] : model.metadata())
+    static void print_contents(const Metadata& metadata, const std::vector<TensorInfo>& tensors,
+                               const std::map<std::string, TypeTotal>& totals) {
+        for (const auto& [key, value] : metadata)
             std::cout << in_one_line(key) << " = " << for_terminal(value) << '\n';
         std::cout << '\n';
-        Table tensors({"tensor", "type", "shape", "bytes"});
-        for (const TensorInfo& tensor : model.tensors()) {
-            tensors.add({in_one_line(tensor.name), tensor.type, shape_text(tensor), grouped(tensor.n_bytes)});
+        if (tensors.empty()) return;
+        Table table({"tensor", "type", "shape", "bytes"});
+        for (const TensorInfo& tensor : tensors) {
+            table.add({in_one_line(tensor.name), tensor.type, shape_text(tensor), grouped(tensor.n_bytes)});
         }
-        tensors.print(std::cout);
+        table.print(std::cout);
         std::cout << '\n';
         Table types({"type", "tensors", "parameters", "bytes"});
         for (const auto& [type, total] : totals) {
@@ -268,6 +306,21 @@ class Inspect final : public Command {
         }
         types.print(std::cout);
         std::cout << '\n';
+    }
+
+    void print_as_text(const ModelFile& file, const std::map<std::string, TypeTotal>& totals,
+                       const Status& why) const {
+        std::cout << "not run     " << code_name(why.code()) << ": " << for_terminal(why.message()) << '\n';
+        const std::string family = find(file.metadata, "general.architecture");
+        std::cout << "family      " << (family.empty() ? "not said" : for_terminal(family)) << "\n\n";
+        print_contents(file.metadata, file.tensors, totals);
+        if (file.tensors.empty()) note("the tensors have types that are not known here, and are not listed");
+    }
+
+    void print_as_text(const Model& model, const std::map<std::string, TypeTotal>& totals,
+                       const std::vector<NamedSpec>& specs) const {
+        print_summary(model, totals);
+        print_contents(model.metadata(), model.tensors(), totals);
         const std::string ctx = grouped(n_tokens_);
         Table cache({"cache of " + ctx + " tokens, one prompt", "bytes/token", "bytes", "stored/fp16"});
         for (const NamedSpec& spec : specs) {

@@ -43,6 +43,16 @@ struct TensorInfo {
     std::uint64_t n_bytes = 0;
 };
 
+// What a GGUF file says of itself, whether it can be run or not.
+struct ModelFile {
+    std::vector<std::pair<std::string, std::string>> metadata;  // as Model::metadata
+    std::vector<TensorInfo> tensors;  // none of a file with tensors of a type that is not known here
+};
+// Reads it; of a split model as Model::load, of which part makes no difference. Errors: invalid_argument,
+// io_error, not_a_model, bad_version, truncated, corrupt_model, bad_metadata, unsupported_model (arrays of
+// arrays), out_of_memory. *out is untouched then.
+Status read_model_file(const char* path, ModelFile* out) noexcept;
+
 struct ModelOptions {
     const char* pre = nullptr;  // as in TokenizerOptions
 };

@@ -86,7 +86,10 @@ int main(int argc, char** argv) {
     uint64_t n_reused = 0, n_state = 0;
     int n_asked = 0, lossless = 0, anew = 1;
 
-    if (argc != 3) return 2;
+    if (argc != 3) {
+        fprintf(stderr, "usage: %s MODEL.gguf STATE, of which STATE is written and removed\n", argv[0]);
+        return 2;
+    }
     CHECK(gearkv_executor_create(2, &pool, &error));
     CHECK(gearkv_model_load(argv[1], NULL, &model, &error));
     params.struct_size = sizeof(params);

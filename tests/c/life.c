@@ -69,7 +69,10 @@ int main(int argc, char** argv) {
     uint64_t freed = 1;
     int n_rounds = 0, lossless = -1;
 
-    if (argc != 2) return 2;
+    if (argc != 2) {
+        fprintf(stderr, "usage: %s STATE, a file that is written and removed\n", argv[0]);
+        return 2;
+    }
     for (i = 0; i < sizeof(rows) / sizeof(*rows); ++i)
         rows[i] = (float)sin(0.1 * (double)(i * i % 9973));
     for (i = 0; i < sizeof(query) / sizeof(*query); ++i)

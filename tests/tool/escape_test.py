@@ -138,8 +138,11 @@ class Escaping(ToolCase):
         self.assertIn(family, content)
         for value in ("\x1b[2Jx", "\x9b\u202e", "\u2066\udcbf."):
             self.assertEqual(len(encoded(value)), 5)
-            _, error = self.outputs(1, "inspect", self.write("hostile.gguf", content.replace(family, family[:8] + encoded(value), 1)))
+            hostile = self.write("hostile.gguf", content.replace(family, family[:8] + encoded(value), 1))
+            _, error = self.outputs(1, "generate", hostile, "-p", "x")
             self.assertIn("unsupported_model", error)
+            text, _ = self.outputs(0, "inspect", hostile)
+            self.assertIn("unsupported_model", text)
 
 
 if __name__ == "__main__":

@@ -654,6 +654,28 @@ class Inspect(ToolTest):
         self.assertEqual(cache["stored_bytes"], plan["stored_bytes"])
         self.assertAlmostEqual(cache["bytes_per_token"], plan["stored_bytes"] / 1000)
 
+    def test_a_file_that_is_not_run_is_shown_all_the_same(self):
+        content = read_bytes(MODEL)
+        family = struct.pack("<Q", 5) + b"llama"
+        other = self.write("other.gguf", content.replace(family, family[:8] + b"mamba", 1))
+        lines = self.ok("inspect", other).split("\n")
+        self.assertRegex(lines[0], "^not run     unsupported_model: .*mamba")
+        self.assertEqual(lines[1], "family      mamba")
+        self.assertIn("llama.block_count = 4", lines)
+        self.assertTrue(any(line.startswith("output_norm.weight") for line in lines))
+        answer = self.json("inspect", other)
+        self.assertEqual((answer["runs"], answer["reason"]["code"]), (False, "unsupported_model"))
+        self.assertEqual(answer["types"], self.json("inspect", MODEL)["types"])
+        self.assertIs(self.json("inspect", MODEL)["runs"], True)
+        # Of a type of weights that nobody here knows the sizes of, the metadata.
+        name = b"output_norm.weight"
+        at = content.index(name) + len(name) + 4 + 8
+        self.assertEqual(content[at : at + 4], bytes(4))
+        text = self.ok("inspect", self.write("other.gguf", content[:at] + struct.pack("<I", 16) + content[at + 4 :]))
+        self.assertRegex(text, "^not run     unsupported_model: .*IQ2_XXS")
+        self.assertIn("llama.block_count = 4", text)
+        self.assertNotIn("F16", text.split("\n", 1)[1])
+
     def test_control_characters_of_a_file_never_reach_the_terminal(self):
         content = read_bytes(MODEL)
         self.assertEqual(content.count(b"tiny-recall-3m"), 1)

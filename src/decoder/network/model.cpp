@@ -23,6 +23,15 @@ std::vector<TensorInfo> list_tensors(const GgufFile& file) {
     return tensors;
 }
 
+std::vector<std::pair<std::string, std::string>> list_values(const GgufFile& file) {
+    std::vector<std::pair<std::string, std::string>> values;
+    values.reserve(file.values.size());
+    for (const GgufValue& value : file.values) {
+        values.emplace_back(value.key, value_text(value));
+    }
+    return values;
+}
+
 // Elements that lie in the file cannot overflow.
 std::uint64_t count_parameters(const GgufFile& file) {
     std::uint64_t n = 0;
@@ -59,6 +68,21 @@ ModelFingerprint fingerprint_of(const GgufFile& file) {
 
 }  // namespace
 
+Status read_model_file(const char* path, ModelFile* out) noexcept {
+    if (out == nullptr) return Status::error(Code::invalid_argument, "null output");
+    return guarded([&] {
+        GgufModel model;
+        Status status = open_gguf(path, &model);
+        if (status.code() == Code::unsupported_model) status = open_gguf_values(path, &model);
+        if (!status.ok()) return status;
+        ModelFile file;
+        file.metadata = list_values(model.file);
+        file.tensors = list_tensors(model.file);
+        *out = std::move(file);
+        return Status();
+    });
+}
+
 Status FileModel::build(const GgufFile& file, const ModelOptions& options, FileModel& model) {
     Status status = read_params(file, &model.network_);
     if (!status.ok()) return status;
@@ -72,10 +96,7 @@ Status FileModel::build(const GgufFile& file, const ModelOptions& options, FileM
     if (!status.ok()) return status;
     model.tensors_ = list_tensors(file);
     model.fingerprint_ = fingerprint_of(file);
-    model.metadata_.reserve(file.values.size());
-    for (const GgufValue& value : file.values) {
-        model.metadata_.emplace_back(value.key, value_text(value));
-    }
+    model.metadata_ = list_values(file);
     return {};
 }
 
