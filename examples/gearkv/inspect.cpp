@@ -314,7 +314,8 @@ class Inspect final : public Command {
         const std::string family = find(file.metadata, "general.architecture");
         std::cout << "family      " << (family.empty() ? "not said" : for_terminal(family)) << "\n\n";
         print_contents(file.metadata, file.tensors, totals);
-        if (file.tensors.empty()) note("the tensors have types that are not known here, and are not listed");
+        if (file.tensors.empty())
+            std::cout << "The tensors have types that are not known here, and are not listed.\n";
     }
 
     void print_as_text(const Model& model, const std::map<std::string, TypeTotal>& totals,
