@@ -210,6 +210,10 @@ void fold_keys(const FoldKeys& args) {
             const size_t at = row * args.query_stride + c;
             args.folded[at] = args.query[at] * exp2_sixteenths(args.base + args.scales[c]);
             args.bias[row] += args.folded[at] * (static_cast<float>(args.zeros[c]) * unit);
+            if (args.spread == nullptr) continue;
+            const float wide = args.folded[at] *
+                               key_spread(read_nibble(args.widths, static_cast<uint32_t>(c / key_granule)));
+            args.spread[row] += wide * wide;
         }
     }
 }

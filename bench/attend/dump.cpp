@@ -69,17 +69,30 @@ Data random_like(const Data& model) {
 // What is read.
 struct Reading {
     const char* name;
-    float negligible = 0.0f;
+    float negligible = 0.0f, mass = 1.0f, most_share = 1.0f;
 
-    void set(Queries* queries) const { queries->negligible = negligible; }
+    void set(Queries* queries) const {
+        queries->negligible = negligible;
+        queries->mass = mass;
+        queries->most_share = most_share;
+    }
 };
-constexpr Reading readings[] = {
-    {"all"}, {"values 1e-5", 1e-5f}, {"values 1e-4", 1e-4f}, {"values 1e-3", 1e-3f}};
+constexpr Reading readings[] = {{"all"},
+                                {"values 1e-4", 1e-4f},
+                                {"values 1e-3", 1e-3f},
+                                {"mass .999999", 0.0f, 0.999999f},
+                                {"mass .999", 0.0f, 0.999f},
+                                {"mass .99", 0.0f, 0.99f},
+                                {"mass .95", 0.0f, 0.95f},
+                                {"mass .9", 0.0f, 0.9f},
+                                {".99, 1e-4", 1e-4f, 0.99f},
+                                {"a quarter", 0.0f, 1.0f, 0.25f}};
 constexpr std::size_t n_readings = std::size(readings);
 
 // Of one reading over one layer.
 struct Found {
-    double error = 0.0, output = 0.0;  // squares
+    double error = 0.0, output = 0.0;         // squares
+    double share = 0.0, mass = 0.0, n = 0.0;  // of sections read, sums over selections
 };
 
 struct Subject {
@@ -121,6 +134,7 @@ void fill(Subject* s, Level level) {
         append(0, n_before);
         require(cache->compress(0, *s->executor));
         std::vector<float> all(std::size_t{d.n_heads} * d.value_dim), some(all.size());
+        LayerStats before;
         for (std::uint32_t i = 0; i < d.n_queries; ++i) {
             append(n_before + i, 1);
             Queries query = d.query(layer, i);
@@ -129,6 +143,15 @@ void fill(Subject* s, Level level) {
                 readings[r].set(&query);
                 require(cache->attend(0, query, some.data(), some.size(), *s->executor));
                 Found& found = s->found[r * d.n_layers + layer];
+                LayerStats now;
+                require(cache->layer_stats(0, &now));
+                const double n_new = static_cast<double>(now.n_selections - before.n_selections);
+                found.n += n_new;
+                found.share += now.share_read * static_cast<double>(now.n_selections) -
+                               before.share_read * static_cast<double>(before.n_selections);
+                found.mass += now.mass_read * static_cast<double>(now.n_selections) -
+                              before.mass_read * static_cast<double>(before.n_selections);
+                before = now;
                 for (std::size_t c = 0; c < all.size(); ++c) {
                     found.error += std::pow(static_cast<double>(some[c] - all[c]), 2);
                     found.output += std::pow(static_cast<double>(all[c]), 2);
@@ -214,29 +237,36 @@ int time_dump(const DumpOptions& options) {
                 "plain read of all bytes\n",
                 d.name.c_str(), d.n_layers, d.n_tokens, d.n_heads, d.n_kv_heads, d.key_dim,
                 options.warm ? "warm" : "cold", options.n_rounds);
-            std::printf("%-10s %-8s %7s %-14s %9s %9s %9s %8s %9s\n", "spec", "level", "threads", "reads",
-                        "error", "worst", "us/layer", "of all", "roofline");
+            std::printf("%-10s %-8s %7s %-14s %6s %6s %9s %9s %9s %8s %9s\n", "spec", "level", "threads",
+                        "reads", "share", "mass", "error", "worst", "us/layer", "of all", "roofline");
             shown = &d;
         }
         for (std::size_t r = 0; r < n_readings; ++r) {
             const Timed& t = cases[s->cases[r]];
-            double mean = 0.0, worst = 0.0;
+            double mean = 0.0, worst = 0.0, n = 0.0, share = 0.0, mass = 0.0;
             for (std::uint32_t layer = 0; layer < d.n_layers; ++layer) {
                 const Found& found = s->found[r * d.n_layers + layer];
                 const double error = found.output > 0.0 ? std::sqrt(found.error / found.output) : 0.0;
                 mean += error / d.n_layers;
                 worst = std::max(worst, error);
+                n += found.n;
+                share += found.share;
+                mass += found.mass;
             }
+            share = n > 0.0 ? share / n : 1.0;
+            mass = n > 0.0 ? mass / n : 1.0;
             const double us = 1e6 * median(t.seconds) / d.n_layers, of_all = ratio(t, cases[s->cases[0]]),
                          roofline = 1.0 / ratio(t, cases[s->read]);
-            std::printf("%-10s %-8s %7u %-14s %9.5f %9.5f %9.1f %8.3f %8.0f%%\n", s->spec.c_str(),
-                        s->level.c_str(), s->threads, readings[r].name, mean, worst, us, of_all,
+            std::printf("%-10s %-8s %7u %-14s %6.3f %6.3f %9.5f %9.5f %9.1f %8.3f %8.0f%%\n", s->spec.c_str(),
+                        s->level.c_str(), s->threads, readings[r].name, share, mass, mean, worst, us, of_all,
                         100 * roofline);
             json["rows"].push_back({{"rows", d.name},
                                     {"spec", s->spec},
                                     {"level", s->level},
                                     {"threads", s->threads},
                                     {"reads", readings[r].name},
+                                    {"share_read", share},
+                                    {"mass_read", mass},
                                     {"error", mean},
                                     {"worst_error", worst},
                                     {"us", us},

@@ -64,10 +64,27 @@ void add_products_option(CLI::App& app, Options& options) {
                  "Multiply quantised weights in floats: slower, without rounding vectors to 15 bits");
 }
 
+void add_reading_options(CLI::App& app, Options& options) {
+    app.add_option(
+           "--mass", options.mass,
+           "Attend only sections of 128 tokens that together have this share of the weights, estimated; "
+           "trellis presets")
+        ->check(CLI::Range(0.01, 1.0))
+        ->capture_default_str();
+    app.add_option("--most-share", options.most_share, "At most this share of them")
+        ->check(CLI::Range(0.001, 1.0))
+        ->capture_default_str();
+    app.add_option("--negligible", options.negligible,
+                   "Do not read values of 16 tokens that weigh less than this share of the heaviest")
+        ->check(CLI::Range(0.0, 0.5))
+        ->capture_default_str();
+}
+
 void add_session_options(CLI::App& app, Options& options) {
     add_context_options(app, options);
     add_machine_options(app, options);
     add_products_option(app, options);
+    add_reading_options(app, options);
 }
 
 void add_json_option(CLI::App& app, Options& options) {
@@ -136,6 +153,9 @@ SessionConfig session_config(const Options& options, const KvSpec& spec, const M
     config.max_cache_bytes = options.max_cache_bytes;
     config.interrupt = interrupt_between_chunks();
     config.float_products = options.float_products;
+    config.mass = options.mass;
+    config.most_share = options.most_share;
+    config.negligible = options.negligible;
     return config;
 }
 

@@ -21,6 +21,7 @@ struct Options {
     std::string level = "automatic";
     std::uint64_t seed = 0;
     bool float_products = false;
+    float mass = 1.0f, most_share = 1.0f, negligible = 0.0f;
     bool json = false;
     bool progress = false;
     std::string memory;  // SIZE of --memory; empty: no limit

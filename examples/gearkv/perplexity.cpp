@@ -103,9 +103,12 @@ class Perplexity final : public Command {
         if (options_.n_ctx < 4)
             throw UsageError("--ctx " + std::to_string(options_.n_ctx) + ", expected at least 4");
         read_tokens();
-        base_ = make_subject(read_spec("f16"), machine);
+        Options exact = options_;
+        exact.mass = exact.most_share = 1.0f;
+        exact.negligible = 0.0f;
+        base_ = make_subject(read_spec("f16"), exact, machine);
         for (const NamedSpec& spec : specs)
-            subjects_.push_back(make_subject(spec, machine));
+            subjects_.push_back(make_subject(spec, options_, machine));
         score_text();
         options_.json ? print_as_json(machine) : print_as_text(machine);
     }
@@ -125,10 +128,10 @@ class Perplexity final : public Command {
         }
     }
 
-    Subject make_subject(const NamedSpec& spec, Machine& machine) const {
+    Subject make_subject(const NamedSpec& spec, const Options& options, Machine& machine) const {
         Subject subject;
         subject.spec = spec;
-        subject.session = open_session(model_, options_, spec.spec, machine);
+        subject.session = open_session(model_, options, spec.spec, machine);
         subject.logits.resize(std::size_t{options_.chunk} * model_->params().n_vocab);
         return subject;
     }

@@ -161,6 +161,21 @@ struct Queries {
     // query rows that are attended together; their weights still count in the sum. What is left out weighs at
     // most 16 * negligible for every 16 tokens, where the heaviest has 1. Below 1; 1e-4 is a good value.
     float negligible = 0.0f;
+    // < 1: of the keys and values in trellis blocks (gear-2 to gear-4, auto) only those sections of 128
+    // tokens are read that together have this share of the weights, heaviest first, for the worst of the
+    // query rows attended together (up to 8 of one KV head); the weights of the rest do not count. What a
+    // section weighs is estimated from the ranges of its channels. Always read are the last section, first
+    // and last tokens in fp16, and whatever is in no trellis block; scores beyond the range of float have
+    // everything read. In (0, 1]; with 1, the next one too, attention is the full one to the bit.
+    float mass = 1.0f;
+    // < 1: at most this share of these sections, whatever their mass. In (0, 1].
+    float most_share = 1.0f;
+    // The caller's own selection: tokens that are seen, if the rest allows it too, for each KV head. Head h
+    // has the ranges from range_ends[h - 1] (0 for the first) to range_ends[h]: in order, none empty, none
+    // touching the one before, within the tokens of the layer. All others are as if masked, and what is not
+    // needed is not read. Null for all tokens; not along with mass or most_share.
+    const TokenRange* ranges = nullptr;
+    const std::size_t* range_ends = nullptr;  // [n_kv_heads]
 
     // Of data, and of the output. In f16 an output saturates at 65504.
     ElementType type = ElementType::f32;
@@ -212,6 +227,12 @@ struct LayerStats {
     // 0 without a sample. A fork begins without.
     double output_error = 0.0;
     std::uint64_t n_sampled = 0;  // blocks
+    // Of the queries with mass, most_share or ranges, each KV head and up to 8 rows counted once: how many,
+    // and means of the share of tiles of 128 tokens that was read, and of the estimated share of the weights
+    // there, of the row that has least (1 of ranges). A fork begins without.
+    std::uint64_t n_selections = 0;
+    double share_read = 1.0;
+    double mass_read = 1.0;
 };
 
 // Exact bytes a cache of this configuration holds in blocks and buffers with n_tokens in every layer, less

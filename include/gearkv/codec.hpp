@@ -38,6 +38,12 @@ struct Rows {
     std::size_t channel_stride = 1;
 };
 
+// Tokens [first, end) of a sequence.
+struct TokenRange {
+    std::uint64_t first = 0;
+    std::uint64_t end = 0;
+};
+
 // Shape of one block. n_tokens >= 1, n_heads in [1, 4096], dim a multiple of 8 in [8, 1024].
 struct BlockShape {
     TensorKind kind = TensorKind::key;

@@ -303,6 +303,12 @@ typedef struct gearkv_typed_rows {
     gearkv_type type;
 } gearkv_typed_rows;
 
+/* Tokens [first, end). */
+typedef struct gearkv_token_range {
+    uint64_t first;
+    uint64_t end;
+} gearkv_token_range;
+
 /* Queries of one layer: element (query, head, channel) is data[query * query_stride + head * head_stride +
  * channel * channel_stride]. Query head h reads KV head h / (n_heads / n_kv_heads). */
 typedef struct gearkv_queries {
@@ -311,11 +317,11 @@ typedef struct gearkv_queries {
     size_t query_stride;
     size_t head_stride;
     uint32_t n_queries;
-    uint32_t n_heads; /* a multiple of n_kv_heads */
-    float scale;      /* of the scores, 1/sqrt(key_dim) as a rule; finite and not 0 */
-    int32_t causal;   /* 1: the last query sees every token, the one before it all but the last, ... */
-    float soft_cap;   /* above 0: scores become soft_cap tanh(score / soft_cap) */
-    float negligible; /* above 0: values of 16 tokens that weigh less than this share each are not read */
+    uint32_t n_heads;    /* a multiple of n_kv_heads */
+    float scale;         /* of the scores, 1/sqrt(key_dim) as a rule; finite and not 0 */
+    int32_t causal;      /* 1: the last query sees every token, the one before it all but the last, ... */
+    float soft_cap;      /* above 0: scores become soft_cap tanh(score / soft_cap) */
+    float negligible;    /* above 0: values of 16 tokens that weigh less than this share each are not read */
     const float* slopes; /* ALiBi [n_heads], or null */
     /* Added to the scores, or null: element (query, token) of head h at mask[query * mask_query_stride + h *
      * mask_head_stride + token]; -Inf hides a token. */
@@ -327,6 +333,14 @@ typedef struct gearkv_queries {
     gearkv_type type;      /* of data */
     gearkv_type out_type;  /* of the output, which saturates at 65504 in f16 */
     size_t channel_stride; /* of data; 0 stands for 1 */
+    /* What is read, as Queries of cache.hpp: sections of trellis blocks with this share of the weights, and
+     * no more than this share of them; 0 stands for 1, all. */
+    float mass;
+    float most_share;
+    /* Tokens that are seen, for each KV head: head h has the ranges from range_ends[h - 1] (0 for the first)
+     * to range_ends[h]; null for all. */
+    const gearkv_token_range* ranges;
+    const size_t* range_ends; /* [n_kv_heads] */
 } gearkv_queries;
 
 /* Defaults, causal among them. */
@@ -360,6 +374,9 @@ typedef struct gearkv_layer_stats {
     double compress_seconds;
     double output_error; /* relative error of attention on sampled blocks; 0 without a sample */
     uint64_t n_sampled;
+    uint64_t n_selections; /* queries with mass, most_share or ranges, counted by KV head and up to 8 rows */
+    double share_read;     /* of tiles of 128 tokens, a mean over these */
+    double mass_read;      /* of the weights, estimated, a mean */
 } gearkv_layer_stats;
 
 /* Errors: invalid_argument, wrong_size, bad_spec, non_finite (a rope), out_of_memory, over_budget,

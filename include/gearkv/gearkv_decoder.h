@@ -390,6 +390,10 @@ typedef struct gearkv_session_config {
     /* Asked before every chunk of a prompt, on the thread of the call: not 0 stops it. Null: never. */
     int (*interrupt)(void* context);
     void* interrupt_context; /* borrowed as long as the session and its forks live */
+    /* What attention reads, as gearkv_queries; 0 stands for all. */
+    float mass;
+    float most_share;
+    float negligible;
 } gearkv_session_config;
 /* Defaults. Call it as gearkv_session_config_init(&config, sizeof(config)). */
 void gearkv_session_config_init(gearkv_session_config* config, size_t struct_size);

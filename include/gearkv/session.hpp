@@ -40,6 +40,11 @@ struct SessionConfig {
     // Products of quantised weights in floats, in place of integer products with vectors rounded to 15-bit
     // codes in blocks of 32: two or more times slower, and free of that rounding.
     bool float_products = false;
+    // How attention reads less than everything, as in Queries: shares of the weights, and values that are
+    // negligible. Errors of their own: invalid_argument, of Session::create.
+    float mass = 1.0f;
+    float most_share = 1.0f;
+    float negligible = 0.0f;
     Interrupt interrupt;
 };
 

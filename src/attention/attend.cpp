@@ -5,13 +5,12 @@
 #include <cmath>
 #include <limits>
 
-#include "attention/lift.hpp"
+#include "attention/rules.hpp"
+#include "attention/select.hpp"
 #include "format/trellis.hpp"
 
 namespace gearkv {
 namespace {
-
-constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 // Per row: the largest score so far and the sum of exp(score - largest).
 struct RowState {
@@ -29,69 +28,6 @@ std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
     const std::uint64_t per_row = 3 * round_up(key_dim, 32) + 3 * tile_tokens + 2 * round_up(value_dim, 16) +
                                   2 * max_rank + 1 + 2 * key_dim + value_dim;
     return max_rows * per_row;
-}
-
-// Changes the scores of one row as its rules say; `start` is the place of the first in the sequence.
-void apply_rules(const Kernels& kernels, const RowGroup& rows, std::uint32_t row, std::uint64_t start,
-                 std::uint32_t n_tokens, float* scores) {
-    if (rows.soft_cap > 0.0f) kernels.attention.soft_cap(scores, rows.soft_cap, n_tokens);
-    if (rows.slope[row] != 0.0f) {
-        const auto last = static_cast<float>(static_cast<std::int64_t>(rows.visible[row] - 1 - start));
-        for (std::uint32_t t = 0; t < n_tokens; ++t)
-            scores[t] -= rows.slope[row] * (last - static_cast<float>(t));
-    }
-    if (rows.mask[row] != nullptr) {
-        const float* mask = rows.mask[row] + start;
-        for (std::uint32_t t = 0; t < n_tokens; ++t)
-            scores[t] += mask[t];
-    }
-}
-
-void hide_unseen(const RowGroup& rows, std::uint32_t row, std::uint64_t start, std::uint32_t n_tokens,
-                 float* scores) {
-    const std::uint64_t first = rows.first[row] > start ? rows.first[row] - start : 0;
-    const std::uint64_t end = rows.visible[row] > start ? rows.visible[row] - start : 0;
-    std::fill_n(scores, std::min<std::uint64_t>(first, n_tokens), minus_infinity);
-    for (std::uint64_t t = end; t < n_tokens; ++t)
-        scores[t] = minus_infinity;
-}
-
-// Queries in the scratch, for keys that have moved against `turn`.
-void set_queries(const RowPass& pass, const RowGroup& rows, const RowLift* lift, float scale,
-                 const Rotation& turn, bool has_outliers) {
-    const AttendScratch& s = pass.scratch;
-    for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
-        float* query = s.query + row * s.query_stride;
-        if (lift[row].is_zero) {
-            std::fill_n(query, pass.key_dim, 0.0f);
-        } else if (lift[row].query > 0) {
-            for (std::uint32_t c = 0; c < pass.key_dim; ++c) {
-                const double exact = static_cast<double>(rows.query[row][c]) * static_cast<double>(scale);
-                query[c] = static_cast<float>(std::ldexp(exact, -lift[row].query));
-            }
-        } else {
-            for (std::uint32_t c = 0; c < pass.key_dim; ++c)
-                query[c] = rows.query[row][c] * scale;
-        }
-        if (turn.n_pairs > 0) rotate(turn, query);
-        std::fill(query + pass.key_dim, query + s.query_stride, 0.0f);
-    }
-    const std::uint32_t n_lanes = outlier_lanes(pass.n_rows);
-    for (std::uint32_t c = 0; has_outliers && c < pass.key_dim; ++c) {
-        for (std::uint32_t row = 0; row < n_lanes; ++row)
-            s.query_rows[c * n_lanes + row] = row < pass.n_rows ? s.query[row * s.query_stride + c] : 0.0f;
-    }
-}
-
-// The rules for the scores of one tile; `start` is the place of the first in the sequence.
-void rule_scores(const RowPass& pass, const RowGroup& rows, std::uint32_t row, const RowLift& lift,
-                 std::uint64_t start, std::uint32_t n_tokens, float* scores) {
-    if (lift.is_lifted) {
-        rule_lifted(rows, row, lift, start, n_tokens, scores);
-    } else {
-        apply_rules(pass.kernels, rows, row, start, n_tokens, scores);
-    }
-    hide_unseen(rows, row, start, n_tokens, scores);
 }
 
 // The slices in which the row has a weight that is worth the values.
@@ -190,21 +126,53 @@ Ahead tile_bytes(const TensorRun& run, TensorKind kind, std::uint32_t dim, std::
         static_cast<std::size_t>(std::min(tile_words, block.sizes.code_words - at)) * sizeof(std::uint32_t)};
 }
 
-std::uint32_t tiles_of(const KvRun& run) {
-    return run.is_gap() ? 0 : (run.n_tokens + tile_tokens - 1) / tile_tokens;
+// Of the tiles of a run those to attend: of [first, end) the chosen ones.
+struct RunTiles {
+    const std::uint64_t* chosen;
+    std::uint64_t start;  // number of the run's first tile among those of all runs
+    std::uint32_t first, end;
+
+    bool is_chosen(std::uint32_t i) const { return gearkv::is_chosen(chosen, start + i); }
+    // The next chosen one of n, or n.
+    std::uint32_t after(std::uint32_t i, std::uint32_t n) const {
+        do
+            ++i;
+        while (i < n && !is_chosen(i));
+        return i;
+    }
+    bool any(std::uint32_t i, std::uint32_t n) const { return i < n && (is_chosen(i) || after(i, n) < n); }
+};
+
+// A tile of another run, or of none.
+struct NextTile {
+    const KvRun* run = nullptr;
+    std::uint32_t tile = 0;
+};
+// The first that is attended of some runs, of which `tile` is the first.
+NextTile find_next(const RowGroup& rows, const KvRun* runs, const KvRun* end, std::uint64_t tile) {
+    for (; runs < end; ++runs) {
+        const std::uint32_t n_tiles = tiles_of(*runs);
+        const RunTiles tiles = {rows.chosen, tile, 0, n_tiles};
+        if (!tiles.any(0, n_tiles)) {
+            tile += n_tiles;
+            continue;
+        }
+        return {runs, tiles.is_chosen(0) ? 0 : tiles.after(0, n_tiles)};
+    }
+    return {};
 }
 
-// Tiles [first_tile, end_tile) of a run; `next` is the run after it, or null. Tiles that no row sees are left
-// out.
-void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, const KvRun* next,
-                std::uint64_t run_start, std::uint32_t first_tile, std::uint32_t end_tile, RowState* state) {
+// Attends some tiles of a run, at least one of them chosen; `next` comes after it. Tiles that no row sees are
+// left out.
+void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, const NextTile& next,
+                std::uint64_t run_start, const RunTiles& tiles, RowState* state) {
     const std::uint64_t first_seen = *std::min_element(rows.first, rows.first + pass.n_rows),
                         end_seen = *std::max_element(rows.visible, rows.visible + pass.n_rows);
     if (run_start + run.n_tokens - run.n_hidden <= first_seen || run_start >= end_seen) return;
     KeyScorer scorer(pass, run.key);
     ValueMixer mixer(pass, run.value);
     bool is_asked_for = true;  // the values of the next tile, if it is not the first
-    for (std::uint32_t i = 0; i < end_tile; ++i) {
+    for (std::uint32_t i = 0; i < tiles.end; ++i) {
         const std::uint32_t first = i * tile_tokens;
         Tile tile = {first, std::min(run.n_tokens - first, tile_tokens), {}, {}};
         // Tokens of the tile that are hidden, and the place of the first that is not.
@@ -212,14 +180,15 @@ void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, con
         const std::uint64_t start = run_start + first + n_hidden - run.n_hidden;
         const std::uint32_t n_shown = tile.n_tokens - n_hidden;
         if (n_shown > 0 && start >= end_seen) break;
-        if (i < first_tile || n_shown == 0 || start + n_shown <= first_seen) {
+        if (i < tiles.first || n_shown == 0 || start + n_shown <= first_seen || !tiles.is_chosen(i)) {
             scorer.skip(tile);
             mixer.skip(tile);
             continue;
         }
-        const bool is_last = first + tile_tokens >= run.n_tokens;
-        if (const KvRun* after = is_last ? next : &run; after != nullptr) {
-            const std::uint32_t then = is_last ? 0 : first + tile_tokens;
+        const std::uint32_t n_tiles = tiles_of(run), following = tiles.after(i, n_tiles);
+        const bool is_last = following == n_tiles;
+        if (const KvRun* after = is_last ? next.run : &run; after != nullptr) {
+            const std::uint32_t then = (is_last ? next.tile : following) * tile_tokens;
             tile.key =
                 tile_bytes(after->key, TensorKind::key, pass.key_dim, after->n_tokens, pass.head, then);
             tile.value =
@@ -292,15 +261,10 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
                  std::uint32_t value_dim, float scale, TileRange range, float* part) noexcept {
     const RowPass pass = {kernels, scratch, rows.n_rows, head, key_dim, value_dim};
     RowState state;
-    const bool any_float =
-        std::any_of(runs, runs + n_runs, [](const KvRun& run) { return run.key.is_float; });
     for (std::uint32_t row = 0; row < rows.n_rows; ++row) {
-        const double largest = static_cast<double>(kernels.codec.max_abs(rows.query[row], key_dim)) *
-                               std::fabs(static_cast<double>(scale));
-        state.lift[row] =
-            lift_of(rows, row, largest, key_dim, any_float ? largest_float_key : largest_half_key);
+        state.lift[row] = lift_of_row(pass, rows, row, scale, runs, n_runs);
         // A sink is in the first part only.
-        const bool sink = rows.has_sinks && range.first == 0 && rows.sink[row] > minus_infinity;
+        const bool sink = rows.has_sinks && range.part == 0 && rows.sink[row] > minus_infinity;
         state.max[row] = sink ? std::ldexp(rows.sink[row], -state.lift[row].score) : minus_infinity;
         state.sum[row] = sink ? 1.0f : 0.0f;
     }
@@ -314,14 +278,16 @@ void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const Row
     std::uint64_t start = 0, tile = 0;
     for (std::size_t i = 0; i < n_runs && tile < range.end; ++i) {
         const std::uint32_t n_tiles = tiles_of(runs[i]);
-        if (tile + n_tiles > range.first && n_tiles > 0) {
+        const auto first = static_cast<std::uint32_t>(
+            std::min<std::uint64_t>(n_tiles, range.first > tile ? range.first - tile : 0));
+        const auto end = static_cast<std::uint32_t>(std::min<std::uint64_t>(n_tiles, range.end - tile));
+        const RunTiles tiles = {rows.chosen, tile, first, end};
+        if (tiles.any(first, end)) {
             if (runs[i].shift != shift)
                 set_queries(pass, rows, state.lift, scale, runs[i].turn, has_outliers);
             shift = runs[i].shift;
-            const auto first = static_cast<std::uint32_t>(range.first > tile ? range.first - tile : 0);
-            const auto end = static_cast<std::uint32_t>(std::min<std::uint64_t>(n_tiles, range.end - tile));
-            attend_run(pass, rows, runs[i], i + 1 < n_runs ? &runs[i + 1] : nullptr, start, first, end,
-                       &state);
+            attend_run(pass, rows, runs[i], find_next(rows, runs + i + 1, runs + n_runs, tile + n_tiles),
+                       start, tiles, &state);
         }
         start += runs[i].n_tokens - runs[i].n_hidden;
         tile += n_tiles;

@@ -8,6 +8,7 @@
 
 #include "attention/rope.hpp"
 #include "format/block.hpp"
+#include "gearkv/codec.hpp"
 #include "kernels/kernels.hpp"
 
 namespace gearkv {
@@ -55,13 +56,20 @@ struct RowGroup {
     std::uint64_t visible[max_rows];
     float negligible = 0.0f;  // slices of a tile without a weight of this are not mixed
     bool has_sinks = false;
-    float sink[max_rows];  // a score without a value, when has_sinks
+    float sink[max_rows];                   // a score without a value, when has_sinks
+    const TokenRange* ranges = nullptr;     // not null: only tokens in these are seen, in their order
+    std::size_t n_ranges = 0;               // none may be
+    const std::uint64_t* chosen = nullptr;  // not null: a bit for every tile of the runs, 0 leaves it out
 };
 
 // Tiles of all runs, counted from the first of the first run: the pieces a long sequence is split into.
 struct TileRange {
     std::uint64_t first = 0, end = UINT64_MAX;
+    std::uint64_t part = 0;  // its number
 };
+inline std::uint32_t tiles_of(const KvRun& run) noexcept {
+    return run.is_gap() ? 0 : (run.n_tokens + tile_tokens - 1) / tile_tokens;
+}
 std::uint64_t count_tiles(const KvRun* runs, std::size_t n_runs) noexcept;
 
 // Working memory of one row group, float arrays carved from one run; see place_scratch.
@@ -141,8 +149,12 @@ class KeyScorer {
     void skip(const Tile& tile) noexcept {
         if (has_outliers()) (void)outliers_.next_tokens(tile.n_tokens);
     }
+    // Of a trellis: for every row the logarithm of the mean of exp(score) over a section's keys, estimated
+    // from its side information.
+    void estimate(std::uint32_t section, float* estimates) const noexcept;
 
   private:
+    FoldKeys fold_of(std::uint32_t section, float* bias) const noexcept;
     void score_rows(const Tile& tile) noexcept;
     void score_channel_scales(const Tile& tile) noexcept;
     void score_token_scales(const Tile& tile) noexcept;

@@ -173,31 +173,47 @@ void KeyScorer::order_query() noexcept {
     }
 }
 
-// One section of a trellis block:  sum_c (q_c S_c) level_tc + sum_c q_c (zero_c + mean_c), channels in stored
-// order.
-void KeyScorer::score_section(const Tile& tile) noexcept {
+// Scales and zeros of a section, to be folded into the ordered queries; bias starts with that of the means.
+FoldKeys KeyScorer::fold_of(std::uint32_t section, float* bias) const noexcept {
     const AttendScratch& s = pass_.scratch;
-    const std::uint32_t index = tile.first / section_tokens;
-    const std::uint32_t dim = pass_.key_dim;
-    const SectionLayout at = section_layout(TensorKind::key, dim);
-    const unsigned char* side = run_.block.section(pass_.head, index);
+    const SectionLayout at = section_layout(TensorKind::key, pass_.key_dim);
+    const unsigned char* side = run_.block.section(pass_.head, section);
     std::int16_t base;
     std::memcpy(&base, side + at.base, sizeof(base));
-    std::uint8_t widths[round_up(max_dim / key_granule, 8)];
-    read_nibbles(widths, side + at.widths, dim / key_granule);
-    float bias[max_rows];
     std::copy_n(bias_, pass_.n_rows, bias);
     FoldKeys fold = {};
     fold.scales = side + at.scales;
     fold.zeros = reinterpret_cast<const std::int8_t*>(side + at.zeros);
     fold.widths = side + at.widths;
     fold.base = base;
-    fold.dim = dim;
+    fold.dim = pass_.key_dim;
     fold.query = s.ordered;
     fold.folded = s.folded;
     fold.query_stride = s.query_stride;
     fold.bias = bias;
     fold.n_rows = pass_.n_rows;
+    return fold;
+}
+
+void KeyScorer::estimate(std::uint32_t section, float* estimates) const noexcept {
+    float spread[max_rows] = {};
+    FoldKeys fold = fold_of(section, estimates);
+    fold.spread = spread;
+    pass_.kernels.attention.fold_keys(fold);
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row)
+        estimates[row] += spread[row];
+}
+
+// One section of a trellis block:  sum_c (q_c S_c) level_tc + sum_c q_c (zero_c + mean_c), channels in stored
+// order.
+void KeyScorer::score_section(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    const std::uint32_t index = tile.first / section_tokens;
+    const std::uint32_t dim = pass_.key_dim;
+    float bias[max_rows];
+    const FoldKeys fold = fold_of(index, bias);
+    std::uint8_t widths[round_up(max_dim / key_granule, 8)];
+    read_nibbles(widths, fold.widths, dim / key_granule);
     pass_.kernels.attention.fold_keys(fold);
     for (std::uint32_t row = 0; row < pass_.n_rows; ++row)
         std::fill_n(s.scores + row * tile_tokens, tile_tokens, bias[row]);

@@ -40,21 +40,24 @@ class ScaleReader {
     typename L::FloatTable fractions_;
 };
 
-template <class L, std::size_t n_rows>
+template <class L, std::size_t n_rows, bool with_spread>
 void fold_keys_rows(const FoldKeys& args, std::size_t first_row) {
     using Float = typename L::Float;
     static constexpr float units[16] = {zero_unit(0), zero_unit(1), zero_unit(2), zero_unit(3),
                                         zero_unit(4), zero_unit(5), zero_unit(6)};
+    static constexpr float spreads[16] = {key_spread(0), key_spread(1), key_spread(2), key_spread(3),
+                                          key_spread(4), key_spread(5), key_spread(6)};
     static constexpr std::uint32_t lane_shifts[lane_tile] = {0, 0, 0, 0, 4,  4,  4,  4,
                                                              8, 8, 8, 8, 12, 12, 12, 12};
     const auto shifts = L::load_words(lane_shifts);
     const typename L::FloatTable unit_table = L::load_float_table(units);
+    const typename L::FloatTable spread_table = L::load_float_table(spreads);
     const ScaleReader<L> scales(args.base);
     const std::size_t stride = args.query_stride;
     const float* query = args.query + first_row * stride;
     float* to = args.folded + first_row * stride;
-    Float bias[n_rows];
-    unroll<n_rows>([&](auto row) GEARKV_INLINE { bias[row] = L::broadcast(0.0f); });
+    Float bias[n_rows], spread[n_rows];
+    unroll<n_rows>([&](auto row) GEARKV_INLINE { bias[row] = spread[row] = L::broadcast(0.0f); });
     for (std::size_t c = 0; c < args.dim; c += L::width) {
         // The widths of four granules are two bytes.
         std::uint16_t widths;
@@ -62,19 +65,34 @@ void fold_keys_rows(const FoldKeys& args, std::size_t first_row) {
         const auto nibbles =
             L::shift_right_by(L::broadcast_word(widths >> (c % lane_tile)), shifts) & L::broadcast_word(15);
         const Float unit = L::lookup_float(unit_table, L::float_index(nibbles));
+        Float of_width = unit;
+        if constexpr (with_spread) of_width = L::lookup_float(spread_table, L::float_index(nibbles));
         const Float scale = scales.read(args.scales + c), zero = L::load_signed(args.zeros + c) * unit;
         unroll<n_rows>([&](auto row) GEARKV_INLINE {
             const Float folded = L::load(query + row * stride + c) * scale;
             L::store(to + row * stride + c, folded);
             bias[row] = L::fma(folded, zero, bias[row]);
+            if constexpr (with_spread) {
+                const Float wide = folded * of_width;
+                spread[row] = L::fma(wide, wide, spread[row]);
+            }
         });
     }
-    unroll<n_rows>([&](auto row) GEARKV_INLINE { args.bias[first_row + row] += L::sum(bias[row]); });
+    unroll<n_rows>([&](auto row) GEARKV_INLINE {
+        args.bias[first_row + row] += L::sum(bias[row]);
+        if constexpr (with_spread) args.spread[first_row + row] += L::sum(spread[row]);
+    });
 }
 
 template <class L>
 void fold_keys(const FoldKeys& args) {
-    for_rows<max_rows>(args.n_rows, [&](std::size_t row, auto n) { fold_keys_rows<L, n.value>(args, row); });
+    for_rows<max_rows>(args.n_rows, [&](std::size_t row, auto n) {
+        if (args.spread != nullptr) {
+            fold_keys_rows<L, n.value, true>(args, row);
+        } else {
+            fold_keys_rows<L, n.value, false>(args, row);
+        }
+    });
 }
 
 template <class L, std::size_t n_rows, bool sums_scaled>

@@ -47,6 +47,11 @@ Status take_queries(const gearkv_queries* in, Queries* out) noexcept {
     out->mask_head_stride = taken.mask_head_stride;
     out->window = taken.window;
     out->sinks = taken.sinks;
+    if (taken.mass != 0.0f) out->mass = taken.mass;
+    if (taken.most_share != 0.0f) out->most_share = taken.most_share;
+    static_assert(sizeof(TokenRange) == sizeof(gearkv_token_range));
+    out->ranges = reinterpret_cast<const TokenRange*>(taken.ranges);
+    out->range_ends = taken.range_ends;
     if (taken.channel_stride > 0) out->channel_stride = taken.channel_stride;
     if (Status status = take_type(taken.type, "queries", &out->type); !status.ok()) return status;
     return take_type(taken.out_type, "the output", &out->out_type);
@@ -388,7 +393,8 @@ gearkv_code gearkv_cache_get_layer_stats(const gearkv_cache* cache, uint32_t lay
     LayerStats found;
     if (Status status = cpp(cache)->layer_stats(layer, &found); !status.ok()) return report(status, error);
     give({sizeof(gearkv_layer_stats), found.n_tokens, found.n_forgotten, found.n_closed, found.n_blocks,
-          found.n_shrunk, found.compress_seconds, found.output_error, found.n_sampled},
+          found.n_shrunk, found.compress_seconds, found.output_error, found.n_sampled, found.n_selections,
+          found.share_read, found.mass_read},
          out);
     return report({}, error);
 }

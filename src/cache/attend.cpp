@@ -2,8 +2,10 @@
 // together.
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <new>
 
+#include "attention/select.hpp"
 #include "cache/attend_check.hpp"
 #include "cache/impl.hpp"
 #include "cache/query_rows.hpp"
@@ -26,10 +28,17 @@ struct Job {
     std::uint64_t most_parts;  // of the longest sequence, so that later calls need no more room
     std::uint64_t first_task;  // of the call's
     float* parts;              // [task] of part_floats, with more than one part
-    PieceRun pieces;           // of the layer's compression
+    // Where not all is read, of every unit: the tiles that are, and the first of every part.
+    std::uint64_t* chosen;       // [unit][chosen_words]
+    std::uint64_t* part_starts;  // [unit][n_parts + 1]
+    SelectResult* found;         // [unit]
+    PieceRun pieces;             // of the layer's compression
 
     std::uint64_t n_units() const noexcept { return dims.n_kv_heads * n_groups; }
     std::uint64_t n_tasks() const noexcept { return n_units() * n_parts; }
+    bool selects() const noexcept {
+        return queries.mass < 1.0f || queries.most_share < 1.0f || queries.ranges != nullptr;
+    }
 };
 
 // ---- rows ----
@@ -82,6 +91,13 @@ void for_each_row(const Job& job, std::uint64_t unit, const Take& take) {
 RowGroup rows_of(const Job& job, const AttendScratch& scratch, std::uint64_t unit) {
     RowGroup rows = {};
     for_each_row(job, unit, [&](const RowPlace& at) { add_row(job, scratch, at, &rows); });
+    if (job.queries.ranges != nullptr) {
+        const std::uint32_t head = head_of(job, unit);
+        const std::size_t first = head == 0 ? 0 : job.queries.range_ends[head - 1];
+        rows.ranges = job.queries.ranges + first;
+        rows.n_ranges = job.queries.range_ends[head] - first;
+    }
+    if (job.selects()) rows.chosen = job.chosen + unit * chosen_words(job.n_tiles);
     return rows;
 }
 // Outputs that are not floats, from the scratch.
@@ -152,6 +168,7 @@ class Call {
         if (Status status = place_tasks(); !status.ok()) return status;
         if (Status status = list_runs(); !status.ok()) return status;
         if (Status status = set_turns(); !status.ok()) return status;
+        if (Status status = place_selections(); !status.ok()) return status;
         for (std::size_t i = 0; i < n_jobs_; ++i) {
             const Job& job = jobs_[i];
             CacheContext& context = job.cache->context;
@@ -173,6 +190,7 @@ class Call {
     }
 
     void run() noexcept {
+        if (n_choices_ > 0) choose();
         // Compression first: a piece takes longer than a head of a short context.
         std::size_t next = 0;
         run_round(&next, n_slots_);
@@ -276,6 +294,107 @@ class Call {
         }
         return {};
     }
+    // For the jobs that do not read everything.
+    Status place_selections() noexcept {
+        std::uint64_t n_words = 0, most_tiles = 0;
+        for (std::size_t i = 0; i < n_jobs_; ++i) {
+            const Job& job = jobs_[i];
+            if (!job.selects()) continue;
+            n_choices_ += job.n_units();
+            n_words += job.n_units() * (chosen_words(job.n_tiles) + job.n_parts + 1 + result_words);
+            most_tiles = std::max(most_tiles, job.n_tiles);
+        }
+        if (n_choices_ == 0) return {};
+        room_bytes_ = select_scratch_bytes(most_tiles);
+        n_choosers_ = std::min<std::uint64_t>(n_choices_, n_slots_);
+        const std::uint64_t n_bytes = n_choosers_ * room_bytes_ + n_words * sizeof(std::uint64_t);
+        if (!work_.select.ensure(memory_, n_bytes))
+            return memory_error(cache_.context, "to select what %llu heads read",
+                                static_cast<unsigned long long>(n_choices_));
+        auto* next = reinterpret_cast<std::uint64_t*>(static_cast<unsigned char*>(work_.select.data()) +
+                                                      n_choosers_ * room_bytes_);
+        const auto take = [&next](std::uint64_t n) {
+            std::uint64_t* at = next;
+            next += n;
+            return at;
+        };
+        for (std::size_t i = 0; i < n_jobs_; ++i) {
+            Job& job = jobs_[i];
+            if (!job.selects()) continue;
+            job.chosen = take(job.n_units() * chosen_words(job.n_tiles));
+            job.part_starts = take(job.n_units() * (job.n_parts + 1));
+            job.found = reinterpret_cast<SelectResult*>(take(job.n_units() * result_words));
+            CacheContext& context = job.cache->context;
+            if (context.selections != nullptr) continue;
+            const std::uint64_t n_layers = context.config.n_layers;
+            void* place = context.memory().take(n_layers * sizeof(SelectionTally), Use::table);
+            if (place == nullptr)
+                return memory_error(context, "to count what is read of %llu layers",
+                                    static_cast<unsigned long long>(n_layers));
+            context.selections = new (place) SelectionTally[n_layers];
+        }
+        return {};
+    }
+    static constexpr std::uint64_t result_words = sizeof(SelectResult) / sizeof(std::uint64_t);
+    static_assert(sizeof(SelectResult) % sizeof(std::uint64_t) == 0);
+
+    // A round of its own: parts are cut when it is known what they have to read.
+    void choose() noexcept {
+        parallel_for(executor_, n_choosers_, [&](std::size_t slot) {
+            auto* slot_memory = static_cast<unsigned char*>(work_.attend.data()) + slot * slot_bytes_;
+            void* room = static_cast<unsigned char*>(work_.select.data()) + slot * room_bytes_;
+            std::uint64_t at;
+            while ((at = next_choice_.fetch_add(1, std::memory_order_relaxed)) < n_choices_) {
+                const Job* job = jobs_;
+                for (; !job->selects() || at >= job->n_units(); ++job)
+                    at -= job->selects() ? job->n_units() : 0;
+                choose_tiles(*job, at, slot_memory, room);
+            }
+        });
+        for (std::size_t i = 0; i < n_jobs_; ++i) {
+            const Job& job = jobs_[i];
+            if (!job.selects()) continue;
+            SelectionTally& tally = job.cache->context.selections[layer_];
+            for (std::uint64_t unit = 0; unit < job.n_units(); ++unit) {
+                ++tally.n;
+                tally.share += job.found[unit].share;
+                tally.mass += job.found[unit].mass;
+            }
+        }
+    }
+    static void choose_tiles(const Job& job, std::uint64_t unit, void* slot_memory, void* room) noexcept {
+        const AttendScratch scratch = place_attend_scratch(slot_memory, job.dims.key_dim, job.dims.value_dim);
+        const RowGroup rows = rows_of(job, scratch, unit);
+        std::uint64_t* chosen = job.chosen + unit * chosen_words(job.n_tiles);
+        const RowPass pass = {*job.cache->context.kernels, scratch,          rows.n_rows,
+                              head_of(job, unit),          job.dims.key_dim, job.dims.value_dim};
+        SelectResult found;
+        if (job.queries.ranges != nullptr) {
+            found = list_tiles(rows, job.runs, job.n_runs, chosen);
+        } else {
+            found = select_tiles(pass, rows, job.runs, job.n_runs, job.queries.scale,
+                                 {job.queries.mass, job.queries.most_share}, room, chosen);
+        }
+        new (&job.found[unit]) SelectResult(found);
+        cut_parts(job, chosen, job.part_starts + unit * (job.n_parts + 1));
+    }
+    // So that all parts read as many tiles; as without a selection when all are chosen.
+    static void cut_parts(const Job& job, const std::uint64_t* chosen, std::uint64_t* starts) noexcept {
+        std::uint64_t n = 0;
+        for (std::uint64_t i = 0; i < chosen_words(job.n_tiles); ++i)
+            n += static_cast<std::uint64_t>(std::popcount(chosen[i]));
+        std::uint64_t part = 1, n_before = 0;
+        starts[0] = 0;
+        for (std::uint64_t tile = 0; tile < job.n_tiles; ++tile) {
+            if (!is_chosen(chosen, tile)) continue;
+            while (part < job.n_parts && n * part / job.n_parts == n_before)
+                starts[part++] = tile;
+            ++n_before;
+        }
+        while (part <= job.n_parts)
+            starts[part++] = job.n_tiles;
+    }
+
     static std::uint64_t turn_floats(const Job& job) noexcept {
         return 2 * std::uint64_t{job.layer->rope(job.cache->context).n_pairs};
     }
@@ -341,8 +460,12 @@ class Call {
             const AttendScratch scratch = place_attend_scratch(slot_memory, dims.key_dim, dims.value_dim);
             const std::uint64_t task = at - job->first_task;
             const std::uint64_t unit = task / job->n_parts, part = task % job->n_parts;
-            const TileRange range = {job->n_tiles * part / job->n_parts,
-                                     job->n_tiles * (part + 1) / job->n_parts};
+            TileRange range = {job->n_tiles * part / job->n_parts, job->n_tiles * (part + 1) / job->n_parts,
+                               part};
+            if (job->selects()) {
+                const std::uint64_t* starts = job->part_starts + unit * (job->n_parts + 1) + part;
+                range = {starts[0], starts[1], part};
+            }
             const RowGroup rows = rows_of(*job, scratch, unit);
             attend_rows(*job->cache->context.kernels, scratch, rows, job->runs, job->n_runs,
                         head_of(*job, unit), dims.key_dim, dims.value_dim, job->queries.scale, range,
@@ -372,7 +495,8 @@ class Call {
     WorkMemory& work_;
     const Memory memory_;
     std::uint64_t n_tasks_ = 0, n_slots_ = 0, slot_bytes_ = 0;
-    std::atomic<std::uint64_t> next_task_{0};
+    std::atomic<std::uint64_t> next_task_{0}, next_choice_{0};
+    std::uint64_t n_choices_ = 0, n_choosers_ = 0, room_bytes_ = 0;
     std::size_t n_at_once_ = 0;  // caches whose pieces may run at the same time
     std::uint64_t piece_bytes_ = 0;
 };

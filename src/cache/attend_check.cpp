@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "cache/query_rows.hpp"
 #include "cache/rules.hpp"
@@ -18,6 +19,13 @@ Status check_rules(const Queries& queries, std::uint64_t n_tokens) {
     if (!(queries.negligible >= 0.0f && queries.negligible < 1.0f)) {
         return Status::error(Code::invalid_argument, "negligible %g, expected at least 0 and below 1",
                              static_cast<double>(queries.negligible));
+    }
+    for (const auto& [name, share] :
+         {std::pair("mass", queries.mass), std::pair("most_share", queries.most_share)}) {
+        if (!(share > 0.0f && share <= 1.0f)) {
+            return Status::error(Code::invalid_argument, "%s %g, expected above 0 and at most 1", name,
+                                 static_cast<double>(share));
+        }
     }
     constexpr float infinity = std::numeric_limits<float>::infinity();
     for (std::uint32_t head = 0; head < queries.n_heads; ++head) {
@@ -43,6 +51,38 @@ Status check_rules(const Queries& queries, std::uint64_t n_tokens) {
                                      "mask of query %zu, head %zu, token %td is %g, expected finite or -Inf",
                                      i, head, bad - mask, static_cast<double>(*bad));
             }
+        }
+    }
+    return {};
+}
+
+Status check_ranges(const Queries& queries, std::uint32_t n_kv_heads, std::uint64_t n_tokens) {
+    if (queries.ranges == nullptr && queries.range_ends == nullptr) return {};
+    if (queries.ranges == nullptr || queries.range_ends == nullptr)
+        return Status::error(Code::invalid_argument, "ranges and range_ends, expected both or none of them");
+    if (queries.mass < 1.0f || queries.most_share < 1.0f) {
+        return Status::error(Code::invalid_argument,
+                             "ranges along with mass %g and most_share %g, expected 1 for both",
+                             static_cast<double>(queries.mass), static_cast<double>(queries.most_share));
+    }
+    std::size_t i = 0;
+    for (std::uint32_t head = 0; head < n_kv_heads; ++head) {
+        if (queries.range_ends[head] < i) {
+            return Status::error(Code::invalid_argument,
+                                 "range_ends of KV head %u is %zu, expected %zu or more", head,
+                                 queries.range_ends[head], i);
+        }
+        std::uint64_t least = 0;
+        for (; i < queries.range_ends[head]; ++i) {
+            const TokenRange& range = queries.ranges[i];
+            if (range.first < least || range.first >= range.end || range.end > n_tokens) {
+                return Status::error(
+                    Code::invalid_argument,
+                    "range %zu of KV head %u is [%llu, %llu), expected one within [%llu, %llu)", i, head,
+                    static_cast<unsigned long long>(range.first), static_cast<unsigned long long>(range.end),
+                    static_cast<unsigned long long>(least), static_cast<unsigned long long>(n_tokens));
+            }
+            least = range.end;
         }
     }
     return {};
@@ -99,6 +139,7 @@ Status check_queries(const CacheContext& context, std::uint32_t layer, const Que
             }
         }
     }
+    if (Status status = check_ranges(queries, dims.n_kv_heads, n_tokens); !status.ok()) return status;
     return check_rules(queries, n_tokens);
 }
 

@@ -26,6 +26,8 @@ bool Cache::Impl::create(const Sequence* shared) noexcept {
 void Cache::Impl::destroy() noexcept {
     Sequence::destroy();
     own_work.free(context.memory());
+    context.memory().give_back(context.selections, context.config.n_layers * sizeof(SelectionTally),
+                               Use::table);
 }
 
 Status Cache::Impl::make(const CacheConfig& config, const Kernels* kernels, const Sequence* shared,

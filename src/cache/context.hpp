@@ -7,6 +7,12 @@
 
 namespace gearkv {
 
+// What selections of a layer have read, summed over them.
+struct SelectionTally {
+    std::uint64_t n = 0;
+    double share = 0.0, mass = 0.0;
+};
+
 struct CacheContext {
     CacheConfig config;
     const Kernels* kernels = nullptr;
@@ -15,6 +21,7 @@ struct CacheContext {
     Scratch* compress_scratch = nullptr;  // of the cache's working memory
     Scratch* attend_scratch = nullptr;    // likewise, at least a slot for every KV head
     ErrorEstimate errors;
+    SelectionTally* selections = nullptr;  // [n_layers], when there was one
 
     explicit CacheContext(const CacheConfig& c) noexcept : config(c), ledger(c.allocator, c.max_bytes) {}
     Memory memory() noexcept { return {&ledger, &held}; }

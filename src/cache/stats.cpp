@@ -25,6 +25,13 @@ Status Cache::layer_stats(std::uint32_t layer, LayerStats* out) const noexcept {
         stats.output_error = sample->output > 0.0 ? std::sqrt(sample->error / sample->output) : 0.0;
         stats.n_sampled = sample->n_blocks;
     }
+    if (const SelectionTally* tallies = impl_->context.selections;
+        tallies != nullptr && tallies[layer].n > 0) {
+        const SelectionTally& tally = tallies[layer];
+        stats.n_selections = tally.n;
+        stats.share_read = tally.share / static_cast<double>(tally.n);
+        stats.mass_read = tally.mass / static_cast<double>(tally.n);
+    }
     *out = stats;
     return {};
 }

@@ -77,7 +77,7 @@ void WorkMemory::free(const Memory& memory) noexcept {
     memory.give_back(runs, max_runs * sizeof(KvRun), Use::table);
     runs = nullptr;
     max_runs = 0;
-    for (Scratch* scratch : {&jobs, &attend, &turns, &compress, &batch})
+    for (Scratch* scratch : {&jobs, &attend, &turns, &select, &compress, &batch})
         scratch->free(memory);
 }
 

@@ -28,6 +28,7 @@ struct WorkMemory {
     Scratch jobs;      // of a batch
     Scratch attend;    // [slot] of attend_scratch_bytes, and parts of outputs
     Scratch turns;     // rotations of the runs being attended
+    Scratch select;    // which tiles are attended, and what choosing them takes
     Scratch compress;  // of the pieces being compressed
     Scratch batch;     // of pieces of other caches at the same time
 

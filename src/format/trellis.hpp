@@ -103,6 +103,16 @@ constexpr float zero_unit(std::uint32_t width) {
     return units[width];
 }
 
+// Its square is half the variance of a channel over a section, in squares of S: the deviation is taken for a
+// sixth of the range, which the levels span, or, where they are few, most of it.
+constexpr float key_spread(std::uint32_t width) {
+    if (width < 1 || width > max_key_width) return 0.0f;
+    constexpr float shares[max_key_width + 1] = {0.0f, 1.3f, 1.15f, 1.05f, 1.0f, 1.0f, 1.0f};
+    const float deviation =
+        shares[width] * static_cast<float>(trellis_level(TensorKind::key, width, (2u << width) - 1)) / 3.0f;
+    return 0.707106781f * deviation;
+}
+
 inline constexpr float least_rate = 0.5f;
 
 inline TensorSpec trellis_spec(float rate) noexcept {

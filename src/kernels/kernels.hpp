@@ -232,7 +232,8 @@ struct MixTrellis {
 };
 
 // The side information of a section of keys folded into queries, in stored order: with S_c and zero_c as
-// floats, folded[row][c] = query[row][c] S_c and bias[row] += sum_c folded[row][c] zero_c.
+// floats, folded[row][c] = query[row][c] S_c and bias[row] += sum_c folded[row][c] zero_c. With `spread`,
+// spread[row] += sum_c (folded[row][c] key_spread(width of c))^2.
 struct FoldKeys {
     const std::uint8_t* scales;  // [dim], readable for round_up(dim, 16), as are zeros and widths
     const std::int8_t* zeros;    // [dim]
@@ -244,6 +245,7 @@ struct FoldKeys {
     std::size_t query_stride;
     float* bias;
     std::uint32_t n_rows;
+    float* spread = nullptr;
 };
 
 // Gains of the 128 tokens of a section of values: scaled[row][t] = weight[row][t] gain_t and

@@ -53,6 +53,8 @@ int main(int argc, char** argv) {
     static double frequencies[dim / 2];
     gearkv_error error = {GEARKV_OK, ""};
     const gearkv_rows view = {rows, n_kv_heads * dim, dim};
+    const gearkv_token_range ranges[] = {{0, 100}, {100, n_tokens}, {0, n_tokens}};
+    const size_t range_ends[] = {2, 3};
     gearkv_executor *pool = NULL, *own = NULL;
     gearkv_cache *cache = NULL, *fork = NULL, *loaded = NULL;
     gearkv_executor_callbacks callbacks;
@@ -122,6 +124,19 @@ int main(int argc, char** argv) {
     CHECK(gearkv_cache_attend(cache, 1, &queries, out[0], n_heads * dim, NULL, &error));
     CHECK(gearkv_cache_attend(cache, 1, &queries, out[1], n_heads * dim, own, &error));
     REQUIRE(n_rounds > 0 && memcmp(out[0], out[1], sizeof(out[0])) == 0);
+    /* All tokens, listed, are all tokens; of a mass it tells what was read. */
+    queries.ranges = ranges;
+    queries.range_ends = range_ends;
+    CHECK(gearkv_cache_attend(cache, 1, &queries, out[1], n_heads * dim, own, &error));
+    REQUIRE(memcmp(out[0], out[1], sizeof(out[0])) == 0);
+    queries.ranges = NULL;
+    queries.range_ends = NULL;
+    queries.mass = 0.25f;
+    CHECK(gearkv_cache_attend(cache, 1, &queries, out[1], n_heads * dim, own, &error));
+    layer_stats.struct_size = sizeof(layer_stats);
+    CHECK(gearkv_cache_get_layer_stats(cache, 1, &layer_stats, &error));
+    REQUIRE(layer_stats.n_selections > 0 && layer_stats.mass_read > 0.0 && layer_stats.share_read <= 1.0);
+    queries.mass = 0.0f;
 
     stats.struct_size = required.struct_size = sizeof(stats);
     layer_stats.struct_size = sizeof(layer_stats);

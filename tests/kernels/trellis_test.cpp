@@ -434,9 +434,19 @@ TEST_CASE("sides of key sections are folded as by the reference, at every length
                     kernels->attention.fold_keys({scales.data(), zeros.data(), widths.data(), base, dim,
                                                   query.data(), folded.data(), stride, bias.data(), n_rows});
                     std::size_t n_wrong = folded.is_intact() && bias.is_intact() ? 0 : 1;
+                    const std::vector<float> without(bias.data(), bias.data() + n_rows);
+                    GuardedArray<float> spread(n_rows, place);
+                    std::fill_n(spread.data(), n_rows, 0.25f);
+                    std::fill_n(bias.data(), n_rows, 0.5f);
+                    kernels->attention.fold_keys({scales.data(), zeros.data(), widths.data(), base, dim,
+                                                  query.data(), folded.data(), stride, bias.data(), n_rows,
+                                                  spread.data()});
+                    n_wrong += spread.is_intact() ? 0 : 1;
+                    n_wrong += std::equal(without.begin(), without.end(), bias.data()) ? 0 : 1;
                     for (std::size_t row = 0; row < n_rows; ++row) {
-                        ExactSum sum;
+                        ExactSum sum, squares;
                         sum.add(0.5);
+                        squares.add(0.25);
                         for (std::uint32_t c = 0; c < dim; ++c) {
                             const std::size_t at = row * stride + c;
                             const float want = rows[at] * exp2_sixteenths(base + scale_bytes[c]);
@@ -444,7 +454,15 @@ TEST_CASE("sides of key sections are folded as by the reference, at every length
                             const float zero = static_cast<float>(static_cast<std::int8_t>(zero_bytes[c])) *
                                                zero_unit(read_nibble(width_nibbles.data(), c / key_granule));
                             sum.add(static_cast<double>(want) * static_cast<double>(zero));
+                            const std::uint32_t width = read_nibble(width_nibbles.data(), c / key_granule);
+                            squares.add(std::pow(
+                                static_cast<double>(want) * static_cast<double>(key_spread(width)), 2));
+                            squares.add(0.0);  // its factors are rounded
+                            squares.add(0.0);  // a term is rounded once more
                         }
+                        // Squares of the smallest are lost below the normal floats.
+                        squares.magnitude += 1e-30;
+                        if (squares.magnitude < 1e37 && !squares.accepts(spread[row])) ++n_wrong;
                         const bool finite = sum.magnitude < 1e37;
                         if (finite && !sum.accepts(bias[row])) ++n_wrong;
                     }

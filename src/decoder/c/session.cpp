@@ -55,6 +55,9 @@ Status take_session(const gearkv_session_config* in, std::shared_ptr<Interruptio
     out->max_cache_bytes = taken.max_cache_bytes;
     out->level = static_cast<Level>(taken.level);
     out->float_products = taken.float_products != 0;
+    if (taken.mass != 0.0f) out->mass = taken.mass;
+    if (taken.most_share != 0.0f) out->most_share = taken.most_share;
+    out->negligible = taken.negligible;
     if (taken.interrupt != nullptr) {
         *interruption =
             std::make_shared<Interruption>(Interruption{taken.interrupt, taken.interrupt_context});

@@ -33,6 +33,7 @@ class ModelSession final : public Session {
         tokens_.reserve(reserved_tokens(n_ctx_));
         for (std::uint32_t layer = 0; layer < cache_->config().n_layers; ++layer)
             ropes_.push_back(forward_.layer_rope(layer));
+        forward_.read_less(config.mass, config.most_share, config.negligible);
     }
 
     Status prefill(const Token* tokens, std::size_t n_tokens) noexcept override {
@@ -483,6 +484,13 @@ Status make_session(std::shared_ptr<const Model> model, const SessionConfig& con
     const FloatMode mode;
     if (model == nullptr || out == nullptr)
         return Status::error(Code::invalid_argument, "null model or output");
+    if (!(config.mass > 0.0f && config.mass <= 1.0f && config.most_share > 0.0f &&
+          config.most_share <= 1.0f && config.negligible >= 0.0f && config.negligible < 1.0f)) {
+        return Status::error(Code::invalid_argument,
+                             "mass %g, most_share %g, negligible %g, expected (0, 1], (0, 1] and [0, 1)",
+                             static_cast<double>(config.mass), static_cast<double>(config.most_share),
+                             static_cast<double>(config.negligible));
+    }
     return guarded([&] {
         SessionParts parts;
         if (Status status = make_parts(*model, config, &parts); !status.ok()) return status;

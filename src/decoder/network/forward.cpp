@@ -252,6 +252,9 @@ Queries Forward::queries_of(std::uint32_t index, std::size_t t, std::size_t n) c
     queries.n_heads = sizes_.n_heads;
     queries.scale = params_.attention_scale;
     queries.soft_cap = params_.attention_cap;
+    queries.mass = mass_;
+    queries.most_share = most_share_;
+    queries.negligible = negligible_;
     if (!sizes_.windows.empty()) queries.window = sizes_.windows[index];
     return queries;
 }

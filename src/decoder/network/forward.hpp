@@ -58,6 +58,12 @@ class Forward {
     Executor& executor() const noexcept { return executor_; }
     // How the keys of a layer are rotated; the frequencies are this object's.
     RopeConfig layer_rope(std::uint32_t layer) const noexcept;
+    // Of all queries from now on.
+    void read_less(float mass, float most_share, float negligible) noexcept {
+        mass_ = mass;
+        most_share_ = most_share;
+        negligible_ = negligible;
+    }
     // Of working memory.
     std::uint64_t n_bytes() const noexcept;
 
@@ -96,6 +102,7 @@ class Forward {
     const Weights& weights_;
     Executor& executor_;
     ProductEngine engine_;
+    float mass_ = 1.0f, most_share_ = 1.0f, negligible_ = 0.0f;
     Rope ropes_[2];    // by LayerRope
     Floats turns_[2];  // [chunk, 2, rope_dim / 2], cosines and sines; empty where no layer has that RoPE
     Floats x_;         // [chunk, n_embd], the residual stream
