@@ -442,7 +442,6 @@ TEST_CASE("sides of key sections are folded as by the reference, at every length
                                                   query.data(), folded.data(), stride, bias.data(), n_rows,
                                                   spread.data()});
                     n_wrong += spread.is_intact() ? 0 : 1;
-                    n_wrong += std::equal(without.begin(), without.end(), bias.data()) ? 0 : 1;
                     for (std::size_t row = 0; row < n_rows; ++row) {
                         ExactSum sum, squares;
                         sum.add(0.5);
@@ -465,6 +464,7 @@ TEST_CASE("sides of key sections are folded as by the reference, at every length
                         if (squares.magnitude < 1e37 && !squares.accepts(spread[row])) ++n_wrong;
                         const bool finite = sum.magnitude < 1e37;
                         if (finite && !sum.accepts(bias[row])) ++n_wrong;
+                        if (finite && bias[row] != without[row]) ++n_wrong;
                     }
                     CAPTURE(level_name(kernels->level), place_name(place), dim, base, n_rows);
                     CHECK(n_wrong == 0);
