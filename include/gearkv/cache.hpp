@@ -161,7 +161,7 @@ struct Queries {
     // query rows that are attended together; their weights still count in the sum. What is left out weighs at
     // most 16 * negligible for every 16 tokens, where the heaviest has 1. Below 1; 1e-4 is a good value.
     float negligible = 0.0f;
-    // < 1: of the keys and values in trellis blocks (gear-2 to gear-4, auto) only those sections of 128
+    // < 1: of the keys and values in trellis blocks (gear-1 to gear-4, auto) only those sections of 128
     // tokens are read that together have this share of the weights, heaviest first, for the worst of the
     // query rows attended together (up to 8 of one KV head); the weights of the rest do not count. What a
     // section weighs is estimated from the ranges of its channels. Always read are the last section, first
