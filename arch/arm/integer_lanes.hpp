@@ -13,7 +13,7 @@ namespace {
 template <class Self>
 struct NeonIntegerLanes {
     static constexpr std::size_t n_rows = 4;
-    static constexpr std::size_t n_columns = 0;
+    static constexpr bool has_columns = false;
     static constexpr int bytes_offset = 0;
     using Floats = float32x4_t;
     using Words = uint32x4_t;

@@ -131,7 +131,7 @@ struct WideIntegerLanes {
     }
 
     // Eight by eight words.
-    [[gnu::always_inline]] static void transpose(Codes (&columns)[8], const Codes (&codes)[n_rows]) {
+    [[gnu::always_inline]] static void transpose(Codes (&codes)[n_rows]) {
         __m256i pairs[8], fours[8];
         unroll<4>([&](auto i) GEARKV_INLINE {
             pairs[2 * i] = _mm256_unpacklo_epi32(codes[2 * i], codes[2 * i + 1]);
@@ -145,10 +145,11 @@ struct WideIntegerLanes {
             });
         });
         unroll<4>([&](auto j) GEARKV_INLINE {  // words j and j + 4
-            columns[j] = _mm256_permute2x128_si256(fours[j], fours[4 + j], 0x20);
-            columns[4 + j] = _mm256_permute2x128_si256(fours[j], fours[4 + j], 0x31);
+            codes[j] = _mm256_permute2x128_si256(fours[j], fours[4 + j], 0x20);
+            codes[4 + j] = _mm256_permute2x128_si256(fours[j], fours[4 + j], 0x31);
         });
     }
+
     // Of magnitudes: NaN is larger than all others.
     static std::uint32_t largest_bits(const float* x) {
         const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
@@ -186,9 +187,9 @@ struct WideIntegerLanes {
     }
 
   protected:
-    static Words word_of(const void* x, std::size_t i) {
+    static Words word_of(const std::int8_t* x, std::size_t i) {
         int word;
-        std::memcpy(&word, static_cast<const char*>(x) + 4 * i, sizeof(word));
+        std::memcpy(&word, x + 4 * i, sizeof(word));
         return _mm256_set1_epi32(word);
     }
 
@@ -232,7 +233,7 @@ template <class Self>
 struct VnniIntegerLanes : WideIntegerLanes<Self> {
     using Base = WideIntegerLanes<Self>;
     static constexpr int bytes_offset = 128;
-    static constexpr std::size_t n_columns = 8;  // four bytes of a row in a word
+    static constexpr bool has_columns = true;
 
     static __m256i multiply_codes(__m256i codes, __m256i high, __m256i low) {
         const __m256i sums = Self::add_products(_mm256_setzero_si256(), codes, high);
@@ -243,19 +244,18 @@ struct VnniIntegerLanes : WideIntegerLanes<Self> {
     }
 
     template <CodeKind kind>
-    [[gnu::always_inline]] static void to_columns(__m256i (&columns)[n_columns],
-                                                  const __m256i (&codes)[Base::n_rows]) {
-        Base::transpose(columns, codes);
+    [[gnu::always_inline]] static void to_columns(__m256i (&codes)[Base::n_rows]) {
+        Base::transpose(codes);
         if constexpr (kind == CodeKind::bytes) {
-            for (__m256i& column : columns)
+            for (__m256i& column : codes)
                 column = column ^ _mm256_set1_epi8(-128);
         }
     }
     template <std::size_t n_tokens, std::size_t n>
     [[gnu::always_inline]] static void column_products(__m256i (&sums)[n_tokens][n],
-                                                       const __m256i (&columns)[n_columns],
+                                                       const __m256i (&columns)[Base::n_rows],
                                                        const CodeBlock* x, std::size_t x_stride) {
-        constexpr std::size_t n_words = n_columns / n;
+        constexpr std::size_t n_words = 8 / n;
         unroll<n>([&](auto part) GEARKV_INLINE {
             __m256i high[n_tokens], low[n_tokens];
             unroll<n_tokens>([&](auto t) GEARKV_INLINE { high[t] = low[t] = _mm256_setzero_si256(); });

@@ -5,7 +5,7 @@ namespace {
 
 struct IntegerLanes : WideIntegerLanes<IntegerLanes> {
     static constexpr int bytes_offset = 0;
-    static constexpr std::size_t n_columns = 0;  // of shorts they are no faster (bench/README.md)
+    static constexpr bool has_columns = false;  // of shorts they are no faster (bench/README.md)
     // Pairs of products with codes below 64 reach 2 * 63 * 127 = 16002.
     static __m256i multiply_codes(__m256i codes, __m256i high, __m256i low) {
         return add_planes(_mm256_maddubs_epi16(codes, high), _mm256_maddubs_epi16(codes, low));

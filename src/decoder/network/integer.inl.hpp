@@ -24,8 +24,8 @@
 //                                      sum_c codes[r][c] (128 x.high[c] + x.low[c]), of all 32 or of the
 //                                      halves
 //   bytes_offset                       of CodeKind::bytes: products() has it added to every code
-//   n_columns                          not 0: several vectors are better met with codes turned round:
-//     to_columns<kind>(Codes (&columns)[n_columns], const Codes (&codes)[n_rows])    lane r is of row r
+//   has_columns                        whether several vectors are better met with codes turned round:
+//     to_columns<kind>(Codes (&codes)[n_rows])    word j of all rows in columns j, ready for
 //     column_products(sums[n_tokens], columns, x, x_stride)    the sums of products() with vectors that
 //                                                 stand x_stride blocks apart
 //   round_block(CodeBlock*, const float*, float factor): codes and halves; largest_bits(const float*)   of 32
@@ -179,13 +179,12 @@ void multiply_columns(RowPointers rows, const IntegerArgs& args, std::size_t fir
             typename L::Codes codes[L::n_rows];
             unroll<L::n_rows>(
                 [&](auto r) GEARKV_INLINE { codes[r] = Type::template codes<L, k.value>(row[r] + at); });
-            typename L::Codes columns[L::n_columns];
-            L::template to_columns<Type::kind>(columns, codes);
+            L::template to_columns<Type::kind>(codes);
             // Sums of several vectors grow side by side: those of one alone would wait for each other.
             const auto add = [&](std::size_t first, auto n) GEARKV_INLINE {
                 const CodeBlock* x_first = x + k + first * args.x_stride;
                 typename L::Words products[n.value][n_sums<Type>];
-                L::column_products(products, columns, x_first, args.x_stride);
+                L::column_products(products, codes, x_first, args.x_stride);
                 unroll<n.value>([&](auto t) GEARKV_INLINE {
                     add_products<L, Type, k.value>(sums[first + t], products[t], scales,
                                                    x_first[t * args.x_stride]);
@@ -212,7 +211,7 @@ void multiply_codes(const IntegerArgs& args) {
             const std::size_t i = row + r < args.n_rows ? row + r : args.n_rows - 1;
             rows[r] = args.w + i * args.row_bytes;
         }
-        if constexpr (L::n_columns > 0) {
+        if constexpr (L::has_columns) {
             if (args.n_tokens == 1) multiply_tile<L, Type, 1>(rows, args, row, 0);
             for (std::size_t t = 0; args.n_tokens > 1 && t < args.n_tokens; t += column_tokens) {
                 const std::size_t n = args.n_tokens - t;
