@@ -181,12 +181,10 @@ SelectResult select_tiles(const RowPass& pass, const RowGroup& rows, const KvRun
     std::fill_n(room.share, room.stride, 0.0f);
     for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
         float* mass = room.mass + row * room.stride;
-        const float alpha =
-            pass.kernels.attention.softmax_tile(mass, mass, n_tiles, &known.max[row], &known.sum[row]);
+        (void)pass.kernels.attention.softmax_tile(mass, mass, n_tiles, &known.max[row], &known.sum[row]);
         double in_sections = 0.0;
         for (std::uint32_t i = 0; i < n_listed; ++i)
             in_sections += static_cast<double>(mass[room.order[i]]);
-        (void)alpha;
         const float sum = known.sum[row];
         inverse[row] = sum > 0.0f ? 1.0f / sum : 0.0f;
         held[row] = sum > 0.0f ? 1.0f - static_cast<float>(in_sections) * inverse[row] : 1.0f;
