@@ -517,6 +517,55 @@ gearkv_code gearkv_session_load_through(gearkv_read read, void* context, const g
  * 0 where there is none. */
 const void* gearkv_session_note(const gearkv_session* session, size_t* n_bytes);
 
+/* ---- Speculative decoding (speculation.hpp) ---- */
+
+/* Stands in for a session's decode and logits: feeds guesses behind a token, so that weights are read once
+ * for all of them. Used by one thread at a time, the one that uses the session. */
+typedef struct gearkv_speculation gearkv_speculation;
+
+typedef struct gearkv_speculation_config {
+    size_t struct_size;
+    /* 8: the longest draft, below the session's chunk and at most its rollback_tokens; 0: none */
+    uint32_t n_draft;
+    uint32_t n_match; /* 3: of a prompt lookup, at least 2, as in gearkv_look_up_draft */
+    /* Borrowed as long as the speculation lives: a session of a smaller model with the same vocabulary, whose
+     * likeliest tokens are the drafts. Null: prompt lookup. */
+    gearkv_session* drafter;
+} gearkv_speculation_config;
+/* Defaults. Call it as gearkv_speculation_config_init(&config, sizeof(config)). */
+void gearkv_speculation_config_init(gearkv_speculation_config* config, size_t struct_size);
+
+/* The session is borrowed, may have tokens, and outlives the speculation. config may be null for the
+ * defaults. Errors: invalid_argument, wrong_size (n_draft, n_match), other_model (a drafter with another
+ * vocabulary), out_of_memory. */
+gearkv_code gearkv_speculation_create(gearkv_session* session, const gearkv_speculation_config* config,
+                                      gearkv_speculation** out, gearkv_error* error);
+/* Takes nothing back: settle comes first where the session goes on. */
+void gearkv_speculation_destroy(gearkv_speculation* speculation);
+/* Feeds a token, and with it a draft when it is none that was guessed. Errors: those of
+ * gearkv_session_decode; and, of a drafter, those of gearkv_session_sync: then nothing was fed. */
+gearkv_code gearkv_speculation_decode(gearkv_speculation* speculation, gearkv_token token,
+                                      gearkv_error* error);
+/* After the last token given to decode, [n_vocab], with the bits they have without drafts, until the next
+ * call here or on the session; null when there are none. */
+const float* gearkv_speculation_logits(const gearkv_speculation* speculation);
+/* Tokens of the session without guesses that are yet to come true; 0 for null. */
+uint64_t gearkv_speculation_n_tokens(const gearkv_speculation* speculation);
+/* Takes back what was but guessed, without a trace: to be called before anything else is done with the
+ * session, which may be used by itself then. Errors: those of gearkv_session_truncate. */
+gearkv_code gearkv_speculation_settle(gearkv_speculation* speculation, gearkv_error* error);
+
+typedef struct gearkv_speculation_stats {
+    size_t struct_size;
+    uint64_t n_tokens;  /* given to decode */
+    uint64_t n_drafted; /* guesses fed */
+    uint64_t n_right;   /* of them, those that decode was then given */
+    uint64_t n_passes;  /* through the model */
+} gearkv_speculation_stats;
+/* Errors: invalid_argument. */
+gearkv_code gearkv_speculation_get_stats(const gearkv_speculation* speculation, gearkv_speculation_stats* out,
+                                         gearkv_error* error);
+
 /* ---- What a session takes (fit.hpp) ---- */
 
 /* The most bytes a session takes while n_ctx tokens are fed. */

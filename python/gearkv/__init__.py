@@ -60,6 +60,7 @@ if has_decoder:
     from ._chat import Chat, ChatTemplate, Message
     from ._model import Fit, Model, ModelParams, SessionBytes, TensorInfo
     from ._session import Generated, Session, decode_batch
+    from ._speculation import Speculation, SpeculationStats
     from ._text import Sampler, Tokenizer
 
     __all__ += [
@@ -73,6 +74,8 @@ if has_decoder:
         "Sampler",
         "Session",
         "SessionBytes",
+        "Speculation",
+        "SpeculationStats",
         "TensorInfo",
         "Tokenizer",
         "decode_batch",

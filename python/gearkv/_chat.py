@@ -8,6 +8,7 @@ from typing import Any, Iterable, Iterator, Optional, Sequence
 from ._gearkv import ffi, lib
 from ._native import call, chars, text_of
 from ._session import Session
+from ._speculation import Speculation
 from ._text import Sampler, TextWriter, Tokenizer, asked_twice
 
 _ROLES = {"system": lib.GEARKV_SYSTEM, "user": lib.GEARKV_USER, "assistant": lib.GEARKV_ASSISTANT}
@@ -116,19 +117,22 @@ class Chat:
         max_tokens: Optional[int] = None,
         stop: Iterable[str] = (),
         sampler: Optional[Sampler] = None,
+        speculation: Optional[Speculation] = None,
         thinking: bool = True,
         **sampling: Any,
     ) -> Iterator[str]:
-        """Asks, and answers piece by piece; sampling as in Session.generate. What was answered when the iterator is
+        """Asks, and answers piece by piece; sampling and speculation as in Session.generate. What was answered when the iterator is
         left belongs to the conversation, and nothing does of a question that could not be fed."""
         if sampler is not None and sampling:
             raise TypeError("a sampler and settings of one")
+        if speculation is not None and speculation.session is not self.session:
+            raise ValueError("a speculation of another session")
         drawing = Sampler(**sampling) if sampler is None else sampler
         tokenizer = self.session.model.tokenizer
         asked = self.messages + [Message("user", question)]
         tokens = self.template.encode(asked, tokenizer, thinking=thinking)
         writer = TextWriter(tokenizer, stop, True)
-        return self._answer(asked, tokens, max_tokens, drawing, writer)
+        return self._answer(asked, tokens, max_tokens, drawing, writer, speculation)
 
     def _answer(
         self,
@@ -137,14 +141,17 @@ class Chat:
         max_tokens: Optional[int],
         sampler: Sampler,
         writer: TextWriter,
+        speculation: Optional[Speculation],
     ) -> Iterator[str]:
+        if speculation is not None:
+            speculation.settle()
         self.session.sync(tokens)
         sampler.forget()
         sampler.accept(tokens)
         answer = Message("assistant", "", [])
         self.messages = asked + [answer]
         drawn: list[int] = []
-        for step in self.session.draw(max_tokens, sampler, writer):
+        for step in self.session.draw(max_tokens, sampler, writer, speculation):
             if step.token is not None:
                 drawn.append(step.token)
                 answer.tokens = drawn

@@ -26,6 +26,7 @@ from ._native import (
     take_threads,
     text_of,
 )
+from ._speculation import Speculation
 from ._text import Sampler, TextWriter
 
 if TYPE_CHECKING:
@@ -212,11 +213,14 @@ class Session(Object):
         max_tokens: Optional[int] = None,
         stop: Iterable[str] = (),
         sampler: Optional[Sampler] = None,
+        speculation: Optional[Speculation] = None,
         **sampling: Any,
     ) -> Iterator[Generated]:
         """As generate, with the tokens."""
         if sampler is not None and sampling:
             raise TypeError("a sampler and settings of one")
+        if speculation is not None and speculation.session is not self:
+            raise ValueError("a speculation of another session")
         drawing = Sampler(**sampling) if sampler is None else sampler
         continues = self.n_tokens > 0
         if prompt is None:
@@ -226,23 +230,52 @@ class Session(Object):
         else:
             tokens = prompt
         writer = TextWriter(self.model.tokenizer, stop, continues or len(tokens) > 0)
-        return self._steps(tokens, max_tokens, drawing, writer)
+        return self._steps(tokens, max_tokens, drawing, writer, speculation)
 
     def _steps(
-        self, prompt: arrays.Tokens, max_tokens: Optional[int], sampler: Sampler, writer: TextWriter
+        self,
+        prompt: arrays.Tokens,
+        max_tokens: Optional[int],
+        sampler: Sampler,
+        writer: TextWriter,
+        speculation: Optional[Speculation],
     ) -> Iterator[Generated]:
         if len(prompt) > 0:
+            if speculation is not None:
+                speculation.settle()
             self.prefill(prompt)
             sampler.accept(prompt)
-        yield from self.draw(max_tokens, sampler, writer)
+        yield from self.draw(max_tokens, sampler, writer, speculation)
 
-    def draw(self, max_tokens: Optional[int], sampler: Sampler, writer: TextWriter) -> Iterator[Generated]:
-        """Draws tokens and feeds them, from the logits there are."""
+    def draw(
+        self,
+        max_tokens: Optional[int],
+        sampler: Sampler,
+        writer: TextWriter,
+        speculation: Optional[Speculation] = None,
+    ) -> Iterator[Generated]:
+        """Draws tokens and feeds them, from the logits there are. What was but guessed is taken back at the end."""
+        if speculation is None:
+            yield from self._draw(self, max_tokens, sampler, writer)
+            return
+        try:
+            yield from self._draw(speculation, max_tokens, sampler, writer)
+        finally:
+            if self._handle is not None and speculation._handle is not None:
+                speculation.settle()
+
+    def _draw(
+        self,
+        decoder: Union["Session", Speculation],
+        max_tokens: Optional[int],
+        sampler: Sampler,
+        writer: TextWriter,
+    ) -> Iterator[Generated]:
         n = 0
         while max_tokens is None or n < max_tokens:
-            if max_tokens is None and self.n_tokens >= self.n_ctx:
+            if max_tokens is None and decoder.n_tokens >= self.n_ctx:
                 break
-            logits = self.logits()
+            logits = decoder.logits()
             if logits is None:
                 raise ValueError("nothing was fed that could be continued")
             token = sampler.sample(logits)
@@ -252,7 +285,7 @@ class Session(Object):
             if writer.stopped:
                 yield Generated(None, text)
                 return
-            self.decode(token)
+            decoder.decode(token)
             sampler.accept(token)
             n += 1
             yield Generated(token, text)
@@ -265,12 +298,16 @@ class Session(Object):
         max_tokens: Optional[int] = None,
         stop: Iterable[str] = (),
         sampler: Optional[Sampler] = None,
+        speculation: Optional[Speculation] = None,
         **sampling: Any,
     ) -> Iterator[str]:
         """Feeds a prompt, if there is one, and continues it: an iterator of pieces of text, whole characters each. It
         ends where the model ends it, before a stop text, after max_tokens, or, without max_tokens, with the context.
-        What was generated stays in the session. Sampling is greedy unless settings of Sampler are given, or one."""
-        steps = self.steps(prompt, max_tokens=max_tokens, stop=stop, sampler=sampler, **sampling)
+        What was generated stays in the session. Sampling is greedy unless settings of Sampler are given, or one. A
+        speculation of this session makes it faster where it guesses well, and changes no token."""
+        steps = self.steps(
+            prompt, max_tokens=max_tokens, stop=stop, sampler=sampler, speculation=speculation, **sampling
+        )
         return (step.text for step in steps if step.text)
 
     # Life

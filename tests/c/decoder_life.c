@@ -52,6 +52,57 @@ static int get(void* context, void* to, size_t n, size_t* n_read) {
     return 1;
 }
 
+static gearkv_token likeliest(const float* logits, size_t n) {
+    size_t i, best = 0;
+    for (i = 1; i < n; ++i)
+        if (logits[i] > logits[best]) best = i;
+    return (gearkv_token)best;
+}
+
+/* Greedy tokens with a drafter that is always right, and with prompt lookup: the logits of a session alone.
+ */
+static void speculate(const gearkv_model* model, const gearkv_session_config* config,
+                      const gearkv_token* prompt, size_t n_prompt, size_t n_vocab) {
+    gearkv_error error = {GEARKV_OK, ""};
+    gearkv_session *plain = NULL, *session = NULL, *drafter = NULL;
+    gearkv_speculation* speculation = NULL;
+    gearkv_speculation_config drafting;
+    gearkv_speculation_stats stats;
+    size_t i, n = 0;
+    int round;
+    for (round = 0; round < 2; ++round) {
+        CHECK(gearkv_session_create(model, config, NULL, &plain, &error));
+        CHECK(gearkv_session_create(model, config, NULL, &session, &error));
+        CHECK(gearkv_session_create(model, config, NULL, &drafter, &error));
+        CHECK(gearkv_session_prefill(plain, prompt, n_prompt, NULL, 0, &error));
+        CHECK(gearkv_session_prefill(session, prompt, n_prompt, NULL, 0, &error));
+        gearkv_speculation_config_init(&drafting, sizeof(drafting));
+        REQUIRE(drafting.n_draft == 8 && drafting.n_match == 3 && drafting.drafter == NULL);
+        if (round == 0) drafting.drafter = drafter;
+        CHECK(gearkv_speculation_create(session, round == 0 ? &drafting : NULL, &speculation, &error));
+        for (i = 0; i < n_generated; ++i) {
+            const float* logits = gearkv_speculation_logits(speculation);
+            REQUIRE(memcmp(logits, gearkv_session_logits(plain), sizeof(float) * n_vocab) == 0);
+            CHECK(gearkv_speculation_decode(speculation, likeliest(logits, n_vocab), &error));
+            CHECK(gearkv_session_decode(plain, likeliest(gearkv_session_logits(plain), n_vocab), &error));
+        }
+        REQUIRE(gearkv_speculation_n_tokens(speculation) == n_prompt + n_generated);
+        CHECK(gearkv_speculation_settle(speculation, &error));
+        (void)gearkv_session_tokens(session, &n);
+        REQUIRE(n == n_prompt + n_generated);
+        REQUIRE(memcmp(gearkv_speculation_logits(speculation), gearkv_session_logits(plain),
+                       sizeof(float) * n_vocab) == 0);
+        stats.struct_size = sizeof(stats);
+        CHECK(gearkv_speculation_get_stats(speculation, &stats, &error));
+        REQUIRE(stats.n_tokens == n_generated && stats.n_passes + stats.n_right == n_generated);
+        if (round == 0) REQUIRE(stats.n_passes <= n_generated / 4 && stats.n_right <= stats.n_drafted);
+        gearkv_speculation_destroy(speculation);
+        gearkv_session_destroy(plain);
+        gearkv_session_destroy(session);
+        gearkv_session_destroy(drafter);
+    }
+}
+
 int main(int argc, char** argv) {
     static gearkv_token tokens[max_tokens], answer[n_generated], draft[8];
     static char text[4096], shown[4096];
@@ -255,6 +306,7 @@ int main(int argc, char** argv) {
     REQUIRE(memcmp(logits + 2 * params.n_vocab, gearkv_session_logits(fork),
                    sizeof(float) * params.n_vocab) == 0);
     gearkv_session_destroy(fork);
+    speculate(model, &config, tokens, n_prompt, params.n_vocab);
 
     /* Stopped on the way. */
     config.interrupt = always;

@@ -414,6 +414,59 @@ TEST_CASE("too little room is told with what is needed, and nothing is written",
     CHECK((again == 12 && std::string(bytes) == "Hello, world" && bytes[13] == 0x7f));
 }
 
+TEST_CASE("a speculation refuses what it cannot do, and feeds nothing", "[c]") {
+    Text text;
+    Talk talk;
+    gearkv_speculation* speculation = nullptr;
+    gearkv_speculation_config config;
+    gearkv_speculation_config_init(nullptr, 8);
+    gearkv_speculation_config_init(&config, sizeof(config));
+    CHECK((config.struct_size == sizeof(config) && config.n_draft == 8 && config.n_match == 3 &&
+           config.drafter == nullptr));
+    CHECK(gearkv_speculation_create(nullptr, &config, &speculation, text) == invalid);
+    CHECK(text.says("session is null"));
+    CHECK(gearkv_speculation_create(talk.session, &config, nullptr, text) == invalid);
+    CHECK(text.says("out is null"));
+    // The session of talk can take nothing back.
+    CHECK(gearkv_speculation_create(talk.session, nullptr, &speculation, text) == GEARKV_WRONG_SIZE);
+    CHECK(text.says("drafts of 8 tokens, expected at most 0"));
+    config.n_draft = 0;
+    config.n_match = 1;
+    CHECK(gearkv_speculation_create(talk.session, &config, &speculation, text) == GEARKV_WRONG_SIZE);
+    config.n_match = 3;
+    config.drafter = talk.session;
+    CHECK(gearkv_speculation_create(talk.session, &config, &speculation, text) == invalid);
+    config.drafter = nullptr;
+    config.struct_size = 0;
+    CHECK(gearkv_speculation_create(talk.session, &config, &speculation, text) == invalid);
+    CHECK(text.says("struct_size of config is 0"));
+    CHECK(speculation == nullptr);
+
+    gearkv_speculation_stats stats;
+    std::memset(static_cast<void*>(&stats), 0x5a, sizeof(stats));
+    stats.struct_size = sizeof(stats);
+    CHECK(gearkv_speculation_decode(nullptr, 1, text) == invalid);
+    CHECK(text.says("speculation is null"));
+    CHECK(gearkv_speculation_settle(nullptr, text) == invalid);
+    CHECK(gearkv_speculation_get_stats(nullptr, &stats, text) == invalid);
+    CHECK((gearkv_speculation_logits(nullptr) == nullptr && gearkv_speculation_n_tokens(nullptr) == 0));
+    gearkv_speculation_destroy(nullptr);
+
+    config.struct_size = offsetof(gearkv_speculation_config, n_match);  // of an older header
+    REQUIRE(gearkv_speculation_create(talk.session, &config, &speculation, text) == GEARKV_OK);
+    CHECK(gearkv_speculation_get_stats(speculation, nullptr, text) == invalid);
+    CHECK(gearkv_speculation_decode(speculation, -1, text) == GEARKV_BAD_TOKEN);
+    CHECK((talk.n_tokens() == 5 && gearkv_speculation_n_tokens(speculation) == 5));
+    CHECK(gearkv_speculation_logits(speculation) == gearkv_session_logits(talk.session));
+    CHECK(gearkv_speculation_decode(speculation, 20, text) == GEARKV_OK);
+    CHECK(talk.n_tokens() == 6);
+    stats.struct_size = offsetof(gearkv_speculation_stats, n_drafted);
+    CHECK(gearkv_speculation_get_stats(speculation, &stats, text) == GEARKV_OK);
+    CHECK((stats.n_tokens == 1 && stats.n_drafted == 0x5a5a5a5a5a5a5a5a));
+    CHECK(gearkv_speculation_settle(speculation, text) == GEARKV_OK);
+    gearkv_speculation_destroy(speculation);
+}
+
 TEST_CASE("structures of older and newer headers are taken as those of the core are", "[c]") {
     Text text;
     Talk talk;

@@ -51,6 +51,20 @@ def test_what_was_said_is_not_computed_again(model):
     assert chat.session.tokens()[: len(tokens)] == tokens
 
 
+def test_drafts_change_no_answer(model):
+    answers, stats = [], None
+    for drafts in (False, True):
+        session = model.session("gear-2", n_ctx=512, rollback_tokens=8)
+        chat = gearkv.Chat(session, template="chatml")
+        speculation = gearkv.Speculation(session) if drafts else None
+        answers.append(["".join(chat.ask(text, max_tokens=20, speculation=speculation)) for text in ("Hello", "And?")])
+        if speculation is not None:
+            stats = speculation.stats()
+            with pytest.raises(ValueError, match="another session"):
+                model.chat(template="chatml").ask("?", speculation=speculation)
+    assert answers[0] == answers[1] and stats.n_tokens > 0
+
+
 def test_an_answer_that_is_left_belongs_to_the_conversation(model):
     chat = model.chat(template="chatml", n_ctx=512)
     answer = chat.ask("Tell me more.", max_tokens=50)

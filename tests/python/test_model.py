@@ -183,6 +183,47 @@ def test_many_sessions_are_fed_at_once(model):
         model.session("f16", n_ctx=-1)
 
 
+def test_drafts_change_no_token(model):
+    plain = "".join(model.generate(PROMPT, max_tokens=48, n_ctx=256))
+    for drafter in (None, model.session("f16", n_ctx=256)):
+        session = model.session("gear-4", n_ctx=256, rollback_tokens=8)
+        speculation = gearkv.Speculation(session, drafter=drafter)
+        assert "".join(session.generate(PROMPT, max_tokens=48, speculation=speculation)) == plain
+        stats = speculation.stats()
+        assert stats.n_tokens == 48 == stats.n_passes + stats.n_right and stats.n_right <= stats.n_drafted
+        assert session.n_tokens == speculation.n_tokens == len(model.tokenizer.encode(PROMPT)) + 48
+        if drafter is not None:
+            assert stats.n_passes < 24
+        # By hand, and left in the middle.
+        other = model.session("gear-4", n_ctx=256)
+        assert "".join(other.generate(PROMPT, max_tokens=48)) == plain
+        for _ in range(6):
+            assert np.array_equal(speculation.logits(), other.logits())
+            token = int(np.argmax(other.logits()))
+            speculation.decode(token)
+            other.decode(token)
+        speculation.settle()
+        assert session.tokens() == other.tokens() and np.array_equal(speculation.logits(), other.logits())
+        left = session.generate("Then ", speculation=speculation)
+        next(left)
+        left.close()
+        session.decode(20)
+        assert speculation.n_tokens == session.n_tokens
+    with pytest.raises(ValueError, match="another session"):
+        other.generate(PROMPT, speculation=speculation)
+    with pytest.raises(gearkv.InvalidValue, match="expected at most 0"):
+        gearkv.Speculation(other)
+    with pytest.raises(gearkv.InvalidValue, match="its own drafter"):
+        gearkv.Speculation(session, drafter=session)
+    with pytest.raises(gearkv.InvalidValue):
+        gearkv.Speculation(session, n_draft=-1)
+    session.close()
+    with pytest.raises(ValueError, match="closed"):
+        speculation.decode(20)
+    speculation.close()
+    assert repr(speculation) == "<gearkv.Speculation, closed>"
+
+
 def test_generation_ends_with_the_context(model):
     session = model.session("q8", n_ctx=24)
     n = sum(1 for _ in session.steps("Once", logit_bias={token: float("-inf") for token in model.tokenizer.end_of_generation}))

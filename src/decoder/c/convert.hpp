@@ -54,6 +54,9 @@ inline const Sampler* cpp(const gearkv_sampler* sampler) noexcept {
     return reinterpret_cast<const Sampler*>(sampler);
 }
 
+// What the handle of a session has; null for null.
+Session* session_of(gearkv_session* session) noexcept;
+
 // A text of the caller's. Errors: invalid_argument.
 inline Status take_text(const char* text, std::size_t n_bytes, const char* name,
                         std::string_view* out) noexcept {

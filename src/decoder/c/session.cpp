@@ -131,6 +131,10 @@ Status check_logits(const gearkv_session& session, std::size_t n_tokens, const f
 
 }  // namespace
 
+Session* gearkv::c::session_of(gearkv_session* session) noexcept {
+    return session == nullptr ? nullptr : session->session.get();
+}
+
 void gearkv_session_config_init(gearkv_session_config* config, size_t struct_size) {
     if (config == nullptr || struct_size < sizeof(size_t)) return;
     gearkv_session_config mine = {};
