@@ -71,7 +71,7 @@ struct PlainAttention {
     std::uint64_t n_tokens;
     std::uint64_t gap_first, gap_end;  // tokens that are forgotten
     double noise;                      // of a score, as a share of the largest there can be
-    Largest hidden;                    // tokens that may share a block, and its scales, with those that are seen
+    Largest hidden;  // tokens not in rows that may share a block, and its scales, with those seen
 
     // out [value_dim] in double; *margin is how far off each entry may be.
     void attend(std::uint32_t query, std::uint32_t head, std::vector<double>* out, double* margin) const {
@@ -86,17 +86,26 @@ struct PlainAttention {
         for (std::uint32_t c = 0; c < dims.key_dim; ++c)
             largest_query = std::max(largest_query, std::fabs(static_cast<double>(q[c])));
         std::vector<double> scores(end, -HUGE_VAL);
-        for (std::uint64_t t = first; t < end; ++t) {
+        double largest_hidden = hidden.value;
+        for (std::uint64_t t = 0; t < n_tokens; ++t) {
             if (t >= gap_first && t < gap_end) continue;
             const float* k = keys.data() + (t * dims.n_kv_heads + kv_head) * dims.key_dim;
+            const float* v = values.data() + (t * dims.n_kv_heads + kv_head) * dims.value_dim;
             double score = 0.0;
             for (std::uint32_t c = 0; c < dims.key_dim; ++c) {
                 score += static_cast<double>(q[c]) * static_cast<double>(k[c]);
                 largest_key = std::max(largest_key, std::fabs(static_cast<double>(k[c])));
             }
-            scores[t] = rule(score * static_cast<double>(queries.scale), query, head, t, end, &largest_rule);
-            most = std::max(most, scores[t]);
-            const float* v = values.data() + (t * dims.n_kv_heads + kv_head) * dims.value_dim;
+            const double ruled = t < first || t >= end ? -HUGE_VAL
+                                                       : rule(score * static_cast<double>(queries.scale),
+                                                              query, head, t, end, &largest_rule);
+            if (ruled == -HUGE_VAL) {  // outside of the window, later than the query, or masked
+                for (std::uint32_t c = 0; c < dims.value_dim; ++c)
+                    largest_hidden = std::max(largest_hidden, std::fabs(static_cast<double>(v[c])));
+                continue;
+            }
+            scores[t] = ruled;
+            most = std::max(most, ruled);
             for (std::uint32_t c = 0; c < dims.value_dim; ++c) {
                 low = std::min(low, static_cast<double>(v[c]));
                 high = std::max(high, static_cast<double>(v[c]));
@@ -121,8 +130,9 @@ struct PlainAttention {
         double off = noise * largest_query * largest_key * dims.key_dim *
                      std::fabs(static_cast<double>(queries.scale));
         off = std::min(off, 1e300) + 0x1p-19 * (largest_rule + std::min(std::fabs(most), 1e300));
-        *margin = (high - low) * (std::min(std::expm1(std::min(2.0 * off, 10.0)), 1.0) + 20.0 * noise + 1e-5) +
-                  20.0 * noise * hidden.value;
+        *margin =
+            (high - low) * (std::min(std::expm1(std::min(2.0 * off, 10.0)), 1.0) + 20.0 * noise + 1e-5) +
+            20.0 * noise * largest_hidden;
     }
 
   private:
