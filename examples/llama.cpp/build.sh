@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # build.sh DIR [TARGET...]: the engine with gearkv in DIR/llama.cpp/build/bin. Fetches its source unless DIR/llama.cpp is
 # there, installs the library to DIR/gearkv, applies the anchors, and builds the targets: programs of the engine (default
-# llama-completion), and those of this folder, calls, probe, rates, shapes and shift. For Debian 12, Ubuntu 24.04 or
+# llama-completion), and those of this folder, calls, probe, rates, refused, shapes and shift. For Debian 12, Ubuntu 24.04 or
 # later; CMAKE_ARGS and JOBS are obeyed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,7 +12,7 @@ shift
 targets=(llama) programs=()
 for target in "${@:-llama-completion}"; do
   case $target in
-    calls | probe | rates | shapes | shift) programs+=("$target") ;;
+    calls | probe | rates | refused | shapes | shift) programs+=("$target") ;;
     *) targets+=("$target") ;;
   esac
 done
@@ -43,6 +43,7 @@ bin=$dir/llama.cpp/build/bin
 for program in "${programs[@]}"; do
   libraries=(-L "$bin" -lllama -lggml -lggml-base -Wl,-rpath,"$bin")
   [ "$program" = probe ] && libraries=("$(find "$dir/gearkv" -name libgearkv.a)" "${libraries[@]}")
+  [ "$program" = refused ] && libraries+=(-I "$dir/llama.cpp/ggml/src")
   "${CXX:-c++}" -std=c++20 -O2 -I "$dir/llama.cpp/include" -I "$dir/llama.cpp/ggml/include" -I "$dir/gearkv/include" \
     "$here/$program.cpp" "${libraries[@]}" -o "$bin/$program"
 done

@@ -2,8 +2,6 @@
 // positions, the same answers, and nothing left behind. Knows llama.h alone (build.sh DIR calls).
 //   calls MODEL [SEQUENCES OF CALLS] [SPEC] [STREAMS: unified or own] [SEED] [THREADS: gearkv's contexts take
 //   turns with one, two and so on up to this]
-#include <llama.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -14,15 +12,12 @@
 #include <string>
 #include <vector>
 
+#include "program.h"
+
 namespace {
 
 constexpr int n_seqs = 4;
 constexpr int n_calls = 12;  // after which both start anew
-
-[[noreturn]] void fail(const std::string& what) {
-    std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-    std::exit(1);
-}
 
 struct Both {
     llama_model* model = nullptr;
@@ -43,13 +38,9 @@ struct Both {
         params.n_threads = params.n_threads_batch = 1;
         params.type_k = params.type_v = GGML_TYPE_F32;
         params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
-        unsetenv("GEARKV_SPEC");
-        plain = llama_init_from_model(model, params);
-        setenv("GEARKV_SPEC", spec, 1);
+        plain = make_context(model, params, nullptr);
         params.n_threads = params.n_threads_batch = n_threads;
-        gear = llama_init_from_model(model, params);
-        unsetenv("GEARKV_SPEC");
-        if (plain == nullptr || gear == nullptr) fail("no context");
+        gear = make_context(model, params, spec);
     }
     void free() {
         llama_free(plain);
@@ -256,18 +247,9 @@ int main(int argc, char** argv) {
     std::mt19937 random(argc > 5 ? static_cast<unsigned>(std::atoi(argv[5])) : 1);
     const int most_threads = argc > 6 ? std::atoi(argv[6]) : 1;
     if (n_sequences < 1 || most_threads < 1) fail("numbers above 0");
-    llama_log_set(
-        [](ggml_log_level level, const char* text, void*) {
-            if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
-        },
-        nullptr);
-    llama_backend_init();
-    llama_model_params params = llama_model_default_params();
-    params.n_gpu_layers = 0;
-    both.model = llama_model_load_from_file(argv[1], params);
-    if (both.model == nullptr) fail("no model");
+    both.model = open_model(argv[1]);
     both.is_hybrid = llama_model_is_hybrid(both.model);
-    both.n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(both.model));
+    both.n_vocab = n_vocab_of(both.model);
     for (int i = 0; i < n_sequences; ++i) {
         // New contexts now and then: what they hold is theirs to end.
         if (i % 50 == 0) {

@@ -4,17 +4,18 @@
 # then tokens per second at four depths, bytes, and peak memory. The numbers need a machine with nothing else to do for
 # their last minutes: PARTS="quality fill" and PARTS=speed are the two halves. MEASURE_ARGS go to measure.py (--help).
 # PARTS=programs builds the engine's server too, and does with its programs what programs.py tells. PARTS=calls makes
-# CALLS (1000) random sequences of memory calls (calls.cpp) on the bundled model and on some with layers of several shapes.
+# CALLS (1000) random sequences of memory calls (calls.cpp) on the bundled model and on some with layers of several shapes,
+# and contexts that are to be refused (refused.cpp).
 # PARTS="programs calls quality fill speed" is all there is.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-[ $# = 2 ] || [ $# = 3 ] || { sed -n '2,8p' "$0" >&2; exit 2; }
+[ $# = 2 ] || [ $# = 3 ] || { sed -n '2,9p' "$0" >&2; exit 2; }
 model=$2 measured=() programs=(llama-perplexity rates)
 for part in ${PARTS:-quality fill speed}; do
   case $part in
     quality | fill | speed) measured+=("$part") ;;
     programs) programs+=(llama-completion llama-speculative-simple llama-server shift) ;;
-    calls) programs+=(calls shapes) ;;
+    calls) programs+=(calls refused shapes) ;;
     *) echo "PARTS are programs, calls, quality, fill and speed, not $part" >&2; exit 2 ;;
   esac
 done
@@ -31,6 +32,8 @@ case " ${PARTS:-} " in *" calls "*)
   mkdir -p "$dir/shapes"
   tiny=$here/../models/tiny-q8_0.gguf
   "$bin/shapes" "$tiny" "$dir/shapes"
+  echo "refused when a context is made"
+  "$bin/refused" "$tiny" "$dir/shapes"
   for each in "$tiny" "$dir/shapes/heads.gguf" "$dir/shapes/hybrid.gguf"; do
     basename "$each"
     for spec in f32 gear-4; do

@@ -52,7 +52,11 @@ struct Operator {
 };
 
 [[noreturn]] void refuse(const std::string& why) {
-    throw std::runtime_error("gearkv: " + why + "; this model needs a cache of the engine's own");
+    throw std::runtime_error("gearkv: " + why);
+}
+
+[[noreturn]] void refuse_model(const std::string& why) {
+    refuse(why + "; this model needs a cache of the engine's own");
 }
 
 std::string& chosen_spec() {
@@ -178,11 +182,12 @@ std::vector<double> rope_frequencies(const llama_model& model, const llama_hpara
 
 void check_supported(const llama_model& model, const llama_hparams& hparams, const llama_gearkv_shape& shape,
                      const std::vector<std::uint32_t>& layers) {
-    if (hparams.is_mla() || model.hparams.is_mla()) refuse("latent keys and values (MLA) are not supported");
-    if (model.arch == LLM_ARCH_GROK) refuse("Grok's scores are not supported");
+    if (hparams.is_mla() || model.hparams.is_mla())
+        refuse_model("latent keys and values (MLA) are not supported");
+    if (model.arch == LLM_ARCH_GROK) refuse_model("Grok's scores are not supported");
     if (shape.shared) refuse("a cache that shows the cells of another context's is not supported");
     if (shape.swa_type != LLAMA_SWA_TYPE_NONE && shape.swa_type != LLAMA_SWA_TYPE_STANDARD)
-        refuse("chunked and symmetric windows are not supported");
+        refuse_model("chunked and symmetric windows are not supported");
     if (ggml_is_quantized(static_cast<ggml_type>(shape.type_k)) ||
         ggml_is_quantized(static_cast<ggml_type>(shape.type_v)))
         refuse("a SPEC takes the place of quantised cache types, and is given for keys and values");
@@ -415,8 +420,8 @@ void check_shape(const char* what, const ggml_tensor* tensor, std::int64_t n_hea
     const auto shape = [](const std::int64_t* of) {
         return std::to_string(of[1]) + " heads of " + std::to_string(of[0]) + " channels";
     };
-    refuse(std::string(what) + " of layer " + std::to_string(il) + " have " + shape(found) + ", expected " +
-           shape(expected));
+    refuse_model(std::string(what) + " of layer " + std::to_string(il) + " have " + shape(found) +
+                 ", expected " + shape(expected));
 }
 
 }  // namespace
@@ -432,7 +437,7 @@ ggml_tensor* llama_gearkv_fetch(llama_gearkv& gear, int il, int layer, int which
     if (which == 0) {
         const bool pending = fetched.gear != nullptr;
         fetched = {};
-        if (pending) refuse("a model that reads its cache outside of attention is not supported");
+        if (pending) refuse_model("keys that are read outside of attention are not supported");
         fetched = {&gear, layer, il, gear.stored[layer].cur[0]};
     }
     return gear.stored[layer].cur[which];
@@ -443,8 +448,10 @@ ggml_tensor* llama_gearkv_attn(ggml_context* ctx, int il, ggml_tensor* q, ggml_t
     if (fetched.gear == nullptr) return nullptr;
     const Fetched from = fetched;
     fetched = {};
-    if (from.keys != k || from.il != il || !rules.plain || q->ne[3] != 1)
-        refuse("this model's attention is not supported");
+    if (!rules.plain)
+        refuse_model("attention with biases of scores, values out of keys or chosen tokens is not supported");
+    if (from.keys != k || from.il != il || q->ne[3] != 1)
+        refuse_model("this kind of attention is not supported");
     const bool has_rows = from.gear->stored[from.layer].il == il;
     const gearkv::LayerDims& dims = from.gear->sequences.config().dims[from.layer];
     check_shape("queries", q, q->ne[1], dims.key_dim, il);
@@ -464,7 +471,7 @@ ggml_tensor* llama_gearkv_attn(ggml_context* ctx, int il, ggml_tensor* q, ggml_t
     if (sinks != nullptr) args.push_back(sinks);
     for (const ggml_tensor* arg : args) {
         if (arg->type != GGML_TYPE_F32 || arg->nb[0] != sizeof(float))
-            refuse("queries, keys and values in another type than f32");
+            refuse_model("queries, keys and values in another type than f32 are not supported");
     }
     const std::int64_t n_floats = q->ne[1] * dims.value_dim;
     return ggml_custom_4d(ctx, GGML_TYPE_F32, n_floats, q->ne[2], 1, 1, args.data(),

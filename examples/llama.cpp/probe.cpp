@@ -5,7 +5,6 @@
 //   probe MODEL TEXT [N_TOKENS] SPEC...
 #include <ggml-backend.h>
 #include <ggml.h>
-#include <llama.h>
 
 #include <algorithm>
 #include <cctype>
@@ -13,14 +12,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "gearkv/cache.hpp"
+#include "program.h"
 
 namespace {
 
@@ -180,11 +178,6 @@ bool on_node(ggml_tensor* node, bool ask, void* user) {
     return true;
 }
 
-[[noreturn]] void fail(const std::string& why) {
-    std::fprintf(stderr, "%s\n", why.c_str());
-    std::exit(1);
-}
-
 void print(const Probe& probe) {
     std::printf("relative errors: keys, values, attention output\nlayer");
     for (const std::string& spec : probe.specs)
@@ -223,23 +216,9 @@ int main(int argc, char** argv) {
     int at = 3, n_wanted = 2048;
     if (std::isdigit(static_cast<unsigned char>(argv[at][0]))) n_wanted = std::atoi(argv[at++]);
     probe.specs.assign(argv + at, argv + argc);
-    llama_log_set(
-        [](ggml_log_level level, const char* text, void*) {
-            if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
-        },
-        nullptr);
-    llama_backend_init();
-    llama_model_params model_params = llama_model_default_params();
-    model_params.n_gpu_layers = 0;
-    llama_model* const model = llama_model_load_from_file(argv[1], model_params);
-    if (model == nullptr) fail("no model");
-    std::ifstream in(argv[2], std::ios::binary);
-    const std::string text((std::istreambuf_iterator<char>(in)), {});
-    std::vector<llama_token> tokens(text.size() + 8);
-    const int n_read =
-        llama_tokenize(llama_model_get_vocab(model), text.data(), static_cast<int>(text.size()),
-                       tokens.data(), static_cast<int>(tokens.size()), true, false);
-    const int n_tokens = std::min(n_read, n_wanted);
+    llama_model* const model = open_model(argv[1]);
+    std::vector<llama_token> tokens = read_tokens(model, argv[2]);
+    const int n_tokens = std::min(static_cast<int>(tokens.size()), n_wanted);
     if (n_tokens < 256) fail("the text has fewer than 256 tokens");
 
     llama_context_params params = llama_context_default_params();
@@ -249,8 +228,7 @@ int main(int argc, char** argv) {
     params.swa_full = true;
     params.cb_eval = on_node;
     params.cb_eval_user_data = &probe;
-    llama_context* const context = llama_init_from_model(model, params);
-    if (context == nullptr) fail("no context");
+    llama_context* const context = make_context(model, params, nullptr);
     for (int first = 0; first < n_tokens; first += 256) {
         const int n = std::min(256, n_tokens - first);
         probe.n_tokens = static_cast<std::uint32_t>(first + n);

@@ -2,12 +2,11 @@
 // set. Knows llama.h alone (build.sh DIR rates). Filling a context takes minutes and timing it seconds, so
 // that the state of a filled one is kept in a file: measure.py fills on a busy machine, and times on a quiet
 // one.
-//   rates fill MODEL STATE D1,D2,... [OPTION=VALUE]...   files STATE-D1 ... of random tokens, unless they are
-//   there rates time MODEL STATE DEPTH [OPTION=VALUE]...       a line of JSON; at depth 0 without a file, and
-//   a prompt too
+//   rates fill MODEL STATE D1,D2,... [OPTION=VALUE]...   files STATE-D1 ... of random tokens, unless there
+//   rates time MODEL STATE DEPTH [OPTION=VALUE]...         a line of JSON; at depth 0 of no file, a prompt
+//   too
 // Options: threads=1, flash=1, type=f16 (of the engine's cache: f32, f16, q8_0), context=8192, generated=32,
 // prompt=1024
-#include <llama.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -22,12 +21,9 @@
 #include <utility>
 #include <vector>
 
-namespace {
+#include "program.h"
 
-[[noreturn]] void fail(const std::string& what) {
-    std::fprintf(stderr, "rates: %s\n", what.c_str());
-    std::exit(1);
-}
+namespace {
 
 struct Tokens {
     std::mt19937 random{1};
@@ -82,16 +78,7 @@ int main(int argc, char** argv) {
                                       [&](int depth) { return std::ifstream(file_of(depth)).good(); }))
         return 0;
 
-    llama_log_set(
-        [](ggml_log_level level, const char* text, void*) {
-            if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
-        },
-        nullptr);
-    llama_backend_init();
-    llama_model_params model_params = llama_model_default_params();
-    model_params.n_gpu_layers = 0;
-    llama_model* const model = llama_model_load_from_file(argv[2], model_params);
-    if (model == nullptr) fail(std::string("no model ") + argv[2]);
+    llama_model* const model = open_model(argv[2]);
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<std::uint32_t>(number("context"));
     params.n_threads = params.n_threads_batch = number("threads");
@@ -103,7 +90,7 @@ int main(int argc, char** argv) {
     if (context == nullptr) fail("no context");
     const llama_memory_t memory = llama_get_memory(context);
     Tokens tokens;
-    tokens.n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+    tokens.n_vocab = n_vocab_of(model);
 
     if (what == "fill") {
         const std::string part = state + ".part";

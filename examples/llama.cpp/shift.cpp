@@ -6,25 +6,18 @@
 //   shift MODEL TEXT SPEC [N_TOKENS] [CONTEXT]
 // Ends with 1 when the three do not hold the same positions, or gearkv's answers are worse behind shifts than
 // before.
-#include <llama.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <vector>
+
+#include "program.h"
 
 namespace {
 
 constexpr int n_keep = 24;
-
-[[noreturn]] void fail(const std::string& what) {
-    std::fprintf(stderr, "shift: %s\n", what.c_str());
-    std::exit(1);
-}
 
 struct Context {
     llama_context* context;
@@ -40,13 +33,7 @@ llama_context* make(llama_model* model, int n_context, ggml_type type, bool flas
     params.type_k = params.type_v = type;
     params.flash_attn_type = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     params.swa_full = true;  // or models with windows cannot shift
-    if (spec != nullptr)
-        setenv("GEARKV_SPEC", spec, 1);
-    else
-        unsetenv("GEARKV_SPEC");
-    llama_context* const made = llama_init_from_model(model, params);
-    unsetenv("GEARKV_SPEC");
-    if (made == nullptr) fail("no context");
+    llama_context* const made = make_context(model, params, spec);
     if (!llama_memory_can_shift(llama_get_memory(made))) fail("this model's memory cannot shift");
     return made;
 }
@@ -75,24 +62,10 @@ int main(int argc, char** argv) {
     if (argc < 4) return std::fprintf(stderr, "shift MODEL TEXT SPEC [N_TOKENS] [CONTEXT]\n"), 2;
     const int n_wanted = argc > 4 ? std::atoi(argv[4]) : 1200,
               n_context = argc > 5 ? std::atoi(argv[5]) : 512;
-    llama_log_set(
-        [](ggml_log_level level, const char* text, void*) {
-            if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
-        },
-        nullptr);
-    llama_backend_init();
-    llama_model_params params = llama_model_default_params();
-    params.n_gpu_layers = 0;
-    llama_model* const model = llama_model_load_from_file(argv[1], params);
-    if (model == nullptr) fail(std::string("no model ") + argv[1]);
-    const llama_vocab* const vocab = llama_model_get_vocab(model);
-    const int n_vocab = llama_vocab_n_tokens(vocab);
-    std::ifstream in(argv[2], std::ios::binary);
-    const std::string text((std::istreambuf_iterator<char>(in)), {});
-    std::vector<llama_token> tokens(text.size() + 8);
-    const int n_read = llama_tokenize(vocab, text.data(), static_cast<int>(text.size()), tokens.data(),
-                                      static_cast<int>(tokens.size()), true, false);
-    if (n_read < n_wanted || n_wanted <= n_context || n_context < 4 * n_keep)
+    llama_model* const model = open_model(argv[1]);
+    const int n_vocab = n_vocab_of(model);
+    const std::vector<llama_token> tokens = read_tokens(model, argv[2]);
+    if (static_cast<int>(tokens.size()) < n_wanted || n_wanted <= n_context || n_context < 4 * n_keep)
         fail("no more tokens than the context has, or too small a context");
 
     std::vector<Context> contexts = {{make(model, n_context, GGML_TYPE_F32, false, nullptr)},
