@@ -23,6 +23,7 @@ done
 dir=$(cd "$1" && pwd)
 bin=$dir/llama.cpp/build/bin
 text=${3:-$dir/manuals.txt}
+cat "$dir/version.txt" 2>/dev/null || echo "a tree of llama.cpp that was there"
 [ $# = 3 ] || (cd "$dir/llama.cpp" && LC_ALL=C find docs tools -name '*.md' | LC_ALL=C sort | xargs cat) >"$text"
 
 case " ${PARTS:-} " in *" programs "*) python3 "$here/programs.py" "$bin" "$model" "$text" ;; esac

@@ -15,3 +15,4 @@ package=$folder/llama_cpp_python-$version.tar.gz
 echo "$sum  $package" | sha256sum --check --status || { echo "PyPI has another package $version than expected" >&2; exit 1; }
 tar -xzf "$package" -C "$folder" --strip-components=2 "llama_cpp_python-$version/vendor/llama.cpp"
 mv "$folder/llama.cpp" "$1/llama.cpp"
+echo "llama.cpp of llama-cpp-python $version" >"$1/version.txt"

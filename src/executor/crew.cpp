@@ -13,16 +13,18 @@ constexpr std::uint64_t one_round = closed + 1;
 // More tasks than this run in several rounds.
 constexpr std::size_t max_round = std::size_t{1} << 30;
 
-// Rounds of one call follow one another within microseconds, so a worker looks often before it yields.
+// Rounds of one call follow one another within microseconds, so a worker looks for some 10 of them before it
+// yields: whoever takes its place keeps it for milliseconds, and then the leader, or the engine, waits for it.
+// After that it waits for somebody who does not run, and yields often.
 class Patience {
   public:
     void wait() noexcept {
-        if (++n_looks_ % looks == 0) std::this_thread::yield();
+        if (++n_looks_ > first && n_looks_ % looks == 0) std::this_thread::yield();
     }
     void renew() noexcept { n_looks_ = 0; }
 
   private:
-    static constexpr unsigned looks = 256;
+    static constexpr unsigned first = 1 << 14, looks = 256;
     unsigned n_looks_ = 0;
 };
 

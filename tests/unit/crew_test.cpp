@@ -49,7 +49,7 @@ TEST_CASE("a crew runs every task once, whoever comes early, late or not at all"
         CHECK(crew.n_threads() == n_workers);
         Barrier barrier(n_workers);
         // More workers than cores wait for one another by time slices.
-        const std::uint64_t n_operators = 400 / (n_workers * n_workers) + 40;
+        const std::uint64_t n_operators = 400 / (n_workers * n_workers) + 20;
         std::vector<std::size_t> values(40, 0);  // plain memory: the sanitizer sees what is not ordered
         const auto work = [&](unsigned worker) {
             for (std::uint64_t ticket = 1; ticket <= n_operators; ++ticket) {
