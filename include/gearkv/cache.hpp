@@ -172,7 +172,7 @@ struct Queries {
     float most_share = 1.0f;
     // The caller's own selection: tokens that are seen, if the rest allows it too, for each KV head. Head h
     // has the ranges from range_ends[h - 1] (0 for the first) to range_ends[h]: in order, none empty, none
-    // touching the one before, within the tokens of the layer. All others are as if masked, and what is not
+    // overlapping the one before, within the tokens of the layer. All others are as if masked, and what is not
     // needed is not read. Null for all tokens; not along with mass or most_share.
     const TokenRange* ranges = nullptr;
     const std::size_t* range_ends = nullptr;  // [n_kv_heads]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import operator
 import os
@@ -17,6 +18,7 @@ from ._native import (
     Object,
     Threads,
     Workspace,
+    above_zero,
     call,
     chars,
     in_range,
@@ -152,6 +154,9 @@ class LayerStats(NamedTuple):
     compress_seconds: float
     output_error: float
     n_sampled: int
+    n_selections: int
+    share_read: float
+    mass_read: float
 
 
 class StateInfo(NamedTuple):
@@ -236,13 +241,26 @@ class _Rules(NamedTuple):
     slopes: Any = None
     window: int = 0
     sinks: Any = None
+    mass: float = 1.0
+    most_share: float = 1.0
+
+
+Ranges = Sequence[Sequence[tuple[int, int]]]
 
 
 class _Asked:
     """Queries of one cache as the library takes them, the arrays they borrow, and where the answer goes."""
 
     def __init__(
-        self, cache: "Cache", layer: int, queries: Any, rules: _Rules, mask: Any, out: Any, dtype: Any
+        self,
+        cache: "Cache",
+        layer: int,
+        queries: Any,
+        rules: _Rules,
+        mask: Any,
+        ranges: Optional[Ranges],
+        out: Any,
+        dtype: Any,
     ) -> None:
         self.layer = cache._layer(layer)
         array = arrays.typed(queries, "queries", (2, 3))
@@ -250,12 +268,12 @@ class _Asked:
         if single:
             array = array[np.newaxis]
         self.n_queries, self.n_heads, dim = array.shape
-        _, key_dim, value_dim = cache.config.layer_dims(self.layer)
+        n_kv_heads, key_dim, value_dim = cache.config.layer_dims(self.layer)
         if dim != key_dim > 0:
             raise ValueError(f"queries of {dim} channels, expected {key_dim}")
         asked = ffi.new("gearkv_queries*")
         lib.gearkv_queries_init(asked, ffi.sizeof("gearkv_queries"))
-        self.kept = [array]
+        self.kept: list[Any] = [array]
         arrays.queries(array, asked)
         with in_range():
             asked.scale = 1.0 / math.sqrt(dim) if rules.scale is None else rules.scale
@@ -263,6 +281,8 @@ class _Asked:
             asked.soft_cap = rules.soft_cap
             asked.negligible = rules.negligible
             asked.window = rules.window
+            asked.mass = above_zero(rules.mass, "mass")
+            asked.most_share = above_zero(rules.most_share, "most_share")
         for name, values in (("slopes", rules.slopes), ("sinks", rules.sinks)):
             if values is None:
                 continue
@@ -271,6 +291,15 @@ class _Asked:
                 raise ValueError(f"{name} of shape {taken.shape}, expected ({self.n_heads},)")
             self.kept.append(taken)
             setattr(asked, name, arrays.pointer(taken))
+        if ranges is not None:
+            if len(ranges) != n_kv_heads > 0:
+                raise ValueError(f"ranges of {len(ranges)} KV heads, expected {n_kv_heads}")
+            with in_range():
+                all_ranges = [(first, end) for head in ranges for first, end in head]
+                taken_ranges = ffi.new("gearkv_token_range[]", all_ranges or 1)
+                ends = ffi.new("size_t[]", list(itertools.accumulate(len(head) for head in ranges)) or 1)
+            self.kept += [taken_ranges, ends]
+            asked.ranges, asked.range_ends = taken_ranges, ends
         self.mask = None
         if mask is not None:
             self.mask = arrays.floats(mask, "mask", (2, 3))
@@ -298,21 +327,31 @@ def attend_batch(
     queries: Sequence[Any],
     *,
     masks: Optional[Sequence[Any]] = None,
+    ranges: Optional[Sequence[Optional[Ranges]]] = None,
     dtype: Any = None,
     threads: Union[Threads, int, None] = None,
     **rules: Any,
 ) -> list[np.ndarray]:
     """Cache.attend of many caches of one Workspace at once, each with queries of its own; every output has the bits it
-    would have alone. `masks` has one of each, or None; the other rules of attend hold for all."""
-    if len(queries) != len(caches) or (masks is not None and len(masks) != len(caches)):
-        raise ValueError(f"{len(queries)} queries and masks of {len(caches)} caches, expected one of each")
+    would have alone. `masks` and `ranges` have one of each, or None; the other rules of attend hold for all."""
+    if any(len(given) != len(caches) for given in (queries, masks, ranges) if given is not None):
+        raise ValueError(f"queries, masks or ranges are not those of {len(caches)} caches, expected one of each")
     if len(caches) > 1 and any(c._workspace is None or c._workspace is not caches[0]._workspace for c in caches):
         raise refused("caches of a batch without a common workspace, expected one for all of them")
     if len({id(cache) for cache in caches}) < len(caches):
         raise refused("a cache is twice in the batch")
     common = _Rules(**rules)
     asked = [
-        _Asked(cache, layer, of, common, None if masks is None else masks[i], None, dtype)
+        _Asked(
+            cache,
+            layer,
+            of,
+            common,
+            None if masks is None else masks[i],
+            None if ranges is None else ranges[i],
+            None,
+            dtype,
+        )
         for i, (cache, of) in enumerate(zip(caches, queries))
     ]
     requests = ffi.new("gearkv_attend_request[]", len(caches))
@@ -404,15 +443,21 @@ class Cache(Object):
         mask: Any = None,
         window: int = 0,
         sinks: Any = None,
+        mass: float = 1.0,
+        most_share: float = 1.0,
+        ranges: Optional[Ranges] = None,
         out: Optional[np.ndarray] = None,
         dtype: Any = None,
     ) -> np.ndarray:
         """Softmax attention of queries [queries, heads, channels], or [heads, channels] of one, over a layer's
         tokens. scale None is 1/sqrt(channels). slopes and sinks are [heads], a mask that is added to the scores is
-        [queries, tokens] or [queries, heads, tokens]. The output is float32, or of dtype (float16, bfloat16); out,
-        where it is given, is such an array that is written to."""
-        rules = _Rules(scale, causal, soft_cap, negligible, slopes, window, sinks)
-        asked = _Asked(self, layer, queries, rules, mask, out, dtype)
+        [queries, tokens] or [queries, heads, tokens]. What is read: sections of 128 tokens that have `mass` of the
+        weights, `most_share` of them at most, values that weigh at least `negligible` of the heaviest (cache.hpp,
+        Queries); ranges, not along with the first two, has for each KV head the (first, end) of the tokens it sees, in
+        order. The output is float32, or of dtype (float16, bfloat16); out, where it is given, is such an array that
+        is written to."""
+        rules = _Rules(scale, causal, soft_cap, negligible, slopes, window, sinks, mass, most_share)
+        asked = _Asked(self, layer, queries, rules, mask, ranges, out, dtype)
         with self._using() as cache:
             asked.check(cache)
             call(

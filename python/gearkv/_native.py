@@ -77,6 +77,13 @@ def in_range() -> Iterator[None]:
         raise refused(str(error)) from None
 
 
+def above_zero(share: float, name: str) -> float:
+    """What C takes 0 for 1 in."""
+    if share == 0:
+        raise refused(f"{name} 0, expected (0, 1]")
+    return share
+
+
 # An exception of a function of Python that the library called, to be raised when the call has returned.
 _pending = threading.local()
 

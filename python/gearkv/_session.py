@@ -16,6 +16,7 @@ from ._native import (
     Object,
     Threads,
     Workspace,
+    above_zero,
     call,
     chars,
     error_of,
@@ -45,6 +46,9 @@ def session_config(
     level: Optional[str] = None,
     float_products: bool = False,
     workspace: Optional[Workspace] = None,
+    mass: float = 1.0,
+    most_share: float = 1.0,
+    negligible: float = 0.0,
 ) -> tuple[Any, Any]:
     config = ffi.new("gearkv_session_config*")
     lib.gearkv_session_config_init(config, ffi.sizeof("gearkv_session_config"))
@@ -58,6 +62,9 @@ def session_config(
         config.rollback_tokens = rollback_tokens
         config.error_every = error_every
         config.max_cache_bytes = max_cache_bytes
+        config.mass = above_zero(mass, "mass")
+        config.most_share = above_zero(most_share, "most_share")
+        config.negligible = negligible
     config.level = take_level(level)
     config.float_products = float_products
     config.interrupt = lib.gearkv_py_interrupt
@@ -101,7 +108,8 @@ def decode_batch(sessions: Sequence["Session"], tokens: arrays.Tokens) -> None:
 class Session(Object):
     """Tokens fed to a model, with their keys and values in a compressed cache. Threads take turns; the GIL is free
     during calls. Settings: n_ctx (0: the trained context), chunk, seed, rollback_tokens, error_every,
-    max_cache_bytes, level, float_products, workspace (session.hpp). A session does not come along into a forked process."""
+    max_cache_bytes, level, float_products, workspace, and what attention reads: mass, most_share, negligible (session.hpp).
+    A session does not come along into a forked process."""
 
     _kind = "session"
 

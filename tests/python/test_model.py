@@ -89,6 +89,20 @@ def test_generate_is_an_iterator_of_text(model):
         model.generate(PROMPT, top_p=2.0)
 
 
+def test_a_session_reads_less_when_told(model):
+    tokens = model.tokenizer.encode(PROMPT * 40)
+    full, some = model.session("gear-4"), model.session("gear-4", mass=0.9, most_share=0.9, negligible=1e-4)
+    for session in (full, some):
+        session.prefill(tokens)
+        session.decode(5)
+    assert full.layer_stats(0).n_selections == 0
+    assert some.layer_stats(0).n_selections > 0 and some.layer_stats(0).share_read < 1
+    assert not np.array_equal(full.logits(), some.logits())
+    for bad in ({"mass": 0}, {"most_share": 1.5}, {"negligible": 1}):
+        with pytest.raises(gearkv.InvalidValue, match=next(iter(bad))):
+            model.session("gear-4", **bad)
+
+
 def test_a_session_goes_on_where_it_was(model, tmp_path):
     session = model.session("gear-4", n_ctx=512, rollback_tokens=8)
     sampler = gearkv.Sampler(temperature=0.8, top_k=40, seed=7, logit_bias={5: -1.0})
