@@ -149,9 +149,9 @@ class KeyScorer {
     void skip(const Tile& tile) noexcept {
         if (has_outliers()) (void)outliers_.next_tokens(tile.n_tokens);
     }
-    // Of a trellis: for every row the logarithm of the mean of exp(score) over a section's keys, estimated
-    // from its side information.
-    void estimate(std::uint32_t section, float* estimates) const noexcept;
+    // Of a trellis: for every row the mean of the scores of a section's keys and half their variance,
+    // estimated from its side information.
+    void estimate(std::uint32_t section, float* mean, float* spread) const noexcept;
 
   private:
     FoldKeys fold_of(std::uint32_t section, float* bias) const noexcept;

@@ -195,13 +195,11 @@ FoldKeys KeyScorer::fold_of(std::uint32_t section, float* bias) const noexcept {
     return fold;
 }
 
-void KeyScorer::estimate(std::uint32_t section, float* estimates) const noexcept {
-    float spread[max_rows] = {};
-    FoldKeys fold = fold_of(section, estimates);
+void KeyScorer::estimate(std::uint32_t section, float* mean, float* spread) const noexcept {
+    std::fill_n(spread, pass_.n_rows, 0.0f);
+    FoldKeys fold = fold_of(section, mean);
     fold.spread = spread;
     pass_.kernels.attention.fold_keys(fold);
-    for (std::uint32_t row = 0; row < pass_.n_rows; ++row)
-        estimates[row] += spread[row];
 }
 
 // One section of a trellis block:  sum_c (q_c S_c) level_tc + sum_c q_c (zero_c + mean_c), channels in stored

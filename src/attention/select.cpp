@@ -11,7 +11,8 @@ namespace {
 
 struct Room {
     std::uint64_t stride;  // tiles padded to 16
-    float* mass;           // [max_rows][stride] estimates, then weights
+    float* mass;           // [max_rows][stride] mean scores, then estimates, then weights
+    float* spread;         // [max_rows][stride] half the variance of the scores
     float* share;          // [stride] of all rows together
     std::uint32_t* order;  // [stride] sections that may be left out
 };
@@ -20,7 +21,8 @@ Room place_room(void* memory, std::uint64_t n_tiles) {
     Room room;
     room.stride = round_up(n_tiles, 16);
     room.mass = static_cast<float*>(memory);
-    room.share = room.mass + max_rows * room.stride;
+    room.spread = room.mass + max_rows * room.stride;
+    room.share = room.spread + max_rows * room.stride;
     room.order = reinterpret_cast<std::uint32_t*>(room.share + room.stride);
     return room;
 }
@@ -39,13 +41,16 @@ Tile tile_at(const KvRun& run, std::uint32_t i) {
     return {first, std::min(run.n_tokens - first, tile_tokens), {}, {}};
 }
 
-// The logarithm of what the tokens of a section weigh for a row, from that of a token's mean weight. Rules
-// enter with the most they leave: an estimate errs towards reading.
-float section_mass(const RowGroup& rows, std::uint32_t row, float score, const Shown& shown) {
+constexpr float log_tokens = 4.85203026f;  // of section_tokens
+
+// The logarithm of what the tokens of a section weigh for a row at its sharpness, from mean and half variance
+// of their scores. Rules enter with the most they leave: an estimate errs towards reading.
+float section_mass(const RowGroup& rows, std::uint32_t row, float mean, float spread, float sharpness,
+                   const Shown& shown) {
     const std::uint64_t first = std::max(rows.first[row], shown.start),
                         end = std::min(rows.visible[row], shown.start + shown.n);
     if (first >= end) return minus_infinity;
-    score = std::min(score, 0x1p101f);  // squares may be beyond floats where sums of the scores are not
+    float score = mean + sharpness * spread;
     if (rows.soft_cap > 0.0f) score = rows.soft_cap * std::tanh(score / rows.soft_cap);
     if (const float slope = rows.slope[row]; slope != 0.0f)
         score -= slope * static_cast<float>(rows.visible[row] - 1 - (slope > 0.0f ? end - 1 : first));
@@ -55,8 +60,15 @@ float section_mass(const RowGroup& rows, std::uint32_t row, float score, const S
         n -= static_cast<std::uint64_t>(std::count(mask + first, mask + end, minus_infinity));
         if (n == 0) return minus_infinity;
     }
-    constexpr float whole = 4.85203026f;  // log of section_tokens
-    return score + (n == section_tokens ? whole : std::log(static_cast<float>(n)));
+    return sharpness * score + (n == section_tokens ? log_tokens : std::log(static_cast<float>(n)));
+}
+
+// A section whose scores spread wider than this would weigh what its one heaviest token does, and the mean of
+// exp(score) tells of tokens that are not there: by it a few sections would seem to have everything.
+// Estimates are then compared at the sharpness, scores times less than 1, at which the widest section still
+// weighs what many tokens do: about how likely a section has the heaviest one.
+float sharpness_of(float most_spread) {
+    return most_spread > log_tokens ? std::sqrt(log_tokens / most_spread) : 1.0f;
 }
 
 // What is known of the rows: the largest score, and the sum of weights beside it.
@@ -102,11 +114,15 @@ void take(std::uint64_t* chosen, std::uint64_t tile) {
     chosen[tile / 64] |= std::uint64_t{1} << tile % 64;
 }
 
-// Estimates of all sections that a row sees, by tile, and -Inf elsewhere; these sections are listed. Returns
+bool sees(const RowGroup& rows, std::uint32_t row, const Shown& shown) {
+    return rows.first[row] < shown.start + shown.n && rows.visible[row] > shown.start;
+}
+
+// Mean and spread of the scores of all sections that a row sees, by tile; these sections are listed. Returns
 // how many they are; *n_others gets the other tiles.
-std::uint32_t estimate_sections(const RowPass& pass, const RowGroup& rows, const RowLift* lift,
-                                const KvRun* runs, std::size_t n_runs, float scale, const Room& room,
-                                Known* known, std::uint32_t* n_others) {
+std::uint32_t measure_sections(const RowPass& pass, const RowGroup& rows, const RowLift* lift,
+                               const KvRun* runs, std::size_t n_runs, float scale, const Room& room,
+                               Known* known, std::uint32_t* n_others) {
     set_queries(pass, rows, lift, scale, {}, false);
     std::int64_t shift = 0;
     std::uint64_t start = 0;
@@ -114,8 +130,6 @@ std::uint32_t estimate_sections(const RowPass& pass, const RowGroup& rows, const
     for (std::size_t i = 0; i < n_runs; ++i) {
         const KvRun& run = runs[i];
         const std::uint32_t n_tiles = tiles_of(run);
-        for (std::uint32_t row = 0; row < pass.n_rows; ++row)
-            std::fill_n(room.mass + row * room.stride + tile, n_tiles, minus_infinity);
         if (!is_trellis(run)) {
             if (is_short(run, i, n_runs)) {
                 if (shift != 0) set_queries(pass, rows, lift, scale, {}, false);
@@ -129,17 +143,17 @@ std::uint32_t estimate_sections(const RowPass& pass, const RowGroup& rows, const
             const KeyScorer scorer(pass, run.key);
             for (std::uint32_t t = 0; t < n_tiles; ++t) {
                 const Shown shown = shown_of(run, start, tile_at(run, t));
-                const auto sees = [&](std::uint32_t row) {
-                    return rows.first[row] < shown.start + shown.n && rows.visible[row] > shown.start;
-                };
                 bool is_seen = false;
                 for (std::uint32_t row = 0; row < pass.n_rows; ++row)
-                    is_seen |= sees(row);
+                    is_seen |= sees(rows, row, shown);
                 if (shown.n == 0 || !is_seen) continue;
-                float estimates[max_rows];
-                scorer.estimate(t, estimates);
+                float mean[max_rows], spread[max_rows];
+                scorer.estimate(t, mean, spread);
                 for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
-                    room.mass[row * room.stride + tile + t] = section_mass(rows, row, estimates[row], shown);
+                    constexpr float most = 0x1p101f;  // squares may be beyond floats where sums are not
+                    const std::size_t at = row * room.stride + tile + t;
+                    room.mass[at] = mean[row];
+                    room.spread[at] = sees(rows, row, shown) ? std::min(spread[row], most) : 0.0f;
                 }
                 room.order[n_listed++] = tile + t;
             }
@@ -147,15 +161,47 @@ std::uint32_t estimate_sections(const RowPass& pass, const RowGroup& rows, const
         start += run.n_tokens - run.n_hidden;
         tile += n_tiles;
     }
+    return n_listed;
+}
+
+// What was measured becomes estimates, -Inf where nothing was; what is known is put beside it.
+void estimate_sections(const RowPass& pass, const RowGroup& rows, const KvRun* runs, std::size_t n_runs,
+                       const Room& room, std::uint32_t n_listed, Known* known) {
+    float sharpness[max_rows];
+    for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
+        float most = 0.0f;
+        for (std::uint32_t i = 0; i < n_listed; ++i)
+            most = std::max(most, room.spread[row * room.stride + room.order[i]]);
+        sharpness[row] = sharpness_of(most);
+        if (sharpness[row] == 1.0f || known->sum[row] == 0.0f) continue;
+        known->max[row] = sharpness[row] * (known->max[row] + std::log(known->sum[row]));
+        known->sum[row] = 1.0f;
+    }
+    std::uint64_t start = 0;
+    std::uint32_t tile = 0, i = 0;
+    for (std::size_t at = 0; at < n_runs; ++at) {
+        const KvRun& run = runs[at];
+        for (std::uint32_t t = 0; t < tiles_of(run); ++t, ++tile) {
+            const bool is_listed = i < n_listed && room.order[i] == tile;
+            i += is_listed ? 1 : 0;
+            const Shown shown = is_listed ? shown_of(run, start, tile_at(run, t)) : Shown{};
+            for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
+                float* mass = room.mass + row * room.stride + tile;
+                *mass = is_listed ? section_mass(rows, row, *mass, room.spread[row * room.stride + tile],
+                                                 sharpness[row], shown)
+                                  : minus_infinity;
+            }
+        }
+        start += run.n_tokens - run.n_hidden;
+    }
     for (std::uint32_t row = 0; row < pass.n_rows; ++row)
         std::fill_n(room.mass + row * room.stride + tile, room.stride - tile, minus_infinity);
-    return n_listed;
 }
 
 }  // namespace
 
 std::uint64_t select_scratch_bytes(std::uint64_t n_tiles) noexcept {
-    return round_up((max_rows + 2) * round_up(n_tiles, 16) * sizeof(float), block_alignment);
+    return round_up((2 * max_rows + 2) * round_up(n_tiles, 16) * sizeof(float), block_alignment);
 }
 
 SelectResult select_tiles(const RowPass& pass, const RowGroup& rows, const KvRun* runs, std::size_t n_runs,
@@ -174,8 +220,9 @@ SelectResult select_tiles(const RowPass& pass, const RowGroup& rows, const KvRun
     const Room room = place_room(memory, n_tiles);
     std::uint32_t n_others = 0;
     const std::uint32_t n_listed =
-        estimate_sections(pass, rows, lift, runs, n_runs, scale, room, &known, &n_others);
+        measure_sections(pass, rows, lift, runs, n_runs, scale, room, &known, &n_others);
     if (n_listed == 0) return {};
+    estimate_sections(pass, rows, runs, n_runs, room, n_listed, &known);
     // Shares of each row's sum, and what it has in any case.
     float inverse[max_rows], held[max_rows];
     std::fill_n(room.share, room.stride, 0.0f);

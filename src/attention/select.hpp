@@ -2,8 +2,9 @@
 //
 // Scores of a query over the 128 keys of a section of a trellis are about normal: their mean is that of the
 // middles of the channels' ranges, their variance sum_c (q_c sigma_c)^2 with sigma_c a sixth of the range. So
-// the section weighs about 128 exp(mean + variance / 2). Side information alone is read, about 1.5 % of what
-// attending reads; nothing is kept between calls.
+// the section weighs about 128 exp(mean + variance / 2), or, where a row's scores spread so widely that one
+// token has most of a section, has a share of the heaviest tokens (sharpness_of). Side information alone is
+// read, about 1.5 % of what attending reads; nothing is kept between calls.
 #pragma once
 
 #include "attention/attend.hpp"

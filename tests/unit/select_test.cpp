@@ -162,6 +162,39 @@ TEST_CASE("sections are read until every row has its mass", "[select]") {
     CHECK(stats_of(*cache).share_read * static_cast<double>(n + 2) - share_sum < 2.0 * 0.25);
 }
 
+TEST_CASE("sections whose scores spread widely do not pass for everything", "[select]") {
+    // Names that are looked up: a token of many has all the weight, and a wide section is not where it is.
+    const auto spec = GENERATE(as<std::string>{}, "gear-4", "gear-2");
+    Topics data(3500, 16);
+    data.keys = gaussian(3500, n_kv_heads, dim, 1);
+    data.queries = gaussian(16, n_heads, dim, 3);
+    for (std::size_t t = 0; t < 3500; ++t) {
+        for (std::size_t at = t * n_kv_heads * dim; at < (t + 1) * n_kv_heads * dim; ++at)
+            data.keys.data[at] *= 1.0 + 0.03 * static_cast<double>(t / 128 % 10);
+    }
+    for (double& x : data.queries.data)
+        x *= 7.0;
+    auto cache = make_cache(make_config(spec, n_kv_heads, dim, dim, 4000));
+    REQUIRE(append(cache.get(), data.keys, data.values, 0, 3500).ok());
+    REQUIRE(cache->compress(0, serial_executor()).ok());
+    const std::vector<float> q = to_floats(data.queries);
+    Queries queries = queries_of(q, data.queries, true);
+    queries.n_queries = 1;
+    double worst = 0.0, sum = 0.0;
+    for (std::size_t i = 0; i < 16; ++i) {
+        queries.data = q.data() + i * n_heads * dim;
+        queries.mass = 1.0f;
+        const std::vector<float> all = attend_floats(cache.get(), queries);
+        queries.mass = 0.99f;
+        const double error = relative(all, attend_floats(cache.get(), queries));
+        worst = std::max(worst, error);
+        sum += error;
+    }
+    CAPTURE(spec, worst, sum / 16, stats_of(*cache).share_read);
+    CHECK(worst < 0.5);
+    CHECK(sum / 16 < 0.05);
+}
+
 TEST_CASE("what is selected depends on no number of threads, batch, fork or file", "[select][thread]") {
     const Topics data(3500);
     const std::vector<float> q = to_floats(data.queries);
