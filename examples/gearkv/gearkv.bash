@@ -17,7 +17,7 @@ _gearkv() {
     return
   fi
   case $before in
-    --kv) mapfile -t COMPREPLY < <(compgen -W "f16 q8 gear-4 gear-3 gear-2 kivi-4 kivi-2 auto:3" -- "$word"); return ;;
+    --kv) mapfile -t COMPREPLY < <(compgen -W "f16 q8 gear-4 gear-3 gear-2 gear-1 kivi-4 kivi-2 auto:3" -- "$word"); return ;;
     --level)
       mapfile -t COMPREPLY < <(compgen -W "automatic $("$tool" --version | sed -n 's/^levels available: *//p')" -- "$word")
       return

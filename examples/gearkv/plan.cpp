@@ -89,7 +89,7 @@ class Plan final : public Command {
 
     void plan_model() {
         const bool kv_given = app_->count("--kv") > 0;
-        if (!kv_given) options_.kv = {"f16", "gear-4", "gear-3", "gear-2"};
+        if (!kv_given) options_.kv = {"f16", "gear-4", "gear-3", "gear-2", "gear-1"};
         const std::vector<NamedSpec> specs = read_specs(options_);
         const Machine machine = open_machine(options_);
         const std::shared_ptr<const Model> model = load_model(options_);

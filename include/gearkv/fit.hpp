@@ -29,7 +29,7 @@ Status session_bytes(const Model& model, const SessionConfig& config, Executor& 
 struct FitRequest {
     std::uint64_t max_bytes = 0;    // for all of it
     std::uint64_t other_bytes = 0;  // of them taken already: the program, a vocabulary
-    // The SPEC, or none: then the first of f16, gear-4, gear-3 and gear-2 that fits.
+    // The SPEC, or none: then the first of f16, gear-4, gear-3, gear-2 and gear-1 that fits.
     std::string spec;
     // Tokens of context, or 0: the trained context if it fits, else as much as does.
     std::uint32_t n_ctx = 0;
@@ -54,9 +54,9 @@ struct Fit {
     std::vector<FitRow> table;
 };
 
-// Chooses. With a free context that does not fit whole, 4,096 tokens at fewer bits are worth more than fewer
-// at more: of gear-4, gear-3 and gear-2 the first that has room for so many is taken, with all it has room
-// for. When nothing fits, chunks of 64 tokens are tried. Contexts are multiples of 256 unless they are given
+// Chooses. With a free context that does not fit whole in f16 or gear-4 to gear-2, 4,096 tokens at fewer bits
+// are worth more than fewer at more: of gear-4 to gear-1 the first that has room for so many is taken, with
+// all it has room for. When nothing fits, chunks of 64 tokens are tried. Contexts are multiples of 256 unless they are given
 // or the trained one. Errors: as session_bytes; *out is untouched then.
 Status fit_session(const Model& model, const FitRequest& request, Executor& executor, Fit* out) noexcept;
 

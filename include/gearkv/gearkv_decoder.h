@@ -593,8 +593,8 @@ typedef struct gearkv_fit {
     char reason[GEARKV_MESSAGE_SIZE]; /* one sentence for people, cut where it is longer */
 } gearkv_fit;
 /* Chooses what fits max_bytes, of which other_bytes are taken already. The configuration's spec may be null:
- * then the first of f16, gear-4, gear-3 and gear-2 that fits; its n_ctx may be 0: then the trained context or
- * as much of it as fits. Errors: as gearkv_get_session_bytes. */
+ * then the first of f16, gear-4, gear-3, gear-2 and gear-1 that fits; its n_ctx may be 0: then the trained
+ * context or as much of it as fits. Errors: as gearkv_get_session_bytes. */
 gearkv_code gearkv_fit_session(const gearkv_model* model, const gearkv_session_config* config,
                                uint64_t max_bytes, uint64_t other_bytes, gearkv_executor* executor,
                                gearkv_fit* out, gearkv_error* error);

@@ -155,12 +155,35 @@ TEST_CASE("as many bits are chosen as the trained context leaves room for") {
     }
 }
 
+TEST_CASE("the fewest bits are for tokens that are asked for, and do not fit otherwise") {
+    ModelShape shape = wide_shape();
+    shape.n_ctx = 20000;
+    Fixture fixture("f16", shape);
+    FitRequest request;
+    request.session.chunk = 64;
+    request.n_ctx = 20000;
+    request.max_bytes = total(fixture, "gear-2", 20000, 64);
+    CHECK(fit(fixture, request).choice.spec == "gear-2");
+    request.max_bytes -= 1;
+    Fit found = fit(fixture, request);
+    CHECK(found.fits);
+    CHECK(found.choice.spec == "gear-1");
+    CHECK(found.choice.n_ctx == 20000);
+    request.max_bytes = total(fixture, "gear-1", 20000, 64) - 1;
+    CHECK_FALSE(fit(fixture, request).fits);
+    request.n_ctx = 0;  // gear-1 would hold them all
+    request.max_bytes += 1;
+    found = fit(fixture, request);
+    CHECK(found.choice.spec == "gear-4");
+    CHECK(found.choice.n_ctx < 20000);
+}
+
 TEST_CASE("less memory takes fewer bits before it takes fewer than 4096 tokens") {
     ModelShape shape = wide_shape();
     shape.n_ctx = 100000;
     Fixture fixture("f16", shape);
     FitRequest request;
-    for (const char* spec : {"gear-4", "gear-3", "gear-2"}) {
+    for (const char* spec : {"gear-4", "gear-3", "gear-2", "gear-1"}) {
         request.max_bytes = total(fixture, spec, 4096);
         const Fit found = fit(fixture, request);
         CHECK(found.fits);
@@ -169,7 +192,7 @@ TEST_CASE("less memory takes fewer bits before it takes fewer than 4096 tokens")
     }
     request.max_bytes -= 1;
     const Fit found = fit(fixture, request);
-    CHECK(found.choice.spec == "gear-2");
+    CHECK(found.choice.spec == "gear-1");
     CHECK(found.choice.n_ctx < 4096);
 }
 
@@ -229,7 +252,7 @@ TEST_CASE("auto:BITS fits what its even share takes, and holds it") {
 TEST_CASE("smaller chunks of the prompt are taken where nothing else fits") {
     Fixture fixture("f16", wide_shape());
     FitRequest request;
-    request.max_bytes = total(fixture, "gear-2", 256, 64);
+    request.max_bytes = total(fixture, "gear-1", 256, 64);
     const Fit found = fit(fixture, request);
     CHECK(found.fits);
     CHECK(found.choice.chunk == 64);

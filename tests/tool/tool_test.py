@@ -846,7 +846,7 @@ class Plan(ToolTest):
         answer = self.json("plan", MODEL, "--threads", 1)
         self.assertEqual((answer["family"], answer["parameters"], answer["trained_ctx"]), ("llama", 3410176, 4096))
         rows = answer["results"]
-        self.assertEqual([row["kv"] for row in rows], ["f16", "gear-4", "gear-3", "gear-2"])
+        self.assertEqual([row["kv"] for row in rows], ["f16", "gear-4", "gear-3", "gear-2", "gear-1"])
         weights = self.json("inspect", MODEL)["types"]["all"]["bytes"]
         for row in rows:
             self.assertEqual((row["ctx"], row["weights"]), (4096, weights))
@@ -863,7 +863,7 @@ class Plan(ToolTest):
         self.assertIn("trained on 4,096 tokens", text)
         result = run("plan", MODEL, "--memory", "1M")
         self.assertEqual(result.returncode, 1)
-        self.assertIn(b"gear-2 with 256 tokens needs", result.stderr)
+        self.assertIn(b"gear-1 with 256 tokens needs", result.stderr)
 
     def test_a_model_and_a_shape_are_not_both_planned(self):
         self.fails(2, "has layers and heads of its own", "plan", MODEL, "--layers", 3)

@@ -201,7 +201,8 @@ Status add_cache(const CacheConfig& config, std::uint32_t n_heads, std::uint32_t
 constexpr std::uint32_t context_step = 256;
 constexpr std::uint32_t worthwhile_context = 4096;
 constexpr std::uint32_t small_chunk = 64;
-constexpr const char* choices[] = {"f16", "gear-4", "gear-3", "gear-2"};
+// The last where tokens that are asked for have no room in another.
+constexpr const char* choices[] = {"f16", "gear-4", "gear-3", "gear-2", "gear-1"};
 
 std::string mib(std::uint64_t n_bytes) {
     char text[32];
@@ -289,9 +290,10 @@ class Fitter {
     }
 
     void pick(const std::vector<FitRow>& whole, const std::vector<FitRow>& longest_rows, Fit* fit) const {
+        const auto end = request_.n_ctx != 0 || specs_.size() == 1 ? whole.end() : whole.end() - 1;
         const auto first_that_fits =
-            std::find_if(whole.begin(), whole.end(), [](const FitRow& row) { return row.fits; });
-        if (first_that_fits != whole.end()) {
+            std::find_if(whole.begin(), end, [](const FitRow& row) { return row.fits; });
+        if (first_that_fits != end) {
             take(*first_that_fits, fit);
             return;
         }
