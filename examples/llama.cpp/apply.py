@@ -138,4 +138,6 @@ for name, text in texts.items():
     (tree / name).write_text(text)
 print("the calls are there already" if applied else f"{n_lines} lines more in {len(texts)} files of {tree}")
 for name in own_files:
-    shutil.copyfile(here / name, tree / "src" / name)
+    file = tree / "src" / name
+    if not file.exists() or file.read_bytes() != (here / name).read_bytes():  # else there is nothing to build anew
+        shutil.copyfile(here / name, file)
