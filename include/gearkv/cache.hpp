@@ -181,13 +181,18 @@ struct Queries {
     ElementType type = ElementType::f32;
     ElementType out_type = ElementType::f32;
     std::size_t channel_stride = 1;  // of data; not 0
+    // Of the output, whose elements have a place of their own each: 0 for value_dim, and for as many as all
+    // heads have, which with channels side by side is [n_queries, n_heads, value_dim].
+    std::size_t out_query_stride = 0;
+    std::size_t out_head_stride = 0;
+    std::size_t out_channel_stride = 1;  // not 0
 };
 
 // What one sequence of a batch asks.
 struct AttendRequest {
     Cache* cache = nullptr;
     Queries queries;
-    void* out = nullptr;       // [n_queries, n_heads, value_dim] of queries.out_type, contiguous; of no other
+    void* out = nullptr;       // as of attend; of no other request
     std::size_t n_floats = 0;  // elements there is room for
 };
 
@@ -287,10 +292,10 @@ class Cache {
                   Executor& executor) noexcept;
 
     // Softmax attention of the queries over the layer's tokens; out is [n_queries, n_heads, value_dim] of
-    // queries.out_type, contiguous, with room for n_floats elements, and not where the queries are. Reads the
-    // compressed form in place; no full-size temporary. Allocates when a call needs more scratch than all
+    // queries.out_type, with its strides and room for n_floats elements, and not where the queries are. Reads
+    // the compressed form in place; no full-size temporary. Allocates when a call needs more scratch than all
     // before it, and to keep what queries tell. Errors: invalid_argument, no_keys, wrong_size (more queries
-    // than tokens when causal, head counts, no room for the output), non_finite, forgotten (the first query
+    // than tokens when causal, head counts, an output without room or whose elements overlap), non_finite, forgotten (the first query
     // sees what its window left behind since), out_of_memory, over_budget; out is untouched then.
     Status attend(std::uint32_t layer, const Queries& queries, void* out, std::size_t n_floats,
                   Executor& executor) noexcept;
@@ -314,6 +319,10 @@ class Cache {
     Status read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, void* keys,
                 std::size_t n_key_floats, void* values, std::size_t n_value_floats,
                 ElementType type = ElementType::f32) noexcept;
+    // The same to where rows of any type and stride lie; either may be null. Errors: those above; wrong_size
+    // (elements that overlap).
+    Status read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, const OutRows* keys,
+                const OutRows* values) noexcept;
 
     // Drops the tokens from n_tokens on in every layer, for speculative decoding and edits. What stays is not
     // touched: a compressed block keeps its bytes and shows fewer tokens, and later tokens start a new one.

@@ -38,6 +38,17 @@ struct Rows {
     std::size_t channel_stride = 1;
 };
 
+// Where keys, values or outputs of some tokens go: to the same places, of numbers of `type`, all of them
+// different ones and below n_elements.
+struct OutRows {
+    void* data = nullptr;
+    std::size_t n_elements = 0;
+    std::size_t token_stride = 0;
+    std::size_t head_stride = 0;
+    ElementType type = ElementType::f32;
+    std::size_t channel_stride = 1;
+};
+
 // Tokens [first, end) of a sequence.
 struct TokenRange {
     std::uint64_t first = 0;

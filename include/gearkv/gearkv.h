@@ -341,6 +341,11 @@ typedef struct gearkv_queries {
      * to range_ends[h]; null for all. */
     const gearkv_token_range* ranges;
     const size_t* range_ends; /* [n_kv_heads] */
+    /* Of the output, whose elements have a place of their own each; 0 stands for n_heads and value_dim as they
+     * lie side by side, and for 1. */
+    size_t out_query_stride;
+    size_t out_head_stride;
+    size_t out_channel_stride;
 } gearkv_queries;
 
 /* Defaults, causal among them. */
@@ -417,7 +422,7 @@ gearkv_code gearkv_cache_append_typed(gearkv_cache* cache, uint32_t layer, const
                                       gearkv_executor* executor, gearkv_error* error);
 
 /* Softmax attention of the queries over the layer's tokens, to out [n_queries, n_heads, value_dim] of
- * queries->out_type, with room for n_floats elements. Errors: invalid_argument, no_keys, wrong_size,
+ * queries->out_type at its strides, with room for n_floats elements. Errors: invalid_argument, no_keys, wrong_size,
  * non_finite, forgotten, out_of_memory, over_budget. */
 gearkv_code gearkv_cache_attend(gearkv_cache* cache, uint32_t layer, const gearkv_queries* queries, void* out,
                                 size_t n_floats, gearkv_executor* executor, gearkv_error* error);
@@ -448,6 +453,21 @@ gearkv_code gearkv_cache_read(gearkv_cache* cache, uint32_t layer, uint64_t firs
 gearkv_code gearkv_cache_read_typed(gearkv_cache* cache, uint32_t layer, uint64_t first, uint64_t n_tokens,
                                     gearkv_type type, void* keys, size_t n_key_elements, void* values,
                                     size_t n_value_elements, gearkv_error* error);
+
+/* Where keys or values of some tokens go: to the same places as in gearkv_typed_rows, each its own. */
+typedef struct gearkv_out_rows {
+    size_t struct_size;
+    void* data;
+    size_t n_elements; /* there is room for */
+    size_t token_stride;
+    size_t head_stride;
+    size_t channel_stride; /* 0 stands for 1 */
+    gearkv_type type;
+} gearkv_out_rows;
+/* The same at any strides; either may be null. */
+gearkv_code gearkv_cache_read_rows(gearkv_cache* cache, uint32_t layer, uint64_t first, uint64_t n_tokens,
+                                   const gearkv_out_rows* keys, const gearkv_out_rows* values,
+                                   gearkv_error* error);
 
 /* Drops the tokens from n_tokens on in every layer. *lossless, where it is not null, gets 1 when every later
  * output has the bits of a cache that never saw them, else 0. Errors: wrong_size, forgotten, out_of_memory,

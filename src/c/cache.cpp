@@ -28,6 +28,17 @@ Status take_rows(const gearkv_typed_rows* in, const char* name, Rows* out) noexc
     return take_type(taken.type, name, &out->type);
 }
 
+Status take_rows(const gearkv_out_rows* in, const char* name, OutRows* out) noexcept {
+    gearkv_out_rows taken = {};
+    if (Status status = take(in, name, &taken); !status.ok()) return status;
+    out->data = taken.data;
+    out->n_elements = taken.n_elements;
+    out->token_stride = taken.token_stride;
+    out->head_stride = taken.head_stride;
+    if (taken.channel_stride > 0) out->channel_stride = taken.channel_stride;
+    return take_type(taken.type, name, &out->type);
+}
+
 Status take_queries(const gearkv_queries* in, Queries* out) noexcept {
     gearkv_queries taken;
     gearkv_queries_init(&taken, sizeof(taken));
@@ -53,6 +64,9 @@ Status take_queries(const gearkv_queries* in, Queries* out) noexcept {
     out->ranges = reinterpret_cast<const TokenRange*>(taken.ranges);
     out->range_ends = taken.range_ends;
     if (taken.channel_stride > 0) out->channel_stride = taken.channel_stride;
+    out->out_query_stride = taken.out_query_stride;
+    out->out_head_stride = taken.out_head_stride;
+    if (taken.out_channel_stride > 0) out->out_channel_stride = taken.out_channel_stride;
     if (Status status = take_type(taken.type, "queries", &out->type); !status.ok()) return status;
     return take_type(taken.out_type, "the output", &out->out_type);
 }
@@ -285,6 +299,23 @@ gearkv_code gearkv_cache_read_typed(gearkv_cache* cache, uint32_t layer, uint64_
     return report(
         cpp(cache)->read(layer, first, n_tokens, keys, n_key_elements, values, n_value_elements, taken),
         error);
+}
+
+gearkv_code gearkv_cache_read_rows(gearkv_cache* cache, uint32_t layer, uint64_t first, uint64_t n_tokens,
+                                   const gearkv_out_rows* keys, const gearkv_out_rows* values,
+                                   gearkv_error* error) {
+    if (Status status = check_cache(cache); !status.ok()) return report(status, error);
+    OutRows taken[2];
+    if (keys != nullptr) {
+        if (Status status = take_rows(keys, "keys", &taken[0]); !status.ok()) return report(status, error);
+    }
+    if (values != nullptr) {
+        if (Status status = take_rows(values, "values", &taken[1]); !status.ok())
+            return report(status, error);
+    }
+    return report(cpp(cache)->read(layer, first, n_tokens, keys == nullptr ? nullptr : &taken[0],
+                                   values == nullptr ? nullptr : &taken[1]),
+                  error);
 }
 
 gearkv_code gearkv_cache_truncate(gearkv_cache* cache, uint64_t n_tokens, int* lossless,

@@ -21,7 +21,7 @@ struct Job {
     LayerStream* layer;
     LayerDims dims;
     Queries queries;  // within the window of the layer
-    void* out;        // of queries.out_type
+    OutRows out;
     KvRun* runs;
     std::uint64_t n_runs, n_tokens, n_tiles;
     std::uint64_t n_groups, n_parts;
@@ -46,23 +46,26 @@ struct Job {
 // Row `row` of the rows that share a KV head.
 struct RowPlace {
     std::size_t query, head;
-    std::size_t out;  // number of the output, of value_dim channels
 };
 RowPlace place_of(const Job& job, std::uint32_t kv_head, std::uint64_t row) {
     const std::uint32_t n_shared = job.queries.n_heads / job.dims.n_kv_heads;
-    const std::size_t query = row / n_shared, head = kv_head * std::size_t{n_shared} + row % n_shared;
-    return {query, head, query * job.queries.n_heads + head};
+    return {row / n_shared, kv_head * std::size_t{n_shared} + row % n_shared};
 }
 
+// Whether outputs are written where they belong at once.
+bool is_direct(const OutRows& out) {
+    return out.type == ElementType::f32 && out.channel_stride == 1;
+}
 void add_row(const Job& job, const AttendScratch& scratch, const RowPlace& at, RowGroup* rows) {
     const Queries& queries = job.queries;
-    const std::uint32_t key_dim = job.dims.key_dim, value_dim = job.dims.value_dim;
+    const std::uint32_t key_dim = job.dims.key_dim;
     const std::uint32_t i = rows->n_rows++;
     const std::size_t query = at.query, head = at.head;
     rows->query[i] = row_floats(job.cache->context.kernels->codec, query_rows(queries), query, head, key_dim,
                                 scratch.given + i * std::size_t{key_dim});
-    rows->out[i] = queries.out_type == ElementType::f32 ? static_cast<float*>(job.out) + at.out * value_dim
-                                                        : scratch.out + i * scratch.out_stride;
+    rows->out[i] = is_direct(job.out) ? static_cast<float*>(job.out.data) + query * job.out.token_stride +
+                                            head * job.out.head_stride
+                                      : scratch.out + i * scratch.out_stride;
     rows->visible[i] = queries.causal ? job.n_tokens - (queries.n_queries - 1 - query) : job.n_tokens;
     if (queries.window > 0 && rows->visible[i] > queries.window)
         rows->first[i] = rows->visible[i] - queries.window;
@@ -100,15 +103,13 @@ RowGroup rows_of(const Job& job, const AttendScratch& scratch, std::uint64_t uni
     if (job.selects()) rows.chosen = job.chosen + unit * chosen_words(job.n_tiles);
     return rows;
 }
-// Outputs that are not floats, from the scratch.
+// The other outputs, from the scratch.
 void write_rows(const Job& job, const RowGroup& rows, std::uint64_t unit) {
-    const ElementType type = job.queries.out_type;
-    if (type == ElementType::f32) return;
-    const std::uint32_t dim = job.dims.value_dim;
+    if (is_direct(job.out)) return;
     std::uint32_t i = 0;
     for_each_row(job, unit, [&](const RowPlace& at) {
-        convert(job.cache->context.kernels->codec, type, element_at(job.out, type, at.out * dim),
-                ElementType::f32, rows.out[i++], dim);
+        put_row(job.cache->context.kernels->codec, job.out, at.query, at.head, job.dims.value_dim,
+                ElementType::f32, rows.out[i++]);
     });
 }
 
@@ -120,7 +121,7 @@ Status begin_job(std::uint32_t layer, const AttendRequest& request, Executor& ex
     const CacheConfig& config = cache.context.config;
     const Queries queries = within_window(config, layer, request.queries);
     const std::uint64_t n_tokens = cache.n_tokens(layer);
-    if (Status status = check_queries(cache.context, layer, queries, n_tokens, request.n_floats);
+    if (Status status = check_queries(cache.context, layer, queries, n_tokens, request.out, request.n_floats);
         !status.ok())
         return status;
     if (cache.layers[layer]->wants(queries)) {
@@ -134,7 +135,7 @@ Status begin_job(std::uint32_t layer, const AttendRequest& request, Executor& ex
     job->layer = stream;
     job->dims = config.dims_of(layer);
     job->queries = queries;
-    job->out = request.out;
+    job->out = output_rows(queries, job->dims.value_dim, request.out, request.n_floats);
     job->n_runs = stream->tokens().n_runs();
     job->n_tokens = n_tokens;
     job->n_groups =

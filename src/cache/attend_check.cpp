@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <utility>
 
@@ -88,13 +89,6 @@ Status check_ranges(const Queries& queries, std::uint32_t n_kv_heads, std::uint6
     return {};
 }
 
-// Whether [n_queries, n_heads, value_dim] fit; that may be more than 64 bits count.
-Status check_room(std::uint32_t layer, const LayerDims& dims, const Queries& queries, std::size_t n_floats) {
-    if (n_floats / dims.value_dim / queries.n_heads >= queries.n_queries) return {};
-    return Status::error(Code::wrong_size,
-                         "room for %zu numbers, expected %u queries of %u heads of %u channels of layer %u",
-                         n_floats, queries.n_queries, queries.n_heads, dims.value_dim, layer);
-}
 }  // namespace
 
 Queries within_window(const CacheConfig& config, std::uint32_t layer, const Queries& asked) noexcept {
@@ -105,10 +99,9 @@ Queries within_window(const CacheConfig& config, std::uint32_t layer, const Quer
 }
 
 Status check_queries(const CacheContext& context, std::uint32_t layer, const Queries& queries,
-                     std::uint64_t n_tokens, std::size_t n_floats) noexcept {
+                     std::uint64_t n_tokens, void* out, std::size_t n_floats) noexcept {
     const LayerDims dims = context.config.dims_of(layer);
     if (Status status = check_layout(query_rows(queries), "queries"); !status.ok()) return status;
-    if (Status status = check_type(queries.out_type, "the output"); !status.ok()) return status;
     if (queries.n_heads == 0 || queries.n_heads % dims.n_kv_heads != 0) {
         return Status::error(Code::wrong_size,
                              "%u query heads, expected a multiple of the %u KV heads of layer %u",
@@ -125,7 +118,12 @@ Status check_queries(const CacheContext& context, std::uint32_t layer, const Que
         return Status::error(Code::invalid_argument, "scale %g, expected finite and not 0",
                              static_cast<double>(queries.scale));
     }
-    if (Status status = check_room(layer, dims, queries, n_floats); !status.ok()) return status;
+    char name[32];
+    std::snprintf(name, sizeof(name), "outputs of layer %u", layer);
+    if (Status status = check_room(output_rows(queries, dims.value_dim, out, n_floats), queries.n_queries,
+                                   queries.n_heads, dims.value_dim, name);
+        !status.ok())
+        return status;
     for (std::size_t i = 0; i < queries.n_queries; ++i) {
         for (std::size_t head = 0; head < queries.n_heads; ++head) {
             float most = 0.0f;

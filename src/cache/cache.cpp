@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <new>
 
 #include "cache/check.hpp"
@@ -148,8 +149,19 @@ void Cache::Impl::close_prompt(std::uint32_t layer, std::uint32_t n_queries, Exe
 Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, void* keys,
                    std::size_t n_key_floats, void* values, std::size_t n_value_floats,
                    ElementType type) noexcept {
-    const FloatMode mode;
     if (Status status = check_type(type, "the output"); !status.ok()) return status;
+    if (Status status = impl_->check_layer(layer); !status.ok()) return status;
+    const LayerDims dims = config().dims_of(layer);
+    const std::size_t n_heads = dims.n_kv_heads;
+    const OutRows key_rows = {keys, n_key_floats, n_heads * dims.key_dim, dims.key_dim, type};
+    const OutRows value_rows = {values, n_value_floats, n_heads * dims.value_dim, dims.value_dim, type};
+    return read(layer, first, n_tokens, keys == nullptr ? nullptr : &key_rows,
+                values == nullptr ? nullptr : &value_rows);
+}
+
+Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tokens, const OutRows* keys,
+                   const OutRows* values) noexcept {
+    const FloatMode mode;
     if (Status status = impl_->check_layer(layer); !status.ok()) return status;
     const std::uint64_t n_held = this->n_tokens(layer);
     if (first > n_held || n_tokens > n_held - first) {
@@ -157,17 +169,16 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
                              static_cast<unsigned long long>(n_tokens),
                              static_cast<unsigned long long>(first), static_cast<unsigned long long>(n_held));
     }
-    if (n_tokens == 0) return {};
     const LayerDims dims = config().dims_of(layer);
-    const auto check_room = [&](const void* out, std::size_t n_floats, std::uint32_t dim, const char* name) {
-        const std::uint64_t expected = n_tokens * dims.n_kv_heads * dim;
-        if (out == nullptr || n_floats >= expected) return Status();
-        return Status::error(Code::wrong_size, "room for %zu numbers of %s of layer %u, expected %llu",
-                             n_floats, name, layer, static_cast<unsigned long long>(expected));
+    const auto check = [&](const OutRows* out, std::uint32_t dim, const char* what) {
+        if (out == nullptr) return Status();
+        char name[32];
+        std::snprintf(name, sizeof(name), "%s of layer %u", what, layer);
+        return check_room(*out, n_tokens, dims.n_kv_heads, dim, name);
     };
-    if (Status status = check_room(keys, n_key_floats, dims.key_dim, "keys"); !status.ok()) return status;
-    if (Status status = check_room(values, n_value_floats, dims.value_dim, "values"); !status.ok())
-        return status;
+    if (n_tokens == 0) return {};
+    if (Status status = check(keys, dims.key_dim, "keys"); !status.ok()) return status;
+    if (Status status = check(values, dims.value_dim, "values"); !status.ok()) return status;
     const LayerStream& stream = *impl_->layers[layer];
     const LayerShape shape = stream.tokens().shape();
     const std::uint64_t gap = shape.n_sinks, gap_end = gap + shape.n_forgotten;
@@ -178,8 +189,7 @@ Status Cache::read(std::uint32_t layer, std::uint64_t first, std::uint64_t n_tok
                              static_cast<unsigned long long>(gap_end - 1));
     }
     if (Status status = stream.check_blocks(serial_executor()); !status.ok()) return status;
-    stream.tokens().read_range(impl_->context, stream.rope(impl_->context), first, n_tokens, type, keys,
-                               values);
+    stream.tokens().read_range(impl_->context, stream.rope(impl_->context), first, n_tokens, keys, values);
     return {};
 }
 

@@ -170,13 +170,12 @@ TensorRun TokenBuffer::run() const noexcept {
     return run;
 }
 
-void TokenBuffer::read(const Kernels& kernels, std::uint64_t token, ElementType out_type,
-                       void* out) const noexcept {
+void TokenBuffer::read(const Kernels& kernels, std::uint64_t token, const OutRows& out,
+                       std::uint64_t at) const noexcept {
     const Rows rows = source(token);
-    for (std::size_t head = 0; head < n_heads_; ++head) {
-        convert(kernels.codec, out_type, element_at(out, out_type, head * dim_), rows.type,
-                element_at(rows.data, rows.type, head * row_stride_), dim_);
-    }
+    for (std::size_t head = 0; head < n_heads_; ++head)
+        put_row(kernels.codec, out, at, head, dim_, rows.type,
+                element_at(rows.data, rows.type, head * row_stride_));
 }
 
 }  // namespace gearkv

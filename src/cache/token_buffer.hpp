@@ -48,8 +48,9 @@ class TokenBuffer {
     std::uint64_t n_aside() const noexcept { return n_aside_; }
     Rows source(std::uint64_t first) const noexcept;
     TensorRun run() const noexcept;
-    // One token, [n_heads, dim] of this type.
-    void read(const Kernels& kernels, std::uint64_t token, ElementType type, void* out) const noexcept;
+    // One token, as token `at` of the output.
+    void read(const Kernels& kernels, std::uint64_t token, const OutRows& out,
+              std::uint64_t at) const noexcept;
     std::uint64_t n_bytes(std::uint64_t n_tokens) const noexcept {
         return n_tokens * token_stride_ * element_bytes_;
     }

@@ -13,17 +13,17 @@ namespace {
 struct ReadRows {
     const CodecKernels& kernels;
     Rotation turn;
-    std::uint32_t dim;
-    ElementType type;
-    void* out;
+    std::uint32_t n_heads, dim;
+    const OutRows& out;
+    std::uint64_t first;  // the token of the output that comes first
 };
 
 void take_rows(const BlockView& block, std::uint32_t first, std::uint32_t n_tokens, ReadRows to) {
     decompress_rows(block, first, n_tokens, &to, [](void* context, std::uint64_t row, float* x) {
-        const auto& out = *static_cast<const ReadRows*>(context);
-        rotate(out.turn, x);
-        convert(out.kernels, out.type, element_at(out.out, out.type, row * out.dim), ElementType::f32, x,
-                out.dim);
+        const auto& to = *static_cast<const ReadRows*>(context);
+        rotate(to.turn, x);
+        put_row(to.kernels, to.out, to.first + row / to.n_heads, row % to.n_heads, to.dim, ElementType::f32,
+                x);
     });
 }
 
@@ -180,17 +180,11 @@ KvRun LayerTokens::run_of(const ClosedBlock& block) const noexcept {
 }
 
 void LayerTokens::read_range(const CacheContext& context, const RopeConfig& rope, std::uint64_t first,
-                             std::uint64_t n, ElementType type, void* keys, void* values) const noexcept {
-    const std::uint64_t key_row = std::uint64_t{dims_.n_kv_heads} * dims_.key_dim;
-    const std::uint64_t value_row = std::uint64_t{dims_.n_kv_heads} * dims_.value_dim;
+                             std::uint64_t n, const OutRows* keys, const OutRows* values) const noexcept {
     const LayerShape held = shape();
-    const auto key_at = [&](std::uint64_t at) { return element_at(keys, type, (at - first) * key_row); };
-    const auto value_at = [&](std::uint64_t at) {
-        return element_at(values, type, (at - first) * value_row);
-    };
     const auto read_row = [&](const KvBuffer& from, std::uint64_t token, std::uint64_t at) {
-        if (keys != nullptr) from.of(TensorKind::key).read(*context.kernels, token, type, key_at(at));
-        if (values != nullptr) from.of(TensorKind::value).read(*context.kernels, token, type, value_at(at));
+        if (keys != nullptr) from.of(TensorKind::key).read(*context.kernels, token, *keys, at - first);
+        if (values != nullptr) from.of(TensorKind::value).read(*context.kernels, token, *values, at - first);
     };
     const std::uint64_t end = first + n;
     std::uint64_t at = first;
@@ -211,11 +205,12 @@ void LayerTokens::read_range(const CacheContext& context, const RopeConfig& rope
                                          angles);
                 }
                 take_rows(blocks_.view(i, TensorKind::key), from, count,
-                          {context.kernels->codec, turn, dims_.key_dim, type, key_at(at)});
+                          {context.kernels->codec, turn, dims_.n_kv_heads, dims_.key_dim, *keys, at - first});
             }
             if (values != nullptr) {
-                take_rows(blocks_.view(i, TensorKind::value), from, count,
-                          {context.kernels->codec, {}, dims_.value_dim, type, value_at(at)});
+                take_rows(
+                    blocks_.view(i, TensorKind::value), from, count,
+                    {context.kernels->codec, {}, dims_.n_kv_heads, dims_.value_dim, *values, at - first});
             }
             at += count;
         }

@@ -102,10 +102,10 @@ class LayerTokens {
     KvRun run_of(const ClosedBlock& block) const noexcept;
     // The first n tokens of the buffer.
     KvRun buffered_run(std::uint64_t n) const noexcept { return buffer_.run(n); }
-    // Tokens [first, first + n) in [n, heads, dim] of this type, none of them forgotten, keys turned by
-    // `rope` where they have moved; either output may be null.
+    // Tokens [first, first + n), none of them forgotten, keys turned by `rope` where they have moved; either
+    // output may be null.
     void read_range(const CacheContext& context, const RopeConfig& rope, std::uint64_t first, std::uint64_t n,
-                    ElementType type, void* keys, void* values) const noexcept;
+                    const OutRows* keys, const OutRows* values) const noexcept;
 
   private:
     LayerDims dims_;

@@ -1,6 +1,7 @@
 #include "codec/rows.hpp"
 
 #include <cstring>
+#include <iterator>
 #include <limits>
 
 namespace gearkv {
@@ -57,6 +58,65 @@ Status check_layout(const Rows& rows, const char* name) noexcept {
     if (Status status = check_type(rows.type, name); !status.ok()) return status;
     if (rows.channel_stride > 0) return {};
     return Status::error(Code::wrong_size, "channel stride 0 of %s, expected at least 1", name);
+}
+
+Status check_room(const OutRows& out, std::uint64_t n_tokens, std::uint64_t n_heads, std::uint64_t dim,
+                  const char* name) noexcept {
+    if (out.data == nullptr) return Status::error(Code::invalid_argument, "%s are null", name);
+    if (Status status = check_type(out.type, name); !status.ok()) return status;
+    // From the shortest step to the longest, each is longer than all before it reach.
+    struct Step {
+        std::uint64_t stride, n;
+    } steps[] = {{out.channel_stride, dim}, {out.head_stride, n_heads}, {out.token_stride, n_tokens}};
+    std::sort(std::begin(steps), std::end(steps),
+              [](const Step& a, const Step& b) { return a.stride < b.stride; });
+    constexpr std::uint64_t most = std::numeric_limits<std::uint64_t>::max();
+    std::uint64_t last = 0;  // the number of the last element
+    for (const Step& step : steps) {
+        if (step.n < 2) continue;
+        if (step.stride <= last) {
+            return Status::error(
+                Code::wrong_size,
+                "strides %zu, %zu and %zu of %s, expected such that [%llu, %llu, %llu] do not "
+                "overlap",
+                out.token_stride, out.head_stride, out.channel_stride, name,
+                static_cast<unsigned long long>(n_tokens), static_cast<unsigned long long>(n_heads),
+                static_cast<unsigned long long>(dim));
+        }
+        if (step.n - 1 > (most - last) / step.stride) {
+            last = most;
+            break;
+        }
+        last += (step.n - 1) * step.stride;
+    }
+    if (last < out.n_elements) return {};
+    return Status::error(
+        Code::wrong_size,
+        "room for %zu numbers of %s, expected %llu or more for [%llu, %llu, %llu] at strides %zu, "
+        "%zu and %zu",
+        out.n_elements, name, static_cast<unsigned long long>(last == most ? most : last + 1),
+        static_cast<unsigned long long>(n_tokens), static_cast<unsigned long long>(n_heads),
+        static_cast<unsigned long long>(dim), out.token_stride, out.head_stride, out.channel_stride);
+}
+
+void put_row(const CodecKernels& kernels, const OutRows& out, std::size_t token, std::size_t head,
+             std::size_t dim, ElementType type, const void* row) noexcept {
+    const std::size_t at = token * out.token_stride + head * out.head_stride;
+    if (out.channel_stride == 1) {
+        convert(kernels, out.type, element_at(out.data, out.type, at), type, row, dim);
+        return;
+    }
+    constexpr std::size_t n_at_once = 64;
+    float converted[n_at_once];
+    const std::size_t n_bytes = element_bytes(out.type);
+    for (std::size_t first = 0; first < dim; first += n_at_once) {
+        const std::size_t n = std::min(n_at_once, dim - first);
+        convert(kernels, out.type, converted, type, element_at(row, type, first), n);
+        for (std::size_t i = 0; i < n; ++i) {
+            std::memcpy(element_at(out.data, out.type, at + (first + i) * out.channel_stride),
+                        element_at(static_cast<const void*>(converted), out.type, i), n_bytes);
+        }
+    }
 }
 
 void convert(const CodecKernels& kernels, ElementType to_type, void* to, ElementType type, const void* from,

@@ -26,6 +26,11 @@ Status check_type(ElementType type, const char* name) noexcept;
 // Whether rows can be read, `name` in errors: invalid_argument (null, no type), wrong_size (a stride).
 Status check_layout(const Rows& rows, const char* name) noexcept;
 
+// Whether [n_tokens, n_heads, dim] have room there, each a place of its own. Errors: invalid_argument (null,
+// no type), wrong_size.
+Status check_room(const OutRows& out, std::uint64_t n_tokens, std::uint64_t n_heads, std::uint64_t dim,
+                  const char* name) noexcept;
+
 // n numbers of one type as those of another, or copied; what is beyond f16 saturates.
 void convert(const CodecKernels& kernels, ElementType to_type, void* to, ElementType type, const void* from,
              std::size_t n) noexcept;
@@ -76,6 +81,10 @@ void for_each_part(const Rows& rows, const RowRange& range, const Take& take) no
         }
     }
 }
+
+// Puts the dim numbers of one row where they belong.
+void put_row(const CodecKernels& kernels, const OutRows& out, std::size_t token, std::size_t head,
+             std::size_t dim, ElementType type, const void* row) noexcept;
 
 // One row as floats: where it lies, or converted into `buffer` of dim floats.
 const float* row_floats(const CodecKernels& kernels, const Rows& rows, std::size_t token, std::size_t head,

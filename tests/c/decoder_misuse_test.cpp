@@ -1,10 +1,10 @@
 // What the C ABI of the decoder makes of null, of wrong sizes and of wrong order: a code and a text, and
 // nothing changed; and that what it gives is what the C++ one gives.
-#include <catch2/catch.hpp>
 #include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
+#include "support/catch.hpp"
 
 #include "gearkv/decoder.hpp"
 #include "gearkv/gearkv_decoder.h"

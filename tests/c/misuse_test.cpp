@@ -1,10 +1,11 @@
 // What the C ABI makes of null, of wrong sizes and of wrong order: a code and a text, and nothing changed.
-#include <catch2/catch.hpp>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <vector>
+#include "support/catch.hpp"
 
 #include "gearkv/gearkv.h"
 #include "gearkv/status.hpp"
@@ -186,6 +187,66 @@ TEST_CASE("null handles and outputs are refused by name", "[c]") {
     CHECK(gearkv_cache_first_token(nullptr, 0) == 0);
     CHECK(gearkv_cache_level(nullptr) == GEARKV_LEVEL_AUTOMATIC);
     CHECK(gearkv_cache_n_tokens(life.cache, 99) == 0);
+    CHECK(gearkv_page_allocator(0, 0).allocate != nullptr);
+    CHECK(gearkv_version_number() == GEARKV_VERSION_NUMBER);
+    CHECK(std::string(gearkv_version()) == std::to_string(GEARKV_VERSION_MAJOR) + "." +
+                                               std::to_string(GEARKV_VERSION_MINOR) + "." +
+                                               std::to_string(GEARKV_VERSION_PATCH));
+}
+
+TEST_CASE("selections that make no sense are refused by C, and the output is untouched", "[c]") {
+    Text text;
+    Life life;  // 50 tokens, one KV head
+    constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+    float out[16] = {3.0f};
+    const auto attend = [&](const gearkv_queries& queries) {
+        const gearkv_attend_request request = {life.cache, &queries, out, 16};
+        const gearkv_code code = gearkv_cache_attend(life.cache, 0, &queries, out, 16, nullptr, text);
+        CHECK(gearkv_attend_batch(0, &request, 1, nullptr, text) == code);
+        return code;
+    };
+    for (const float share : {-0.1f, 1.5f, nan}) {
+        CAPTURE(share);
+        gearkv_queries queries = life.queries;
+        queries.mass = share;
+        CHECK(attend(queries) == invalid);
+        CHECK(text.says("mass"));
+        queries.mass = 0.0f;
+        queries.most_share = share;
+        CHECK(attend(queries) == invalid);
+        CHECK(text.says("most_share"));
+        queries.most_share = 0.0f;
+        queries.negligible = share;
+        CHECK(attend(queries) == invalid);
+    }
+    const gearkv_token_range whole[] = {{0, 50}};
+    const std::size_t one = 1;
+    gearkv_queries queries = life.queries;
+    queries.ranges = whole;
+    CHECK(attend(queries) == invalid);  // and nobody's
+    queries.range_ends = &one;
+    queries.mass = 0.5f;
+    CHECK(attend(queries) == invalid);
+    queries.mass = 0.0f;
+    queries.ranges = nullptr;
+    CHECK(attend(queries) == invalid);
+    const gearkv_token_range bad[] = {{0, 51}, {7, 7}, {8, 7}, {UINT64_MAX, 0}, {0, UINT64_MAX}};
+    for (const gearkv_token_range& range : bad) {
+        CAPTURE(range.first, range.end);
+        queries.ranges = &range;
+        CHECK(attend(queries) == invalid);
+        CHECK(text.says("of KV head 0"));
+    }
+    CHECK(out[0] == 3.0f);
+    queries.ranges = whole;
+    CHECK(attend(queries) == GEARKV_OK);
+    // Of caches without a workspace of their own there is one to a call, and each only once.
+    const gearkv_attend_request twice[] = {{life.cache, &queries, out, 16}, {life.cache, &queries, out, 16}};
+    out[0] = 3.0f;
+    CHECK(gearkv_attend_batch(0, twice, 2, nullptr, text) == invalid);
+    CHECK(gearkv_attend_batch(1, twice, 1, nullptr, text) == invalid);
+    CHECK(gearkv_attend_batch(0, twice, SIZE_MAX / 64, nullptr, text) != GEARKV_OK);
+    CHECK(out[0] == 3.0f);
 }
 
 TEST_CASE("wrong values have codes of their own", "[c]") {
@@ -282,6 +343,29 @@ TEST_CASE("rows of other types come through C, and types that are none do not", 
                                   0, text) == invalid);
     CHECK(gearkv_cache_read_typed(nullptr, 0, 0, 1, GEARKV_F16, read.data(), 16, nullptr, 0, text) ==
           invalid);
+    // Two tokens, transposed, and the attention of one query on every second place.
+    gearkv_out_rows places = {sizeof(places), read.data(), read.size(), 1, 0, 2, GEARKV_BF16};
+    std::fill(read.begin(), read.end(), std::uint16_t{0});
+    REQUIRE(gearkv_cache_read_rows(life.cache, 0, before, 2, &places, nullptr, text) == GEARKV_OK);
+    CHECK(read == std::vector<std::uint16_t>(32, 0x3f00));
+    CHECK(gearkv_cache_read_rows(nullptr, 0, before, 2, &places, nullptr, text) == invalid);
+    CHECK(gearkv_cache_read_rows(life.cache, 0, before, 3, nullptr, &places, text) == GEARKV_WRONG_SIZE);
+    CHECK(text.says("values of layer 0"));
+    places.channel_stride = 0;
+    CHECK(gearkv_cache_read_rows(life.cache, 0, before, 2, &places, nullptr, text) == GEARKV_WRONG_SIZE);
+    CHECK(text.says("do not overlap"));
+    places.type = static_cast<gearkv_type>(3);
+    CHECK(gearkv_cache_read_rows(life.cache, 0, before, 2, &places, nullptr, text) == invalid);
+    places.struct_size = 4;
+    CHECK(gearkv_cache_read_rows(life.cache, 0, before, 2, nullptr, &places, text) == invalid);
+    CHECK(text.says("struct_size of values is 4"));
+    CHECK(gearkv_cache_read_rows(life.cache, 0, before, 2, nullptr, nullptr, text) == GEARKV_OK);
+    float apart[32] = {};
+    gearkv_queries spread = life.queries;
+    spread.out_channel_stride = 2;
+    CHECK(gearkv_cache_attend(life.cache, 0, &spread, apart, 30, nullptr, text) == GEARKV_WRONG_SIZE);
+    REQUIRE(gearkv_cache_attend(life.cache, 0, &spread, apart, 31, nullptr, text) == GEARKV_OK);
+    CHECK((apart[0] == 0.5f && apart[1] == 0.0f && apart[30] == 0.5f));
     CHECK(gearkv_cache_n_tokens(life.cache, 0) == before + 20);
 
     // A program of the header before knew no types: what lies behind its queries is not theirs.
@@ -563,7 +647,7 @@ TEST_CASE("layers of different shapes, and an older header that knows none", "[c
     queries.scale = 0.1f;
     float out[16];
     CHECK(gearkv_cache_attend(cache, 2, &queries, out, 15, nullptr, text) == GEARKV_WRONG_SIZE);
-    CHECK(text.says("2 heads of 8 channels of layer 2"));
+    CHECK(text.says("outputs of layer 2"));
     REQUIRE(gearkv_cache_attend(cache, 2, &queries, out, 16, nullptr, text) == GEARKV_OK);
     CHECK(out[15] == 0.5f);
 

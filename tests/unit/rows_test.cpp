@@ -1,4 +1,6 @@
 // Rows, queries and outputs as engines have them: types and strides.
+#include <limits>
+
 #include "support/layouts.hpp"
 #include "unit/caches.hpp"
 
@@ -124,6 +126,115 @@ TEST_CASE("queries of any type and stride are those floats, and outputs are roun
             }
         }
     }
+}
+
+// The outputs of `like` at the places of rows.
+Queries with_outputs(Queries like, const Rows& rows) {
+    like.out_type = rows.type;
+    like.out_query_stride = rows.token_stride;
+    like.out_head_stride = rows.head_stride;
+    like.out_channel_stride = rows.channel_stride;
+    return like;
+}
+OutRows places(std::vector<unsigned char>* bytes, const Rows& rows) {
+    return {bytes->data(),     bytes->size() / bytes_of(rows.type),
+            rows.token_stride, rows.head_stride,
+            rows.type,         rows.channel_stride};
+}
+
+TEST_CASE("outputs go where their strides say, and nowhere else", "[rows]") {
+    const std::size_t n_tokens = GENERATE(300, 4000);
+    const std::uint32_t heads = n_tokens == 300 ? n_kv_heads : 1;
+    const auto k = numbers(n_tokens, heads, key_dim, 1, ElementType::f32),
+               v = numbers(n_tokens, heads, value_dim, 2, ElementType::f32),
+               q = numbers(5, n_heads, key_dim, 3, ElementType::f32);
+    const auto cache = make_cache(make_config("q8", heads, key_dim, value_dim, 5000));
+    REQUIRE(cache
+                ->append(0, {k.data(), heads * key_dim, key_dim}, {v.data(), heads * value_dim, value_dim},
+                         static_cast<std::uint32_t>(n_tokens), serial_executor())
+                .ok());
+    const Queries plain = plain_queries(q, 5);
+    const auto expected = attend_floats(cache.get(), plain);
+    const std::size_t n_read = 170, at = n_tokens - 200;  // of blocks and of the buffer
+    std::vector<float> keys(n_read * heads * key_dim), values(n_read * heads * value_dim);
+    REQUIRE(cache->read(0, at, n_read, keys.data(), keys.size(), values.data(), values.size()).ok());
+    for (const ElementType type : all_types) {
+        for (const Order order : all_orders) {
+            CAPTURE(n_tokens, static_cast<int>(type), static_cast<int>(order));
+            const Laid wanted(expected, n_heads, value_dim, type, order);
+            std::vector<unsigned char> out(wanted.bytes.size(), 0xff);
+            const Status status = cache->attend(0, with_outputs(plain, wanted.rows), out.data(),
+                                                out.size() / bytes_of(type), serial_executor());
+            INFO(status.message());
+            REQUIRE(status.ok());
+            CHECK(out == wanted.bytes);
+
+            const Laid wanted_keys(keys, heads, key_dim, type, order),
+                wanted_values(values, heads, value_dim, type, order);
+            std::vector<unsigned char> read_keys(wanted_keys.bytes.size(), 0xff),
+                read_values(wanted_values.bytes.size(), 0xff);
+            const OutRows key_rows = places(&read_keys, wanted_keys.rows),
+                          value_rows = places(&read_values, wanted_values.rows);
+            REQUIRE(cache->read(0, at, n_read, &key_rows, nullptr).ok());
+            REQUIRE(cache->read(0, at, n_read, nullptr, &value_rows).ok());
+            CHECK(read_keys == wanted_keys.bytes);
+            CHECK(read_values == wanted_values.bytes);
+        }
+    }
+}
+
+TEST_CASE("outputs without room, and those that overlap, are refused untouched", "[rows]") {
+    const auto cache = make_cache(make_config("f16", n_kv_heads, key_dim, value_dim));
+    const auto k = numbers(40, n_kv_heads, key_dim, 1, ElementType::f32),
+               v = numbers(40, n_kv_heads, value_dim, 2, ElementType::f32),
+               q = numbers(2, n_heads, key_dim, 3, ElementType::f32);
+    REQUIRE(cache
+                ->append(0, {k.data(), n_kv_heads * key_dim, key_dim},
+                         {v.data(), n_kv_heads * value_dim, value_dim}, 40, serial_executor())
+                .ok());
+    constexpr std::size_t most = std::numeric_limits<std::size_t>::max();
+    // Two queries, six heads, 40 channels.
+    const struct {
+        std::size_t query, head, channel, n_least;  // 0: never
+    } cases[] = {{0, 0, 1, 480},        {500, 0, 1, 740},     {0, 80, 2, 0},   {480, 80, 2, 959},
+                 {481, 80, 2, 960},     {0, 39, 1, 0},        {239, 40, 1, 0}, {1, 80, 2, 480},
+                 {40, 80, 1, 480},      {1, 2, 12, 480},      {0, 0, 0, 0},    {most, 40, 1, 0},
+                 {240, most / 4, 1, 0}, {most, most, most, 0}};
+    std::vector<float> out(1000);
+    for (const auto& one : cases) {
+        CAPTURE(one.query, one.head, one.channel);
+        Queries queries = plain_queries(q, 2);
+        queries.out_query_stride = one.query;
+        queries.out_head_stride = one.head;
+        queries.out_channel_stride = one.channel;
+        std::fill(out.begin(), out.end(), 7.0f);
+        const auto attend = [&](std::size_t n) {
+            return cache->attend(0, queries, out.data(), n, serial_executor());
+        };
+        if (one.n_least > 0) CHECK(attend(one.n_least).ok());
+        std::fill(out.begin(), out.end(), 7.0f);
+        const Status status = attend(one.n_least == 0 ? out.size() : one.n_least - 1);
+        CHECK(status.code() == Code::wrong_size);
+        CHECK(std::string(status.message()).find("outputs of layer 0") != std::string::npos);
+        CHECK(std::count(out.begin(), out.end(), 7.0f) == 1000);
+        const OutRows rows = {out.data(), out.size(), one.query, one.head, ElementType::f32, one.channel};
+        // Of two heads of 40 channels.
+        if (one.n_least == 0 && one.query == most)
+            CHECK(cache->read(0, 0, 2, nullptr, &rows).code() == Code::wrong_size);
+    }
+    OutRows rows = {out.data(), out.size(), 80, 40};
+    CHECK(cache->read(0, 0, 12, nullptr, &rows).ok());
+    CHECK(cache->read(0, 0, 13, nullptr, &rows).code() == Code::wrong_size);
+    CHECK(cache->read(0, 39, 2, nullptr, &rows).code() == Code::wrong_size);
+    rows.token_stride = 40;  // as long as a head
+    CHECK(cache->read(0, 0, 2, nullptr, &rows).code() == Code::wrong_size);
+    CHECK(cache->read(0, 0, 1, nullptr, &rows).ok());
+    rows.data = nullptr;
+    CHECK(cache->read(0, 0, 1, nullptr, &rows).code() == Code::invalid_argument);
+    rows.data = out.data();
+    rows.type = static_cast<ElementType>(9);
+    CHECK(cache->read(0, 0, 1, nullptr, &rows).code() == Code::invalid_argument);
+    CHECK(cache->read(0, 0, 1, static_cast<const OutRows*>(nullptr), nullptr).ok());
 }
 
 TEST_CASE("tokens are read in any type", "[rows]") {
