@@ -31,9 +31,9 @@ Features detect_features() {
                             f16c = 1u << 29;  // leaf 1, ecx
     constexpr std::uint32_t avx2 = 1u << 5;   // leaf 7, ebx
     constexpr std::uint32_t avx512 =
-        1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;   // F, DQ, CD, BW, VL
-    constexpr std::uint32_t avx512_bytes = 1u << 1 | 1u << 11;  // leaf 7, ecx: VBMI, VNNI
-    constexpr std::uint32_t avxvnni = 1u << 4;                  // leaf 7, second part, eax
+        1u << 16 | 1u << 17 | 1u << 21 | 1u << 28 | 1u << 30 | 1u << 31;  // F, DQ, IFMA, CD, BW, VL
+    constexpr std::uint32_t avx512_bytes = 1u << 1 | 1u << 11;            // leaf 7, ecx: VBMI, VNNI
+    constexpr std::uint32_t avxvnni = 1u << 4;                            // leaf 7, second part, eax
     constexpr std::uint32_t ymm_state = 0x06,
                             zmm_state = 0xe6;  // xmm, ymm; and opmask, zmm halves, zmm16..31
 

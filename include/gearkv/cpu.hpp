@@ -13,7 +13,7 @@ enum class Level : unsigned char {
     automatic = 0,  // GEARKV_LEVEL when that is set (and heard), else the best one that can run here
     scalar = 1,     // portable C++, the reference of all others
     avx2 = 2,       // AVX2 + FMA + F16C
-    avx512 = 3,     // AVX-512 F, CD, BW, DQ, VL, VBMI, VNNI (Ice Lake, Zen 4 and later)
+    avx512 = 3,     // AVX-512 F, CD, BW, DQ, VL, VBMI, IFMA, VNNI (Ice Lake, Zen 4 and later)
     neon = 4,       // ARMv8.0 Advanced SIMD
     dotprod = 5,    // ARMv8.2 with the dot product instructions
     avxvnni = 6,    // avx2 and AVX-VNNI (Alder Lake, Zen 5 and later); between avx2 and avx512

@@ -83,7 +83,7 @@ class CrewExecutor final : public Executor {
 
     const unsigned n_threads_;
     std::atomic<unsigned> n_helpers_{0};
-    std::atomic<bool> leading_{false};  // a parallel_for is running
+    std::atomic<unsigned> leading_{0};  // 1: a parallel_for is running
     std::atomic<std::uint64_t> released_{0};
 
     // The round: its number in the upper half, the next task to take in the lower one. Taking a task is one

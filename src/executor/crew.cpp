@@ -75,7 +75,7 @@ void CrewExecutor::release(std::uint64_t ticket) noexcept {
 }
 
 void CrewExecutor::parallel_for(std::size_t n_tasks, Task task, void* context) noexcept {
-    if (n_tasks <= 1 || n_threads_ == 1 || leading_.exchange(true, std::memory_order_acquire)) {
+    if (n_tasks <= 1 || n_threads_ == 1 || leading_.exchange(1, std::memory_order_acquire) != 0) {
         for (std::size_t i = 0; i < n_tasks; ++i)
             task(context, i);
         return;
@@ -86,7 +86,7 @@ void CrewExecutor::parallel_for(std::size_t n_tasks, Task task, void* context) n
         first_.store(first, std::memory_order_relaxed);
         run_round(n_tasks - first < max_round ? n_tasks - first : max_round);
     }
-    leading_.store(false, std::memory_order_release);
+    leading_.store(0, std::memory_order_release);
 }
 
 void CrewExecutor::run_round(std::size_t n_tasks) noexcept {

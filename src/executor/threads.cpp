@@ -34,7 +34,7 @@ class ThreadsExecutor final : public Executor {
 
     void parallel_for(std::size_t n_tasks, Task task, void* context) noexcept override {
         // A call from inside a task, or from a second thread, finds the pool busy and does without it.
-        if (n_tasks <= 1 || workers_.empty() || busy_.exchange(true, std::memory_order_acquire)) {
+        if (n_tasks <= 1 || workers_.empty() || busy_.exchange(1, std::memory_order_acquire) != 0) {
             for (std::size_t i = 0; i < n_tasks; ++i)
                 task(context, i);
             return;
@@ -55,7 +55,7 @@ class ThreadsExecutor final : public Executor {
             open_ = false;
             done_.wait(lock, [this] { return n_working_ == 0; });
         }
-        busy_.store(false, std::memory_order_release);
+        busy_.store(0, std::memory_order_release);
     }
 
     unsigned n_threads() const noexcept override { return static_cast<unsigned>(workers_.size()) + 1; }
@@ -92,7 +92,8 @@ class ThreadsExecutor final : public Executor {
     }
 
     std::vector<std::thread> workers_;
-    std::atomic<bool> busy_{false};  // a parallel_for is running
+    // 1: a parallel_for is running. A whole word, for which no processor needs a library of atomics.
+    std::atomic<unsigned> busy_{0};
 
     // What runs now. Written under the mutex while no worker is at it; the caller waits only for workers that
     // took part, so one that the system wakes late holds up nobody.

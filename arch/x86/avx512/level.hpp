@@ -1,4 +1,4 @@
-// AVX-512 F, CD, BW, DQ, VL, VBMI, VNNI: 16 floats.
+// AVX-512 F, CD, BW, DQ, VL, VBMI, IFMA, VNNI: 16 floats. Later versions of xsimd want IFMA beside VBMI.
 #pragma once
 
 #include <immintrin.h>

@@ -1,0 +1,81 @@
+// What a scalar build makes of rows that are the same on every machine: prints a sum of the bytes of its
+// blocks and of the bits of its attention for each SPEC, so that builds for other machines can be put side by
+// side.
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "gearkv/cache.hpp"
+#include "gearkv/state.hpp"
+
+namespace {
+
+constexpr std::uint32_t n_tokens = 400, n_kv_heads = 2, n_heads = 4, dim = 64;
+
+std::uint64_t sum_of(const void* data, std::size_t n) {  // FNV-1a
+    const auto* bytes = static_cast<const unsigned char*>(data);
+    std::uint64_t sum = 14695981039346656037u;
+    for (std::size_t i = 0; i < n; ++i)
+        sum = (sum ^ bytes[i]) * 1099511628211u;
+    return sum;
+}
+
+// Numbers without a library of mathematics.
+std::vector<float> numbers(std::size_t n, std::uint32_t seed) {
+    std::vector<float> x(n);
+    for (float& one : x) {
+        std::int32_t sum = -510;
+        for (int i = 0; i < 4; ++i) {
+            seed = seed * 1664525u + 1013904223u;
+            sum += static_cast<std::int32_t>(seed >> 24);
+        }
+        one = static_cast<float>(sum) / 128.0f;
+    }
+    return x;
+}
+
+bool take(void* context, const void* bytes, std::size_t n) {
+    const auto* from = static_cast<const unsigned char*>(bytes);
+    auto* to = static_cast<std::vector<unsigned char>*>(context);
+    to->insert(to->end(), from, from + n);
+    return true;
+}
+
+}  // namespace
+
+int main() {
+    const std::vector<float> k = numbers(n_tokens * n_kv_heads * dim, 1), v = numbers(k.size(), 2),
+                             q = numbers(n_heads * dim, 3);
+    gearkv::Executor& executor = gearkv::serial_executor();
+    for (const char* spec : {"gear-4", "gear-2", "gear-1", "paper:gear-4:nb=64", "gear-kcvt-3:nb=64",
+                             "kivi-2:nb=64", "q8", "f16"}) {
+        gearkv::CacheConfig config;
+        config.n_layers = 1;
+        config.n_kv_heads = n_kv_heads;
+        config.key_dim = config.value_dim = dim;
+        config.max_tokens = n_tokens;
+        config.level = gearkv::Level::scalar;
+        std::unique_ptr<gearkv::Cache> cache;
+        gearkv::Status status = gearkv::parse_spec(spec, &config.spec);
+        if (status.ok()) status = gearkv::Cache::create(config, &cache);
+        const gearkv::Rows keys = {k.data(), n_kv_heads * dim, dim},
+                           values = {v.data(), n_kv_heads * dim, dim};
+        const gearkv::Queries queries = {q.data(), n_heads * dim, dim, 1, n_heads, 0.125f, true};
+        std::vector<float> out(n_heads * dim);
+        std::vector<unsigned char> state;
+        if (status.ok()) status = cache->append(0, keys, values, n_tokens, executor);
+        if (status.ok()) status = cache->attend(0, queries, out.data(), out.size(), executor);
+        if (status.ok()) status = cache->compress(0, executor);
+        if (status.ok()) status = cache->attend(0, queries, out.data(), out.size(), executor);
+        if (status.ok()) status = gearkv::save_state(*cache, gearkv::ByteSink{take, &state}, {}, executor);
+        if (!status.ok()) {
+            std::printf("%s: %s\n", spec, status.message());
+            return 1;
+        }
+        std::printf("%s: %zu bytes %016llx, attention %016llx\n", spec, state.size(),
+                    static_cast<unsigned long long>(sum_of(state.data(), state.size())),
+                    static_cast<unsigned long long>(sum_of(out.data(), out.size() * sizeof(float))));
+    }
+}
