@@ -42,7 +42,7 @@ done
 
 install_all() {
   local stage
-  install_packages g++ meson ninja-build cmake pkg-config python3 binutils libxsimd-dev libtbb-dev libopenblas-dev catch2 \
+  install_packages g++ meson ninja-build cmake git pkg-config python3 binutils libxsimd-dev libtbb-dev libopenblas-dev catch2 \
     libcli11-dev nlohmann-json3-dev libxxhash-dev libpcre2-dev python3-jinja2 python3-pip
   for stage in "${stages[@]}"; do
     case $stage in
@@ -50,7 +50,9 @@ install_all() {
       address) install_packages clang libclang-rt-dev ;;
       arm) install_packages g++-aarch64-linux-gnu qemu-user ;;
       release) install_packages python3-dev python3-cffi python3-numpy python3-pytest python3-venv ||
-        echo "the tests of the Python package will be skipped" >&2 ;;
+        echo "the tests of the Python package will be skipped" >&2
+        install_packages g++-riscv64-linux-gnu g++-arm-linux-gnueabihf g++-i686-linux-gnu qemu-user clang libc++-dev \
+          libc++abi-dev || echo "the tests of some targets will be skipped" >&2 ;;
     esac
   done
 }

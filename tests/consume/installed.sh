@@ -15,7 +15,7 @@ compile() {
 }
 
 for standard in c++17 c++20; do
-  compile app "$source/tests/consume/app/main.cpp" gearkv $standard
+  compile app "$source/examples/embed/app.cpp" gearkv $standard
   "$work/app"
 done
 if [ -e "${pc%/*}/gearkv-decoder.pc" ]; then

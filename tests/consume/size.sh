@@ -6,7 +6,7 @@ archive=$1 source=$2 compiler=$3 limit=$4
 shift 4
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-"$compiler" -std=c++20 -O2 -I "$source/include" "$source/tests/consume/app/main.cpp" -o "$work/app" "$archive" "$@" \
+"$compiler" -std=c++20 -O2 -I "$source/include" "$source/examples/embed/app.cpp" -o "$work/app" "$archive" "$@" \
   -Wl,--gc-sections -Wl,-Map="$work/map"
 strip "$work/app"
 python3 - "$work/map" <<'PYTHON'
