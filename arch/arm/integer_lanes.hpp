@@ -13,6 +13,7 @@ namespace {
 template <class Self>
 struct NeonIntegerLanes {
     static constexpr std::size_t n_rows = 4;
+    template <CodeKind>
     static constexpr bool has_columns = false;
     static constexpr int bytes_offset = 0;
     using Floats = float32x4_t;
@@ -95,12 +96,14 @@ struct NeonIntegerLanes {
     }
     template <int value>
     static Codes spread_bits(const std::uint8_t* x) {
-        const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201u));
-        const auto spread = [&](const std::uint8_t* two) {
-            const uint8x16_t bytes = vcombine_u8(vld1_dup_u8(two), vld1_dup_u8(two + 1));
-            return vandq_u8(vtstq_u8(bytes, bit), vdupq_n_u8(value));
+        const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201u)),
+                         first = vcombine_u8(vdup_n_u8(0), vdup_n_u8(1)),
+                         second = vcombine_u8(vdup_n_u8(2), vdup_n_u8(3)),
+                         bytes = vreinterpretq_u8_u32(vdupq_n_u32(load_as<std::uint32_t>(x)));
+        const auto spread = [&](uint8x16_t order) {
+            return vandq_u8(vtstq_u8(vqtbl1q_u8(bytes, order), bit), vdupq_n_u8(value));
         };
-        return {spread(x), spread(x + 2)};
+        return {spread(first), spread(second)};
     }
     static Codes lookup(const std::int8_t* table, Codes a) {
         const uint8x16_t bytes = vreinterpretq_u8_s8(vld1q_s8(table));

@@ -233,6 +233,7 @@ template <class Self>
 struct VnniIntegerLanes : WideIntegerLanes<Self> {
     using Base = WideIntegerLanes<Self>;
     static constexpr int bytes_offset = 128;
+    template <CodeKind>
     static constexpr bool has_columns = true;
 
     static __m256i multiply_codes(__m256i codes, __m256i high, __m256i low) {
@@ -251,7 +252,7 @@ struct VnniIntegerLanes : WideIntegerLanes<Self> {
                 column = column ^ _mm256_set1_epi8(-128);
         }
     }
-    template <std::size_t n_tokens, std::size_t n>
+    template <CodeKind, std::size_t n_tokens, std::size_t n>
     [[gnu::always_inline]] static void column_products(__m256i (&sums)[n_tokens][n],
                                                        const __m256i (&columns)[Base::n_rows],
                                                        const CodeBlock* x, std::size_t x_stride) {

@@ -167,20 +167,25 @@ TEST_CASE("products have the bits of the reference for every width, row count an
           "[products]") {
     for (const TensorType& type : quantised_types()) {
         CAPTURE(type.name);
-        for (const std::size_t n_blocks : {1, 2, 5}) {
-            const std::size_t n_cols = n_blocks * type.block;
-            for (const std::size_t n_rows : {1, 3, 4, 5, 7, 8, 9, 15, 17}) {
-                for (const std::size_t n_tokens : {1, 2, 3, 4, 5, 7, 9}) {
-                    if (n_blocks > 3 && n_rows * n_tokens > 60) continue;
-                    const Shape shape = {n_rows, n_cols, n_tokens};
-                    const Bytes w = random_blocks(type.type, n_rows * n_cols, 7);
-                    const auto x = round(integer_scalar, random_floats(n_tokens * n_cols, 8));
-                    CAPTURE(n_cols, n_rows, n_tokens);
-                    REQUIRE(is_same(multiply(kernels(), type, shape, w, x),
-                                    multiply(integer_scalar, type, shape, w, x)));
-                }
-            }
+        // Every tail of rows and of vectors, then widths, and vectors beyond those that share unpacked
+        // weights.
+        const auto compare = [&](const Shape& shape) {
+            const Bytes w = random_blocks(type.type, shape.n_rows * shape.n_cols, 7);
+            const auto x = round(integer_scalar, random_floats(shape.n_tokens * shape.n_cols, 8));
+            CAPTURE(shape.n_cols, shape.n_rows, shape.n_tokens);
+            REQUIRE(
+                is_same(multiply(kernels(), type, shape, w, x), multiply(integer_scalar, type, shape, w, x)));
+        };
+        for (std::size_t n_rows = 1; n_rows <= 17; n_rows++) {
+            for (std::size_t n_tokens = 1; n_tokens <= 9; n_tokens++)
+                compare({n_rows, type.block, n_tokens});
         }
+        for (const std::size_t n_blocks : {2, 3, 5, 17}) {
+            for (const std::size_t n_tokens : {1, 2, 3, 4})
+                compare({5, n_blocks * type.block, n_tokens});
+        }
+        for (const std::size_t n_tokens : {63, 64, 65, 70})
+            compare({3, 768, n_tokens});
     }
 }
 

@@ -5,7 +5,9 @@ namespace {
 
 struct IntegerLanes : WideIntegerLanes<IntegerLanes> {
     static constexpr int bytes_offset = 0;
-    static constexpr bool has_columns = false;  // of shorts they are no faster (bench/README.md)
+    // Signed codes leave no room for sums in shorts.
+    template <CodeKind kind>
+    static constexpr bool has_columns = kind != CodeKind::bytes;
     // Pairs of products with codes below 64 reach 2 * 63 * 127 = 16002.
     static __m256i multiply_codes(__m256i codes, __m256i high, __m256i low) {
         return add_planes(_mm256_maddubs_epi16(codes, high), _mm256_maddubs_epi16(codes, low));
@@ -16,7 +18,47 @@ struct IntegerLanes : WideIntegerLanes<IntegerLanes> {
         return multiply_codes(magnitudes, _mm256_sign_epi8(high, codes), _mm256_sign_epi8(low, codes));
     }
 
+    template <CodeKind>
+    [[gnu::always_inline]] static void to_columns(__m256i (&codes)[n_rows]) {
+        transpose(codes);
+    }
+    // Shorts hold eight products of codes below 32 with a high byte, four of codes below 64, and twice as
+    // many with a low one: 8 * 31 * 127, 4 * 63 * 127.
+    template <CodeKind kind, std::size_t n_tokens, std::size_t n>
+    [[gnu::always_inline]] static void column_products(__m256i (&sums)[n_tokens][n],
+                                                       const __m256i (&columns)[n_rows], const CodeBlock* x,
+                                                       std::size_t x_stride) {
+        constexpr std::size_t n_words = 8 / n;
+        constexpr std::size_t n_high = kind == CodeKind::six_bits ? 2 : 4;  // words whose products fit
+        constexpr std::size_t n_low = 2 * n_high < n_words ? 2 * n_high : n_words;
+        unroll<n>([&](auto part) GEARKV_INLINE {
+            __m256i high[n_tokens], low[n_tokens];
+            unroll<n_words>([&](auto j) GEARKV_INLINE {
+                constexpr std::size_t word = part * n_words + j;
+                const __m256i column = columns[word];
+                unroll<n_tokens>([&](auto t) GEARKV_INLINE {
+                    const CodeBlock& block = x[t * x_stride];
+                    add_pairs<j, n_high, j + 1 == n_high>(sums[t][part], high[t], column,
+                                                          word_of(block.high, word), 128);
+                    add_pairs<j, n_low, false>(sums[t][part], low[t], column, word_of(block.low, word), 1);
+                });
+            });
+        });
+    }
+
   private:
+    // Adds products of word j in shorts, and after every n words the shorts, times `factor`, to the sum, or
+    // begins it.
+    template <std::size_t j, std::size_t n, bool begins>
+    [[gnu::always_inline]] static void add_pairs(__m256i& sum, __m256i& shorts, __m256i column, __m256i x,
+                                                 short factor) {
+        const __m256i pairs = _mm256_maddubs_epi16(column, x);
+        shorts = j % n == 0 ? pairs : _mm256_add_epi16(shorts, pairs);
+        if constexpr (j % n == n - 1) {
+            const __m256i words = _mm256_madd_epi16(shorts, _mm256_set1_epi16(factor));
+            sum = begins ? words : _mm256_add_epi32(sum, words);
+        }
+    }
     static __m256i add_planes(__m256i high, __m256i low) {
         return _mm256_add_epi32(_mm256_madd_epi16(high, _mm256_set1_epi16(128)),
                                 _mm256_madd_epi16(low, _mm256_set1_epi16(1)));

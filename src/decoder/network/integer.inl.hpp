@@ -24,14 +24,15 @@
 //                                      sum_c codes[r][c] (128 x.high[c] + x.low[c]), of all 32 or of the
 //                                      halves
 //   bytes_offset                       of CodeKind::bytes: products() has it added to every code
-//   has_columns                        whether several vectors are better met with codes turned round:
+//   has_columns<kind>                  whether several vectors are better met with codes turned round:
 //     to_columns<kind>(Codes (&codes)[n_rows])    word j of all rows in columns j, ready for
-//     column_products(sums[n_tokens], columns, x, x_stride)    the sums of products() with vectors that
+//     column_products<kind>(sums[n_tokens], columns, x, x_stride)    the sums of products() with vectors that
 //                                                 stand x_stride blocks apart
 //   round_block(CodeBlock*, const float*, float factor): codes and halves; largest_bits(const float*)   of 32
 //   entries
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -70,25 +71,31 @@ class NextRows {
     bool fits_first_cache_;
 };
 
-// Adds the products of 32 columns of n_rows rows with one vector, given their sums.
-template <class L, class Type, std::size_t k, class Scales, std::size_t n>
+// Adds the products of 32 columns of n_rows rows with one vector, given their sums, scales and minima.
+template <class L, class Type, std::size_t n>
 [[gnu::always_inline]] inline void add_products(typename L::Floats& sum, typename L::Words (&products)[n],
-                                                const Scales& scales, const CodeBlock& x) {
+                                                const typename L::Floats* scales,
+                                                const typename L::Floats* minima, const CodeBlock& x) {
     using Floats = typename L::Floats;
     constexpr int offset = Type::kind == CodeKind::bytes ? L::bytes_offset : Type::offset;
+    static_assert((offset & (offset - 1)) == 0);
     const Floats scale = L::broadcast(x.scale);
+    typename L::Words totals[n];  // of the vector's codes; in vectors, as single words are slow to get there
     unroll<n>([&](auto i) GEARKV_INLINE {
-        if constexpr (offset != 0) {
-            const int total = Type::halves ? x.halves[i] : x.halves[0] + x.halves[1];
+        totals[i] = L::broadcast_word(
+            static_cast<std::uint32_t>(Type::halves ? x.halves[i] : x.halves[0] + x.halves[1]));
+    });
+    unroll<n>([&](auto i) GEARKV_INLINE {
+        if constexpr (offset != 0)
             products[i] =
-                L::subtract(products[i], L::broadcast_word(static_cast<std::uint32_t>(offset * total)));
-        }
-        sum = L::fma(L::to_floats(products[i]), L::multiply(scales.scale[n * k + i], scale), sum);
+                L::subtract(products[i], L::template word_left<std::countr_zero(offset + 0u)>(totals[i]));
+        sum = L::fma(L::to_floats(products[i]), L::multiply(scales[i], scale), sum);
     });
     if constexpr (Type::has_minimum) {
         unroll<n>([&](auto i) GEARKV_INLINE {
-            const float x_sum = Type::halves ? x.scale * static_cast<float>(x.halves[i]) : x.sum;
-            sum = L::fma(scales.minimum[n * k + i], L::broadcast(x_sum), sum);
+            const Floats x_sum =
+                Type::halves ? L::multiply(scale, L::to_floats(totals[i])) : L::broadcast(x.sum);
+            sum = L::fma(minima[i], x_sum, sum);
         });
     }
 }
@@ -125,7 +132,9 @@ void multiply_rows(typename L::Floats (&sums)[n_tokens], RowPointers rows, const
             unroll<n_tokens>([&](auto t) GEARKV_INLINE {
                 typename L::Words products[n_sums<Type>];
                 L::template products<Type::kind, Type::halves>(products, codes, x[t][at_x + k]);
-                add_products<L, Type, k.value>(local[t], products, scales, x[t][at_x + k]);
+                constexpr std::size_t at_scale = k.value * n_sums<Type>;
+                add_products<L, Type>(local[t], products, scales.scale + at_scale,
+                                      scales.minimum + (Type::has_minimum ? at_scale : 0), x[t][at_x + k]);
             });
         });
     }
@@ -154,48 +163,84 @@ void multiply_tile(RowPointers rows, const IntegerArgs& args, std::size_t first_
         store_rows<L>(args.y + (first_token + t) * args.y_stride + first_row, sums[t], n, args.accumulate);
 }
 
-// Vectors that share the turning of codes into columns.
-constexpr std::size_t column_tokens = 8;
+// Vectors and columns that share codes turned into columns, which lie in the first cache meanwhile.
+constexpr std::size_t panel_tokens = 64;
+constexpr std::size_t panel_columns = 512;
 
-// The same with codes turned into columns, which costs about as much as the sums across lanes of one vector,
-// and spares those of all. n_tokens is in [1, column_tokens].
+// Columns of n_rows rows, unpacked.
 template <class L, class Type>
-void multiply_columns(RowPointers rows, const IntegerArgs& args, std::size_t first_row,
-                      std::size_t first_token, std::size_t n_tokens) {
+struct Panel {
+    typename L::Codes columns[panel_columns / code_block][L::n_rows];
+    typename Type::template Scales<L> scales[panel_columns / tensor_type(Type::type).block];
+};
+
+template <class L, class Type>
+void unpack_panel(Panel<L, Type>& panel, RowPointers rows, std::size_t at, std::size_t n_blocks) {
     constexpr std::size_t block = tensor_type(Type::type).block, bytes = tensor_type(Type::type).block_bytes;
     const std::uint8_t* row[L::n_rows];
     unroll<L::n_rows>([&](auto r) GEARKV_INLINE { row[r] = rows[r]; });
-    typename L::Floats sums[column_tokens];
-    for (std::size_t t = 0; t < n_tokens; ++t)
-        sums[t] = L::broadcast(0.0f);
-    NextRows next(rows[0] + L::n_rows * args.row_bytes, L::n_rows * args.row_bytes);
-    const std::size_t n_bytes = args.n_cols / block * bytes;
-    const CodeBlock* x = args.x + first_token * args.x_stride;
-    for (std::size_t at = 0; at < n_bytes; at += bytes, x += block / code_block) {
-        typename Type::template Scales<L> scales;
-        Type::template read<L>(row, at, scales);
+    for (std::size_t b = 0; b < n_blocks; ++b, at += bytes) {
+        Type::template read<L>(row, at, panel.scales[b]);
         unroll<block / code_block>([&](auto k) GEARKV_INLINE {
-            if (first_token == 0) next.template step<bytes * L::n_rows * code_block / block>();
+            auto& columns = panel.columns[b * (block / code_block) + k];
             typename L::Codes codes[L::n_rows];
             unroll<L::n_rows>(
                 [&](auto r) GEARKV_INLINE { codes[r] = Type::template codes<L, k.value>(row[r] + at); });
             L::template to_columns<Type::kind>(codes);
-            // Sums of several vectors grow side by side: those of one alone would wait for each other.
-            const auto add = [&](std::size_t first, auto n) GEARKV_INLINE {
-                const CodeBlock* x_first = x + k + first * args.x_stride;
-                typename L::Words products[n.value][n_sums<Type>];
-                L::column_products(products, codes, x_first, args.x_stride);
-                unroll<n.value>([&](auto t) GEARKV_INLINE {
-                    add_products<L, Type, k.value>(sums[first + t], products[t], scales,
-                                                   x_first[t * args.x_stride]);
-                });
-            };
-            std::size_t t = 0;
-            for (; t + 4 <= n_tokens; t += 4)
-                add(t, Index<4>());
-            if (n_tokens & 2) add(t, Index<2>());
-            if (n_tokens & 1) add(n_tokens - 1, Index<1>());
+            unroll<L::n_rows>([&](auto r) GEARKV_INLINE { columns[r] = codes[r]; });
         });
+    }
+}
+
+// Adds the products of a panel with n_tokens vectors. Sums of several vectors grow side by side: those of one
+// alone would wait for each other.
+template <class L, class Type, std::size_t n_tokens>
+void multiply_panel(typename L::Floats* sums, const Panel<L, Type>& panel, std::size_t n_blocks,
+                    const CodeBlock* x, std::size_t x_stride, NextRows* next) {
+    constexpr std::size_t block = tensor_type(Type::type).block, bytes = tensor_type(Type::type).block_bytes,
+                          n = n_sums<Type>;
+    typename L::Floats local[n_tokens];
+    unroll<n_tokens>([&](auto t) GEARKV_INLINE { local[t] = sums[t]; });
+    const auto* columns = panel.columns;
+    for (std::size_t b = 0; b < n_blocks; ++b) {
+        for (std::size_t k = 0; k < block / code_block; ++k, ++columns, ++x) {
+            if (next != nullptr) next->template step<bytes * L::n_rows * code_block / block>();
+            typename L::Words products[n_tokens][n];
+            L::template column_products<Type::kind>(products, *columns, x, x_stride);
+            const auto* scales = panel.scales[b].scale + n * k;
+            const auto* minima = panel.scales[b].minimum + (Type::has_minimum ? n * k : 0);
+            unroll<n_tokens>([&](auto t) GEARKV_INLINE {
+                add_products<L, Type>(local[t], products[t], scales, minima, x[t * x_stride]);
+            });
+        }
+    }
+    unroll<n_tokens>([&](auto t) GEARKV_INLINE { sums[t] = local[t]; });
+}
+
+// n_rows rows with up to panel_tokens vectors.
+template <class L, class Type>
+void multiply_columns(RowPointers rows, const IntegerArgs& args, std::size_t first_row,
+                      std::size_t first_token, std::size_t n_tokens) {
+    constexpr std::size_t block = tensor_type(Type::type).block, bytes = tensor_type(Type::type).block_bytes;
+    Panel<L, Type> panel;
+    typename L::Floats sums[panel_tokens];
+    for (std::size_t t = 0; t < n_tokens; ++t)
+        sums[t] = L::broadcast(0.0f);
+    NextRows next(rows[0] + L::n_rows * args.row_bytes, L::n_rows * args.row_bytes);
+    for (std::size_t column = 0; column < args.n_cols; column += panel_columns) {
+        const std::size_t n_cols =
+            args.n_cols - column < panel_columns ? args.n_cols - column : panel_columns;
+        unpack_panel<L, Type>(panel, rows, column / block * bytes, n_cols / block);
+        const CodeBlock* x = args.x + first_token * args.x_stride + column / code_block;
+        const auto add = [&](std::size_t t, auto n) GEARKV_INLINE {
+            multiply_panel<L, Type, n.value>(sums + t, panel, n_cols / block, x + t * args.x_stride,
+                                             args.x_stride, first_token + t == 0 ? &next : nullptr);
+        };
+        std::size_t t = 0;
+        for (; t + 4 <= n_tokens; t += 4)
+            add(t, Index<4>());
+        if (n_tokens & 2) add(t, Index<2>());
+        if (n_tokens & 1) add(n_tokens - 1, Index<1>());
     }
     const std::size_t n = args.n_rows - first_row < L::n_rows ? args.n_rows - first_row : L::n_rows;
     for (std::size_t t = 0; t < n_tokens; ++t)
@@ -208,14 +253,14 @@ void multiply_codes(const IntegerArgs& args) {
         // Behind the last row it stands again, and what comes of it is dropped.
         const std::uint8_t* rows[L::n_rows];
         for (std::size_t r = 0; r < L::n_rows; ++r) {
-            const std::size_t i = row + r < args.n_rows ? row + r : args.n_rows - 1;
-            rows[r] = args.w + i * args.row_bytes;
+            const std::size_t at = row + r < args.n_rows ? row + r : args.n_rows - 1;
+            rows[r] = args.w + at * args.row_bytes;
         }
-        if constexpr (L::has_columns) {
+        if constexpr (L::template has_columns<Type::kind>) {
             if (args.n_tokens == 1) multiply_tile<L, Type, 1>(rows, args, row, 0);
-            for (std::size_t t = 0; args.n_tokens > 1 && t < args.n_tokens; t += column_tokens) {
+            for (std::size_t t = 0; args.n_tokens > 1 && t < args.n_tokens; t += panel_tokens) {
                 const std::size_t n = args.n_tokens - t;
-                multiply_columns<L, Type>(rows, args, row, t, n < column_tokens ? n : column_tokens);
+                multiply_columns<L, Type>(rows, args, row, t, n < panel_tokens ? n : panel_tokens);
             }
         } else {
             for_rows<4>(args.n_tokens, [&](std::size_t t, auto n) GEARKV_INLINE {
