@@ -43,10 +43,17 @@ Tile tile_at(const KvRun& run, std::uint32_t i) {
 
 constexpr float log_tokens = 4.85203026f;  // of section_tokens
 
+bool has_rules(const RowGroup& rows, std::uint32_t row) {
+    return rows.soft_cap > 0.0f || rows.slope[row] != 0.0f || rows.mask[row] != nullptr;
+}
+
 // The logarithm of what the tokens of a section weigh for a row at its sharpness, from mean and half variance
 // of their scores. Rules enter with the most they leave: an estimate errs towards reading.
 float section_mass(const RowGroup& rows, std::uint32_t row, float mean, float spread, float sharpness,
                    const Shown& shown) {
+    const bool is_whole = shown.n == section_tokens && rows.first[row] <= shown.start &&
+                          rows.visible[row] >= shown.start + section_tokens;
+    if (is_whole && !has_rules(rows, row)) return sharpness * (mean + sharpness * spread) + log_tokens;
     const std::uint64_t first = std::max(rows.first[row], shown.start),
                         end = std::min(rows.visible[row], shown.start + shown.n);
     if (first >= end) return minus_infinity;
@@ -118,6 +125,15 @@ bool sees(const RowGroup& rows, std::uint32_t row, const Shown& shown) {
     return rows.first[row] < shown.start + shown.n && rows.visible[row] > shown.start;
 }
 
+// The side information of a section some way behind section t.
+void ask_ahead(const KvRun& run, std::uint32_t head, std::uint32_t t) {
+    constexpr std::uint32_t n_ahead = 8;
+    if (t + n_ahead >= tiles_of(run)) return;
+    const unsigned char* side = run.key.block.section(head, t + n_ahead);
+    for (std::uint32_t at = 0; at < run.key.block.sizes.section_bytes; at += 64)
+        __builtin_prefetch(side + at, 0, 3);
+}
+
 // Mean and spread of the scores of all sections that a row sees, by tile; these sections are listed. Returns
 // how many they are; *n_others gets the other tiles.
 std::uint32_t measure_sections(const RowPass& pass, const RowGroup& rows, const RowLift* lift,
@@ -142,6 +158,7 @@ std::uint32_t measure_sections(const RowPass& pass, const RowGroup& rows, const 
             shift = run.shift;
             const KeyScorer scorer(pass, run.key);
             for (std::uint32_t t = 0; t < n_tiles; ++t) {
+                ask_ahead(run, pass.head, t);
                 const Shown shown = shown_of(run, start, tile_at(run, t));
                 bool is_seen = false;
                 for (std::uint32_t row = 0; row < pass.n_rows; ++row)
