@@ -49,6 +49,12 @@ class Choices {
         return all[below(n)];
     }
     float gaussian() { return normal_(random_); }
+    // Choices that are none of these, so that lives known by their bytes go on as they did.
+    Choices aside() const {
+        Choices other = *this;
+        other.random_.discard(1000);
+        return other;
+    }
 
   private:
     const std::uint8_t* data_;
@@ -138,6 +144,7 @@ class Asked {
             queries.mask = mask_.data();
             queries.mask_head_stride = shared ? 0 : n;
         }
+        read_less(choices.aside(), dims, n);
     }
     std::size_t n_floats(const LayerDims& dims) const {
         return std::size_t{queries.n_queries} * queries.n_heads * dims.value_dim;
@@ -149,8 +156,33 @@ class Asked {
     Queries queries;
 
   private:
+    void read_less(Choices choices, const LayerDims& dims, std::uint64_t n) {
+        constexpr float shares[] = {1e-3f, 0.25f, 0.5f, 0.9f, 0.99f, 0.999f, 0x1.fffffep-1f};
+        if (choices.one_in(8)) {
+            constexpr float weights[] = {1e-30f, 1e-5f, 1e-3f, 0.1f, 0.99f};
+            queries.negligible = choices.of(weights);
+        }
+        if (choices.one_in(4)) queries.mass = choices.of(shares);
+        if (choices.one_in(8)) queries.most_share = choices.of(shares);
+        if (queries.mass < 1.0f || queries.most_share < 1.0f || n == 0 || !choices.one_in(4)) return;
+        const auto step = 1 + static_cast<std::uint32_t>(n) / (1 + choices.below(6));
+        for (std::uint32_t head = 0; head < dims.n_kv_heads; ++head) {
+            for (std::uint64_t first = choices.below(step); first < n && !choices.one_in(12);) {
+                const std::uint64_t end = std::min<std::uint64_t>(n, first + 1 + choices.below(step));
+                ranges_.push_back({first, end});
+                first = end + (choices.one_in(3) ? 0 : choices.below(step));
+            }
+            range_ends_.push_back(ranges_.size());
+        }
+        ranges_.reserve(1);  // null is all tokens, not none
+        queries.ranges = ranges_.data();
+        queries.range_ends = range_ends_.data();
+    }
+
     testing::Laid laid_;
     std::vector<float> data_, slopes_, sinks_, mask_;
+    std::vector<TokenRange> ranges_;
+    std::vector<std::size_t> range_ends_;
 };
 
 }  // namespace gearkv::fuzz

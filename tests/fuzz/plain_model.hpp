@@ -71,7 +71,8 @@ struct PlainAttention {
     std::uint64_t n_tokens;
     std::uint64_t gap_first, gap_end;  // tokens that are forgotten
     double noise;                      // of a score, as a share of the largest there can be
-    Largest hidden;  // tokens not in rows that may share a block, and its scales, with those seen
+    Largest hidden;           // tokens not in rows that may share a block, and its scales, with those seen
+    bool is_partial = false;  // sections may be left out
 
     // out [value_dim] in double; *margin is how far off each entry may be.
     void attend(std::uint32_t query, std::uint32_t head, std::vector<double>* out, double* margin) const {
@@ -96,10 +97,11 @@ struct PlainAttention {
                 score += static_cast<double>(q[c]) * static_cast<double>(k[c]);
                 largest_key = std::max(largest_key, std::fabs(static_cast<double>(k[c])));
             }
-            const double ruled = t < first || t >= end ? -HUGE_VAL
-                                                       : rule(score * static_cast<double>(queries.scale),
-                                                              query, head, t, end, &largest_rule);
-            if (ruled == -HUGE_VAL) {  // outside of the window, later than the query, or masked
+            const bool is_seen = t >= first && t < end && is_listed(kv_head, t);
+            const double ruled =
+                is_seen ? rule(score * static_cast<double>(queries.scale), query, head, t, end, &largest_rule)
+                        : -HUGE_VAL;
+            if (ruled == -HUGE_VAL) {  // outside of window or ranges, later than the query, or masked
                 for (std::uint32_t c = 0; c < dims.value_dim; ++c)
                     largest_hidden = std::max(largest_hidden, std::fabs(static_cast<double>(v[c])));
                 continue;
@@ -130,12 +132,23 @@ struct PlainAttention {
         double off = noise * largest_query * largest_key * dims.key_dim *
                      std::fabs(static_cast<double>(queries.scale));
         off = std::min(off, 1e300) + 0x1p-19 * (largest_rule + std::min(std::fabs(most), 1e300));
-        *margin =
-            (high - low) * (std::min(std::expm1(std::min(2.0 * off, 10.0)), 1.0) + 20.0 * noise + 1e-5) +
-            20.0 * noise * largest_hidden;
+        // What is left out of the sections is no more than they weigh.
+        const double reach = is_partial ? 1.0 : std::min(std::expm1(std::min(2.0 * off, 10.0)), 1.0);
+        *margin = (high - low) * (reach + 20.0 * noise + 1e-5) + 20.0 * noise * largest_hidden;
+        // A value that is left out weighs less than this beside the heaviest, which is in the sum.
+        const double skipped = static_cast<double>(queries.negligible) * static_cast<double>(n_tokens) *
+                               std::exp(std::min(2.0 * off, 100.0));
+        *margin += std::min(skipped, 1.0) * std::max(-low, high);
     }
 
   private:
+    bool is_listed(std::uint32_t kv_head, std::uint64_t t) const {
+        if (queries.ranges == nullptr) return true;
+        const TokenRange *first = queries.ranges + (kv_head == 0 ? 0 : queries.range_ends[kv_head - 1]),
+                         *end = queries.ranges + queries.range_ends[kv_head];
+        return std::any_of(first, end, [&](const TokenRange& r) { return t >= r.first && t < r.end; });
+    }
+
     double rule(double score, std::uint32_t query, std::uint32_t head, std::uint64_t t, std::uint64_t end,
                 double* largest) const {
         const auto cap = static_cast<double>(queries.soft_cap);
