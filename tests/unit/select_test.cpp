@@ -126,6 +126,52 @@ TEST_CASE("a mass that takes every section is full attention to the bit", "[sele
     CHECK(attend_floats(cache.get(), queries) != all);
 }
 
+TEST_CASE("whatever selects everything gives the bits of full attention, on threads, in forks and batches",
+          "[select][thread]") {
+    const Topics data(2900, 3);
+    auto cache = lived("gear-4", data);
+    const std::vector<float> q = to_floats(data.queries);
+    Queries queries = queries_of(q, data.queries, true);
+    queries.scale = 1e-3f;  // all weigh alike
+    const std::vector<float> all = attend_floats(cache.get(), queries);
+    const FullList list(cache->n_tokens(0));
+    const int way = GENERATE(0, 1, 2);
+    if (way == 0) queries.mass = 0.9999999f;
+    if (way == 1) queries.most_share = 0.9999999f;
+    if (way == 2) list.set(&queries);
+    CAPTURE(way);
+    for (const unsigned n_threads : {1u, 2u, 5u}) {
+        std::unique_ptr<Executor> executor;
+        REQUIRE(create_executor(n_threads, &executor).ok());
+        CHECK(attend_floats(cache.get(), queries, *executor) == all);
+    }
+    CHECK(stats_of(*cache).share_read == 1.0);
+    std::unique_ptr<Cache> fork;
+    REQUIRE(cache->fork(&fork).ok());
+    CHECK(attend_floats(fork.get(), queries) == all);
+
+    std::unique_ptr<Workspace> workspace;
+    REQUIRE(Workspace::create(default_allocator(), &workspace).ok());
+    const TemporaryFile file;
+    REQUIRE(save_state(*cache, file.path(), {}, serial_executor()).ok());
+    CacheConfig config = cache->config();
+    config.workspace = workspace.get();
+    std::unique_ptr<Cache> caches[2];
+    std::vector<float> outs[2];
+    AttendRequest requests[2];
+    for (std::size_t i = 0; i < 2; ++i) {
+        REQUIRE(load_state(file.path(), config, {}, serial_executor(), &caches[i]).ok());
+        outs[i].assign(all.size(), -1.0f);
+        requests[i] = {caches[i].get(), queries, outs[i].data(), outs[i].size()};
+    }
+    requests[1].queries.mass = requests[1].queries.most_share = 1.0f;
+    requests[1].queries.ranges = nullptr;
+    requests[1].queries.range_ends = nullptr;
+    REQUIRE(Cache::attend_batch(0, requests, 2, serial_executor()).ok());
+    CHECK(outs[0] == all);
+    CHECK(outs[1] == all);
+}
+
 TEST_CASE("sections are read until every row has its mass", "[select]") {
     const auto spec = GENERATE(as<std::string>{}, "gear-4", "gear-2");
     const Topics data(3500);
