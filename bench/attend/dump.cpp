@@ -6,7 +6,6 @@
 
 #include "inputs.hpp"
 #include "npy.hpp"
-#include "output.hpp"
 #include "rounds.hpp"
 
 namespace gearkv::bench {
@@ -36,13 +35,13 @@ struct Data {
     }
 };
 
-Data load_dump(const std::string& prefix) {
+Data load_dump(const std::string& prefix, const std::string& name) {
     npy::Array k = npy::load(prefix + "_k.npy"), v = npy::load(prefix + "_v.npy"),
                q = npy::load(prefix + "_q.npy");
     const auto n = [](const npy::Array& x, std::size_t i) {
         return static_cast<std::uint32_t>(x.shape.at(i));
     };
-    return {"model",
+    return {name,
             n(k, 0),
             n(k, 1),
             n(q, 2),
@@ -64,6 +63,57 @@ Data random_like(const Data& model) {
     data.values = make_rows(std::size_t{2} * data.n_tokens, data.n_kv_heads, data.value_dim, 2);
     data.queries = make_rows(std::size_t{2} * data.n_queries, data.n_heads, data.key_dim, 3);
     return data;
+}
+
+// Texts that one model read, behind each other, with the queries of the last; 8 KV heads that are two heads
+// of a layer side by side, and 4 query heads each. Two layers, since many heads are used.
+Data join(const std::vector<Data>& texts) {
+    const Data& last = texts.back();
+    Data wide = last;
+    wide.name = "wide";
+    wide.n_layers = 2;
+    wide.n_heads = 32;
+    wide.n_kv_heads = 8;
+    wide.key_dim = 2 * last.key_dim;
+    wide.value_dim = 2 * last.value_dim;
+    wide.n_tokens = 0;
+    for (const Data& text : texts)
+        wide.n_tokens += text.n_tokens;
+    const auto copy = [](const std::vector<float>& x, std::size_t at, std::size_t dim,
+                         std::vector<float>* to) {
+        const auto from = x.begin() + static_cast<std::ptrdiff_t>(at * dim);
+        to->insert(to->end(), from, from + static_cast<std::ptrdiff_t>(dim));
+    };
+    // Half `i` of KV head h of a layer: layer and KV head of the dump.
+    const auto source = [&](std::size_t layer, std::size_t h, std::size_t i) {
+        const std::size_t pair = layer * wide.n_kv_heads + h;
+        return std::pair((pair / last.n_kv_heads) % last.n_layers, (pair + i) % last.n_kv_heads);
+    };
+    wide.keys.clear();
+    wide.values.clear();
+    wide.queries.clear();
+    const std::size_t n_shared = last.n_heads / last.n_kv_heads;
+    for (std::size_t layer = 0; layer < wide.n_layers; ++layer) {
+        for (const Data& text : texts) {
+            for (std::size_t t = 0; t < text.n_tokens; ++t) {
+                for (std::size_t half = 0; half < 2 * wide.n_kv_heads; ++half) {
+                    const auto [from, head] = source(layer, half / 2, half % 2);
+                    const std::size_t at = (from * text.n_tokens + t) * text.n_kv_heads + head;
+                    copy(text.keys, at, text.key_dim, &wide.keys);
+                    copy(text.values, at, text.value_dim, &wide.values);
+                }
+            }
+        }
+        for (std::size_t i = 0; i < last.n_queries; ++i) {
+            for (std::size_t half = 0; half < 2 * wide.n_heads; ++half) {
+                const auto [from, head] = source(layer, half / 8, half % 2);
+                const std::size_t query_head = head * n_shared + half / 2 % 4 % n_shared;
+                copy(last.queries, (from * last.n_queries + i) * last.n_heads + query_head, last.key_dim,
+                     &wide.queries);
+            }
+        }
+    }
+    return wide;
 }
 
 // What is read.
@@ -137,9 +187,10 @@ void fill(Subject* s, Level level) {
         LayerStats before;
         for (std::uint32_t i = 0; i < d.n_queries; ++i) {
             append(n_before + i, 1);
+            if (i % 4 != 3) continue;
             Queries query = d.query(layer, i);
             require(cache->attend(0, query, all.data(), all.size(), *s->executor));
-            for (std::size_t r = 1; r < n_readings && i % 4 == 3; ++r) {
+            for (std::size_t r = 1; r < n_readings; ++r) {
                 readings[r].set(&query);
                 require(cache->attend(0, query, some.data(), some.size(), *s->executor));
                 Found& found = s->found[r * d.n_layers + layer];
@@ -175,14 +226,16 @@ void attend_layers(const Subject& s, const Reading& reading, std::vector<float>*
 
 }  // namespace
 
-int time_dump(const DumpOptions& options) {
+bool time_dumps(const DumpOptions& options, nlohmann::json* rows) {
     std::vector<Data> data;
     try {
-        data.push_back(load_dump(options.prefix));
+        for (const std::string& prefix : options.prefixes)
+            data.push_back(load_dump(prefix, prefix.substr(prefix.rfind('/') + 1)));
     } catch (const npy::Error& error) {
         std::fprintf(stderr, "%s\n", error.what());
-        return 1;
+        return false;
     }
+    if (data.size() > 1) data.push_back(join(data));
     data.push_back(random_like(data[0]));
     std::vector<std::unique_ptr<Executor>> executors;
     std::vector<std::unique_ptr<Subject>> subjects;
@@ -227,7 +280,6 @@ int time_dump(const DumpOptions& options) {
     run_rounds(&cases, options.n_rounds, [&] {
         if (!options.warm) keep(read_lines(evicting.data(), evicting.size()));
     });
-    nlohmann::json json = {{"schema_version", 1}, {"warm", options.warm}, {"rows", nlohmann::json::array()}};
     const Data* shown = nullptr;
     for (const auto& s : subjects) {
         const Data& d = *s->data;
@@ -260,21 +312,21 @@ int time_dump(const DumpOptions& options) {
             std::printf("%-10s %-8s %7u %-14s %6.3f %6.3f %9.5f %9.5f %9.1f %8.3f %8.0f%%\n", s->spec.c_str(),
                         s->level.c_str(), s->threads, readings[r].name, share, mass, mean, worst, us, of_all,
                         100 * roofline);
-            json["rows"].push_back({{"rows", d.name},
-                                    {"spec", s->spec},
-                                    {"level", s->level},
-                                    {"threads", s->threads},
-                                    {"reads", readings[r].name},
-                                    {"share_read", share},
-                                    {"mass_read", mass},
-                                    {"error", mean},
-                                    {"worst_error", worst},
-                                    {"us", us},
-                                    {"of_all", of_all},
-                                    {"share_of_roofline", roofline}});
+            rows->push_back({{"rows", d.name},
+                             {"spec", s->spec},
+                             {"level", s->level},
+                             {"threads", s->threads},
+                             {"reads", readings[r].name},
+                             {"share_read", share},
+                             {"mass_read", mass},
+                             {"error", mean},
+                             {"worst_error", worst},
+                             {"us", us},
+                             {"of_all", of_all},
+                             {"share_of_roofline", roofline}});
         }
     }
-    return write_json(options.json_path, json) ? 0 : 1;
+    return true;
 }
 
 }  // namespace gearkv::bench

@@ -2,22 +2,22 @@
 #pragma once
 
 #include <cstddef>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 namespace gearkv::bench {
 
 struct DumpOptions {
-    std::string
-        prefix;  // of _k.npy, _v.npy and _q.npy, [layers, tokens, heads, channels], as bench/dump writes
+    // Of _k.npy, _v.npy and _q.npy, [layers, tokens, heads, channels], as bench/dump writes.
+    std::vector<std::string> prefixes;
     std::vector<std::string> specs, levels;
     std::vector<unsigned> threads;
     std::size_t n_rounds = 15;
     bool warm = false;
-    std::string json_path;
 };
 
-// Prints the tables. Returns what main returns.
-int time_dump(const DumpOptions& options);
+// Prints the tables, and adds them to the rows. False, with a word on standard error, if there are no dumps.
+bool time_dumps(const DumpOptions& options, nlohmann::json* rows);
 
 }  // namespace gearkv::bench

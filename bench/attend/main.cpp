@@ -62,67 +62,51 @@ std::unique_ptr<Cache> fill(const Shape& shape, const std::string& spec, Level l
     return cache;
 }
 
+// What is timed of one shape: each SPEC with each number of tokens, level and number of threads.
+struct Timing {
+    Shape shape;
+    std::vector<std::string> specs, levels = {"automatic"};
+    std::vector<unsigned> threads = {1};
+    std::vector<std::uint32_t> tokens;
+    std::size_t n_rounds = 15;
+    bool warm = false;
+};
+
 // Each has two cases, its own and that of the plain read.
 const std::vector<std::string> baselines = {"f16", "q8", "token-4"};
 
-}  // namespace
+// Additions and multiplications of one call: scores and values of the tokens that are seen.
+double operations(const Shape& shape, std::uint32_t n_tokens) {
+    const double seen = static_cast<double>(shape.n_queries) *
+                        (n_tokens - 0.5 * (static_cast<double>(shape.n_queries) - 1.0));
+    return 4.0 * seen * shape.n_heads * shape.dim;
+}
 
-int main(int argc, char** argv) {
-    CLI::App app{"Attention of one decode step in one layer"};
-    Shape shape;
-    std::vector<std::string> specs = {"gear-4",       "gear-3",       "gear-2", "paper:gearl-4",
-                                      "paper:gear-4", "paper:gear-2", "kivi-4", "kivi-2"};
-    std::vector<std::string> levels = {"automatic"};
-    std::vector<unsigned> threads = {1};
-    std::vector<std::uint32_t> tokens = {1024, 4096};
-    std::size_t n_rounds = 15;
-    bool warm = false;
-    std::string json_path, dump;
-    app.add_option("--kv", specs, "SPECs of the cache; the baselines always run")->capture_default_str();
-    app.add_option("--levels", levels, "instruction-set levels; those the machine lacks are left out")
-        ->capture_default_str();
-    app.add_option("--threads", threads, "thread counts")->capture_default_str();
-    app.add_option("--tokens", tokens, "tokens in the cache")->capture_default_str();
-    app.add_option("--heads", shape.n_heads)->capture_default_str();
-    app.add_option("--kv-heads", shape.n_kv_heads)->capture_default_str();
-    app.add_option("--head-dim", shape.dim)->capture_default_str();
-    app.add_option("--queries", shape.n_queries, "queries a call, causal")->capture_default_str();
-    app.add_option("--rounds", n_rounds, "rounds; the median counts")->capture_default_str();
-    app.add_option(
-        "--dump", dump,
-        "PREFIX of keys, values and queries of a model (bench/dump): times what reads less, beside "
-        "its error, on them and on random rows; --tokens, --heads and their like are those of the dump");
-    app.add_flag("--warm", warm, "leave the cache where the last round left it; else it is evicted first");
-    app.add_option("--json", json_path, "also write the table as JSON to this file");
-    CLI11_PARSE(app, argc, argv);
-    if (!dump.empty()) {
-        if (app.count("--kv") == 0) specs = {"gear-4", "gear-2"};
-        return time_dump({dump, specs, levels, threads, n_rounds, warm, json_path});
-    }
-
+void time_shape(const Timing& timing, nlohmann::json* rows) {
+    const Shape& shape = timing.shape;
     const std::vector<float> q = make_rows(shape.n_queries, shape.n_heads, shape.dim, 3);
     std::vector<std::unique_ptr<Executor>> executors;
-    for (const unsigned n : threads) {
+    for (const unsigned n : timing.threads) {
         executors.emplace_back();
         require(create_executor(n, &executors.back()));
     }
     std::vector<Attention> all;
     std::size_t most_bytes = 0, n_cases = 0;
-    for (const std::uint32_t n_tokens : tokens) {
-        for (const std::string& level_text : levels) {
+    for (const std::uint32_t n_tokens : timing.tokens) {
+        for (const std::string& level_text : timing.levels) {
             Level level = Level::automatic;
             if (level_text != "automatic") require(parse_level(level_text.c_str(), &level));
             if (level != Level::automatic && !level_available(level)) continue;
             require(resolve_level(level, &level));
-            for (std::size_t i = 0; i < threads.size(); ++i) {
+            for (std::size_t i = 0; i < timing.threads.size(); ++i) {
                 const std::size_t first = n_cases;
                 std::vector<std::string> wanted = baselines;
-                wanted.insert(wanted.end(), specs.begin(), specs.end());
+                wanted.insert(wanted.end(), timing.specs.begin(), timing.specs.end());
                 for (const std::string& spec : wanted) {
                     Attention a;
                     a.spec = spec;
                     a.level = level_name(level);
-                    a.threads = threads[i];
+                    a.threads = timing.threads[i];
                     a.n_tokens = n_tokens;
                     a.executor = executors[i].get();
                     a.cache = fill(shape, spec, level, n_tokens);
@@ -145,30 +129,30 @@ int main(int argc, char** argv) {
         cases.push_back({[&a] { a.attend(); }});
         cases.push_back({[&a, &bytes] { keep(read_lines(bytes.data(), a.n_bytes)); }});
     }
-    run_rounds(&cases, n_rounds, [&] {
-        if (!warm) keep(read_lines(evicting.data(), evicting.size()));
+    run_rounds(&cases, timing.n_rounds, [&] {
+        if (!timing.warm) keep(read_lines(evicting.data(), evicting.size()));
     });
 
     std::printf(
         "%u/%u heads of %u channels, %u queries, %s, %zu rounds; roofline is a plain read of the same "
-        "bytes\n",
-        shape.n_heads, shape.n_kv_heads, shape.dim, shape.n_queries, warm ? "warm" : "cold", n_rounds);
-    std::printf("%-14s %7s %-8s %7s %6s %9s %8s %7s %9s %8s %7s %11s\n", "spec", "tokens", "level", "threads",
-                "bits", "us", "spread", "GB/s", "roofline", "of f16", "of q8", "of token-4");
-    nlohmann::json json = {{"schema_version", 1},
-                           {"heads", shape.n_heads},
-                           {"kv_heads", shape.n_kv_heads},
-                           {"dim", shape.dim},
-                           {"queries", shape.n_queries},
-                           {"warm", warm},
-                           {"rows", nlohmann::json::array()}};
+        "bytes, one thread\n",
+        shape.n_heads, shape.n_kv_heads, shape.dim, shape.n_queries, timing.warm ? "warm" : "cold",
+        timing.n_rounds);
+    std::printf("%-14s %7s %-8s %7s %6s %9s %8s %7s %8s %9s %8s %7s %11s\n", "spec", "tokens", "level",
+                "threads", "bits", "us", "spread", "GB/s", "GFLOP/s", "roofline", "of f16", "of q8",
+                "of token-4");
     for (const Attention& a : all) {
         const Timed& t = cases[a.run];
         const double us = 1e6 * median(t.seconds), bits = a.cache->stats().bits_per_element,
-                     gb = static_cast<double>(a.n_bytes) / us * 1e-3, share = 1.0 / ratio(t, cases[a.read]);
-        std::printf("%-14s %7u %-8s %7u %6.2f %9.0f %7.1f%% %7.2f %8.0f%%", a.spec.c_str(), a.n_tokens,
-                    a.level.c_str(), a.threads, bits, us, 100 * spread(t.seconds), gb, 100 * share);
-        nlohmann::json row = {{"spec", a.spec},
+                     gb = static_cast<double>(a.n_bytes) / us * 1e-3, share = 1.0 / ratio(t, cases[a.read]),
+                     gflops = operations(shape, a.n_tokens) / us * 1e-3;
+        std::printf("%-14s %7u %-8s %7u %6.2f %9.0f %7.1f%% %7.2f %8.1f %8.0f%%", a.spec.c_str(), a.n_tokens,
+                    a.level.c_str(), a.threads, bits, us, 100 * spread(t.seconds), gb, gflops, 100 * share);
+        nlohmann::json row = {{"heads", shape.n_heads},
+                              {"kv_heads", shape.n_kv_heads},
+                              {"dim", shape.dim},
+                              {"queries", shape.n_queries},
+                              {"spec", a.spec},
                               {"tokens", a.n_tokens},
                               {"level", a.level},
                               {"threads", a.threads},
@@ -176,13 +160,87 @@ int main(int argc, char** argv) {
                               {"us", us},
                               {"spread", spread(t.seconds)},
                               {"gb_per_s", gb},
+                              {"gflops", gflops},
                               {"share_of_roofline", share}};
         for (std::size_t i = 0; i < baselines.size(); ++i) {
             const double of = ratio(t, cases[a.first + 2 * i]);
             std::printf(i == 0 ? " %8.2f" : i == 1 ? " %7.2f" : " %11.2f\n", of);
             row["of_" + baselines[i]] = of;
         }
-        json["rows"].push_back(row);
+        rows->push_back(row);
+    }
+}
+
+// The shapes that models have, and a layer of a million tokens for one KV head of eight.
+std::vector<Timing> all_shapes(const Timing& like, bool with_million) {
+    struct Case {
+        Shape shape;
+        std::uint32_t n_tokens;
+        std::vector<unsigned> threads;
+    };
+    std::vector<Case> cases = {{{32, 8, 128, 1}, 4096, {1, 2}}, {{32, 8, 128, 1}, 32768, {1, 2}},
+                               {{32, 32, 128, 1}, 4096, {1}},   {{9, 3, 64, 1}, 8192, {1}},
+                               {{4, 1, 256, 1}, 8192, {1}},     {{32, 8, 128, 512}, 4096, {1}}};
+    if (with_million) cases.push_back({{4, 1, 128, 1}, 1u << 20, {1, 2}});
+    std::vector<Timing> all;
+    for (const Case& one : cases) {
+        Timing timing = like;
+        timing.shape = one.shape;
+        timing.tokens = {one.n_tokens};
+        timing.threads = one.threads;
+        all.push_back(std::move(timing));
+    }
+    return all;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CLI::App app{"Attention of one decode step in one layer"};
+    Timing timing;
+    timing.specs = {"gear-4",       "gear-3",       "gear-2", "paper:gearl-4",
+                    "paper:gear-4", "paper:gear-2", "kivi-4", "kivi-2"};
+    timing.tokens = {1024, 4096};
+    Shape& shape = timing.shape;
+    bool every_shape = false, million = false;
+    std::string json_path;
+    std::vector<std::string> dumps;
+    app.add_option("--kv", timing.specs, "SPECs of the cache; the baselines always run")
+        ->capture_default_str();
+    app.add_option("--levels", timing.levels, "instruction-set levels; those the machine lacks are left out")
+        ->capture_default_str();
+    app.add_option("--threads", timing.threads, "thread counts")->capture_default_str();
+    app.add_option("--tokens", timing.tokens, "tokens in the cache")->capture_default_str();
+    app.add_option("--heads", shape.n_heads)->capture_default_str();
+    app.add_option("--kv-heads", shape.n_kv_heads)->capture_default_str();
+    app.add_option("--head-dim", shape.dim)->capture_default_str();
+    app.add_option("--queries", shape.n_queries, "queries a call, causal")->capture_default_str();
+    app.add_option("--rounds", timing.n_rounds, "rounds; the median counts")->capture_default_str();
+    app.add_flag(
+        "--shapes", every_shape,
+        "The shapes of several models in place of one, with gear-4 and gear-2; then the dumps, if any");
+    app.add_flag("--million", million, "with --shapes: one KV head of a layer of 1,048,576 tokens, too");
+    app.add_option(
+        "--dump", dumps,
+        "PREFIX of keys, values and queries of a model (bench/dump): times what reads less, beside "
+        "its error, on them and on random rows; --tokens, --heads and their like are those of the dump. Of "
+        "several, texts that one model read, also all behind each other, as 32/8 heads of twice the width");
+    app.add_flag("--warm", timing.warm,
+                 "leave the cache where the last round left it; else it is evicted first");
+    app.add_option("--json", json_path, "also write the tables as JSON to this file");
+    CLI11_PARSE(app, argc, argv);
+    if ((every_shape || !dumps.empty()) && app.count("--kv") == 0) timing.specs = {"gear-4", "gear-2"};
+    nlohmann::json json = {{"schema_version", 1}, {"warm", timing.warm}, {"rows", nlohmann::json::array()}};
+    if (every_shape) {
+        for (const Timing& one : all_shapes(timing, million))
+            time_shape(one, &json["rows"]);
+    } else if (dumps.empty()) {
+        time_shape(timing, &json["rows"]);
+    }
+    if (!dumps.empty()) {
+        const DumpOptions options = {dumps,          timing.specs,    timing.levels,
+                                     timing.threads, timing.n_rounds, timing.warm};
+        if (!time_dumps(options, &json["rows"])) return 1;
     }
     return write_json(json_path, json) ? 0 : 1;
 }
