@@ -1,5 +1,6 @@
 #include "state/state_file.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
