@@ -111,6 +111,14 @@ void multiply_tile(float* y, const std::uint8_t* w, const float* x, std::size_t 
         typename Weights::Scale scales[n_rows];
         unroll<n_rows>([&](auto r)
                            GEARKV_INLINE { scales[r] = Weights::scale(w + r * args.row_bytes, column); });
+        // A single vector is as fast as its weights come; those of the next rows, which may be behind the
+        // last.
+        if constexpr (n_tokens == 1 && n_rows > 4) {
+            const auto next = reinterpret_cast<std::uintptr_t>(w) + Weights::column_bytes(column);
+            unroll<n_rows>([&](auto r) GEARKV_INLINE {
+                __builtin_prefetch(reinterpret_cast<const void*>(next + (n_rows + r) * args.row_bytes), 0, 2);
+            });
+        }
         unroll<step_columns / L::width>([&](auto i) GEARKV_INLINE {
             const std::size_t at = column + i * L::width;
             Float vectors[n_tokens];
