@@ -29,7 +29,7 @@ Drafting::Drafting(const DraftOptions& options, const Model& model, Executor& ex
     std::shared_ptr<const Model> small;
     check(Model::load(options.model.c_str(), &small));
     SessionConfig drafts = config;
-    drafts.max_cache_bytes = 0;
+    drafts.max_cache_bytes = drafts.soft_cache_bytes = 0;
     const std::uint32_t n_ctx = config.n_ctx == 0 ? model.params().n_ctx : config.n_ctx;
     drafts.n_ctx = std::min(n_ctx, small->params().n_ctx);
     check(Session::create(small, drafts, executor, &drafter_));

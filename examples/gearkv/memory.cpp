@@ -92,7 +92,7 @@ std::uint64_t peak_resident_bytes() {
     return 0;
 }
 
-std::uint64_t read_memory_size(const std::string& text) {
+std::uint64_t read_memory_size(const char* option, const std::string& text) {
     char* end = nullptr;
     const double number = std::strtod(text.c_str(), &end);
     std::string unit(end);
@@ -110,7 +110,7 @@ std::uint64_t read_memory_size(const std::string& text) {
     }
     const double factor = unit.empty() || power == 5 ? 1.0 : std::pow(1024.0, static_cast<double>(power));
     if (!sound || (!unit.empty() && power == 0) || number * factor >= 0x1p63) {
-        throw UsageError("--memory " + text +
+        throw UsageError(std::string(option) + " " + text +
                          ": expected a size as in 800M or 2G, or a part of what is available as in 80%");
     }
     return static_cast<std::uint64_t>(number * factor);
@@ -125,7 +125,7 @@ void add_memory_option(CLI::App& app, Options& options) {
 
 FitRequest fit_request(Options& options, const Machine& machine) {
     // Once, since what is available changes.
-    if (!options.memory.empty()) options.memory_bytes = read_memory_size(options.memory);
+    if (!options.memory.empty()) options.memory_bytes = read_memory_size("--memory", options.memory);
     FitRequest request;
     request.n_ctx = options.n_ctx;
     request.session = session_config(options, {}, machine);

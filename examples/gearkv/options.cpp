@@ -85,6 +85,10 @@ void add_session_options(CLI::App& app, Options& options) {
     add_machine_options(app, options);
     add_products_option(app, options);
     add_reading_options(app, options);
+    app.add_option(
+           "--soft-cache", options.soft_cache,
+           "Where the cache takes more than SIZE, as in 8M, encode its older blocks again in fewer bits")
+        ->type_name("SIZE");
 }
 
 void add_json_option(CLI::App& app, Options& options) {
@@ -122,7 +126,8 @@ std::string saved_spec(const std::string& path) {
 
 void check_sizes(const Options& options) {
     (void)read_specs(options);
-    if (!options.memory.empty()) (void)read_memory_size(options.memory);
+    if (!options.memory.empty()) (void)read_memory_size("--memory", options.memory);
+    if (!options.soft_cache.empty()) (void)read_memory_size("--soft-cache", options.soft_cache);
 }
 
 Machine open_machine(const Options& options) {
@@ -151,6 +156,8 @@ SessionConfig session_config(const Options& options, const KvSpec& spec, const M
     config.seed = options.seed;
     config.level = machine.level;
     config.max_cache_bytes = options.max_cache_bytes;
+    if (!options.soft_cache.empty())
+        config.soft_cache_bytes = read_memory_size("--soft-cache", options.soft_cache);
     config.interrupt = interrupt_between_chunks();
     config.float_products = options.float_products;
     config.mass = options.mass;

@@ -28,6 +28,7 @@ struct Options {
     std::uint64_t memory_bytes = 0;
     std::string pre;  // how the vocabulary splits texts; empty: as the file says
     std::uint64_t max_cache_bytes = 0;
+    std::string soft_cache;  // SIZE of --soft-cache; empty: none
 };
 
 // Integers from `least` to `most`; all else is refused with these two.
@@ -72,7 +73,7 @@ std::unique_ptr<Session> open_session(const std::shared_ptr<const Model>& model,
 
 void add_memory_option(CLI::App& app, Options& options);
 // Bytes of "800M", "2G", "80%". Throws UsageError, and Failure when the system does not say what there is.
-std::uint64_t read_memory_size(const std::string& text);
+std::uint64_t read_memory_size(const char* option, const std::string& text);
 // The most this process had in memory, mapped files included; 0 when the system does not say.
 std::uint64_t peak_resident_bytes();
 // What --memory, --ctx and --chunk ask for, with what the process holds by now; to be called with the model

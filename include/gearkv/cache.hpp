@@ -3,10 +3,10 @@
 //
 // One layer is a row of immutable compressed blocks followed by a buffer of recent tokens in fp16. Appended
 // tokens go to the buffer and are attended uncompressed; when it holds buffer_tokens or more, whole multiples
-// of buffer_tokens are compressed once, as one block, and never touched again. The work is spread over the
-// next spread_tokens tokens: a few pieces in every attend, beside the heads, while the tokens are still
-// attended in fp16. The block takes their place after a number of tokens, not when it happens to be ready, so
-// results depend neither on time nor on threads.
+// of buffer_tokens are compressed once, as one block, and stay so until memory is short. The work is spread
+// over the next spread_tokens tokens: a few pieces in every attend, beside the heads, while the tokens are
+// still attended in fp16. The block takes their place after a number of tokens, not when it happens to be
+// ready, so results depend neither on time nor on threads.
 //
 // In the trellis presets a channel of keys has more bits the louder queries are in it: some of those that
 // attend sees, one in 4 tokens at first and in 256 in the end, tell the widths of the blocks that are made
@@ -100,7 +100,8 @@ struct CacheConfig {
     // (stats().bytes less a few for the object itself). What would exceed it fails with over_budget.
     std::uint64_t max_bytes = 0;
     // Above 0: when the cache holds more after an append or compress, older blocks shrink, as in
-    // shrink(soft_bytes).
+    // shrink(soft_bytes). Appends of fewer than buffer_tokens encode little again, one unit of one layer a
+    // step as a rule: but blocks are encoded whole, so that long ones (block_tokens) take their time.
     std::uint64_t soft_bytes = 0;
     // Above 0: every so many blocks of a layer, what attention of its last query loses on one is measured
     // (Cache::layer_stats), at the cost of attending the tokens of that block twice more.
@@ -214,9 +215,10 @@ struct CacheStats {
     std::uint64_t n_tokens = 0;           // of the layer that holds most
     std::uint64_t n_blocks = 0;           // closed, all layers, keys and values
     std::uint64_t compressed_tokens = 0;  // of that layer (the first of several), in closed blocks
-    std::uint64_t n_shrunk = 0;           // blocks that lost a part to shrink or soft_bytes, and are there
+    std::uint64_t n_shrunk = 0;           // blocks that shrink or soft_bytes made smaller, and that are there
     double bits_per_element = 0.0;        // blocks and buffered tokens, per stored key and value element
     double compress_seconds = 0.0;        // spent compressing, all threads together
+    std::uint64_t shrunk_bytes = 0;       // that n_shrunk blocks took more once
 };
 
 struct LayerStats {
@@ -225,7 +227,7 @@ struct LayerStats {
     std::uint64_t n_forgotten = 0;  // of them, behind the sinks, given back
     std::uint64_t n_closed = 0;     // of them, in blocks
     std::uint64_t n_blocks = 0;     // keys and values
-    std::uint64_t n_shrunk = 0;     // of them, without a part they had
+    std::uint64_t n_shrunk = 0;     // of them, smaller than they were
     double compress_seconds = 0.0;
     // Relative error of the attention output: its L2 norm over query heads and channels, when a query attends
     // the tokens of one closed block, compressed instead of fp16; root mean square over the sampled blocks.
@@ -238,6 +240,7 @@ struct LayerStats {
     std::uint64_t n_selections = 0;
     double share_read = 1.0;
     double mass_read = 1.0;
+    std::uint64_t shrunk_bytes = 0;  // that n_shrunk blocks took more once
 };
 
 // Exact bytes a cache of this configuration holds in blocks and buffers with n_tokens in every layer, less
@@ -369,12 +372,18 @@ class Cache {
     // is the caller's to know. Errors: invalid_argument, out_of_memory, over_budget.
     Status forget_before(std::uint32_t layer, std::uint64_t token) noexcept;
 
-    // Makes older blocks smaller until the cache holds at most target_bytes, or none is left that can be:
-    // their outliers go, in all blocks before any loses its low rank too. What stays is copied, and nothing
-    // is compressed again; a trellis has neither part, and blocks of a mapped file stay there. What is
-    // buffered, and the newest tokens, stay as they are as long as they can. *freed, when given, gets the
-    // bytes given back. Errors: out_of_memory and over_budget (of a fork); what shrank by then stays so.
-    Status shrink(std::uint64_t target_bytes, std::uint64_t* freed = nullptr) noexcept;
+    // Makes older blocks smaller until the cache holds at most target_bytes, or none is left that can be.
+    // Outliers go, in all blocks before any loses its low rank too: what stays is copied. Keys and values in
+    // trellis codes (gear-1 to gear-4, auto) are encoded again at the next lower rate of a preset, down to
+    // that of gear-1, block by block: those of the layer first where a byte costs least, by what attention is
+    // estimated to lose (of keys by the queries that were seen), and of these the oldest. They are encoded
+    // out of what is left of them: the error of the second encoding comes on top of the first one. Equal
+    // caches shrink to equal bytes, on any number of threads. Blocks of a mapped file stay there, sinks and
+    // tokens in fp16 stay as they are. A fork gets blocks of its own, while the others keep theirs. *freed,
+    // when given, gets the bytes given back. Errors: out_of_memory and over_budget (a smaller block is made
+    // before the one it replaces goes), damaged (a file's blocks); what shrank by then stays so.
+    Status shrink(std::uint64_t target_bytes, std::uint64_t* freed = nullptr,
+                  Executor& executor = serial_executor()) noexcept;
 
     // A second cache with the same tokens and configuration. Nothing is copied until one of the two changes a
     // layer: then that layer's buffer and table are, and its blocks never. Any number of forks, ended in any

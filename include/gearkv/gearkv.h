@@ -364,9 +364,10 @@ typedef struct gearkv_stats {
     uint64_t n_tokens;
     uint64_t compressed_tokens;
     uint64_t n_blocks;       /* closed, all layers, keys and values */
-    uint64_t n_shrunk;       /* of them, without a part they had */
+    uint64_t n_shrunk;       /* of them, smaller than they were */
     double bits_per_element; /* blocks and buffered tokens, per stored key and value element */
     double compress_seconds; /* all threads together */
+    uint64_t shrunk_bytes;   /* that n_shrunk blocks took more once */
 } gearkv_stats;
 
 typedef struct gearkv_layer_stats {
@@ -382,6 +383,7 @@ typedef struct gearkv_layer_stats {
     uint64_t n_selections; /* queries with mass, most_share or ranges, counted by KV head and up to 8 rows */
     double share_read;     /* of tiles of 128 tokens, a mean over these */
     double mass_read;      /* of the weights, estimated, a mean */
+    uint64_t shrunk_bytes; /* that n_shrunk blocks took more once */
 } gearkv_layer_stats;
 
 /* Errors: invalid_argument, wrong_size, bad_spec, non_finite (a rope), out_of_memory, over_budget,
@@ -498,8 +500,9 @@ gearkv_code gearkv_cache_truncate_to_shortest(gearkv_cache* cache, uint64_t* n_t
 gearkv_code gearkv_cache_forget_before(gearkv_cache* cache, uint32_t layer, uint64_t token,
                                        gearkv_error* error);
 
-/* Makes older blocks smaller until the cache holds at most target_bytes or nothing is left to be made so.
- * *freed may be null. Errors: out_of_memory, over_budget. */
+/* Makes older blocks smaller until the cache holds at most target_bytes or nothing is left to be made so, on the
+ * calling thread: they lose outliers, then low rank; those of gear-1 to gear-4 and auto are encoded again at lower
+ * rates. *freed may be null. Errors: out_of_memory, over_budget, damaged; what shrank by then stays so. */
 gearkv_code gearkv_cache_shrink(gearkv_cache* cache, uint64_t target_bytes, uint64_t* freed,
                                 gearkv_error* error);
 

@@ -394,6 +394,7 @@ typedef struct gearkv_session_config {
     float mass;
     float most_share;
     float negligible;
+    uint64_t soft_cache_bytes; /* above 0: beyond them older blocks of the cache shrink */
 } gearkv_session_config;
 /* Defaults. Call it as gearkv_session_config_init(&config, sizeof(config)). */
 void gearkv_session_config_init(gearkv_session_config* config, size_t struct_size);

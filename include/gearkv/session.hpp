@@ -36,6 +36,9 @@ struct SessionConfig {
     // Above 0: the most bytes the cache may hold, as CacheConfig::max_bytes; what would exceed it fails with
     // over_budget.
     std::uint64_t max_cache_bytes = 0;
+    // Above 0: where the cache holds more, its older blocks shrink, as CacheConfig::soft_bytes; in short
+    // steps that takes a while.
+    std::uint64_t soft_cache_bytes = 0;
     Level level = Level::automatic;
     // Products of quantised weights in floats, in place of integer products with vectors rounded to 15-bit
     // codes in blocks of 32: two or more times slower, and free of that rounding.

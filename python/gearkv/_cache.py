@@ -141,6 +141,7 @@ class Stats(NamedTuple):
     n_shrunk: int
     bits_per_element: float
     compress_seconds: float
+    shrunk_bytes: int
 
 
 class LayerStats(NamedTuple):
@@ -157,6 +158,7 @@ class LayerStats(NamedTuple):
     n_selections: int
     share_read: float
     mass_read: float
+    shrunk_bytes: int
 
 
 class StateInfo(NamedTuple):

@@ -43,6 +43,7 @@ def session_config(
     rollback_tokens: int = 0,
     error_every: int = 0,
     max_cache_bytes: int = 0,
+    soft_cache_bytes: int = 0,
     level: Optional[str] = None,
     float_products: bool = False,
     workspace: Optional[Workspace] = None,
@@ -65,6 +66,7 @@ def session_config(
         config.mass = above_zero(mass, "mass")
         config.most_share = above_zero(most_share, "most_share")
         config.negligible = negligible
+        config.soft_cache_bytes = soft_cache_bytes
     config.level = take_level(level)
     config.float_products = float_products
     config.interrupt = lib.gearkv_py_interrupt
@@ -108,8 +110,8 @@ def decode_batch(sessions: Sequence["Session"], tokens: arrays.Tokens) -> None:
 class Session(Object):
     """Tokens fed to a model, with their keys and values in a compressed cache. Threads take turns; the GIL is free
     during calls. Settings: n_ctx (0: the trained context), chunk, seed, rollback_tokens, error_every,
-    max_cache_bytes, level, float_products, workspace, and what attention reads: mass, most_share, negligible (session.hpp).
-    A session does not come along into a forked process."""
+    max_cache_bytes, soft_cache_bytes, level, float_products, workspace, and what attention reads: mass, most_share,
+    negligible (session.hpp). A session does not come along into a forked process."""
 
     _kind = "session"
 

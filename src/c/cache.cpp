@@ -413,6 +413,7 @@ gearkv_code gearkv_cache_get_stats(const gearkv_cache* cache, gearkv_stats* out,
     stats.n_shrunk = found.n_shrunk;
     stats.bits_per_element = found.bits_per_element;
     stats.compress_seconds = found.compress_seconds;
+    stats.shrunk_bytes = found.shrunk_bytes;
     give(stats, out);
     return report({}, error);
 }
@@ -425,7 +426,7 @@ gearkv_code gearkv_cache_get_layer_stats(const gearkv_cache* cache, uint32_t lay
     if (Status status = cpp(cache)->layer_stats(layer, &found); !status.ok()) return report(status, error);
     give({sizeof(gearkv_layer_stats), found.n_tokens, found.n_forgotten, found.n_closed, found.n_blocks,
           found.n_shrunk, found.compress_seconds, found.output_error, found.n_sampled, found.n_selections,
-          found.share_read, found.mass_read},
+          found.share_read, found.mass_read, found.shrunk_bytes},
          out);
     return report({}, error);
 }

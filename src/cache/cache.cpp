@@ -104,7 +104,8 @@ Status Cache::append(std::uint32_t layer, const Rows& keys, const Rows& values, 
     LayerStream& stream = *impl_->layers[layer];
     if (status = stream.check_first_block(); !status.ok()) return status;
     if (status = stream.advance(&context, n_tokens, executor); !status.ok()) return status;
-    if (status = impl_->keep_within(layer); !status.ok()) return status;
+    const std::uint64_t n_sections = impl_->soft_sections(layer, n_tokens);
+    if (status = impl_->keep_within(layer, n_sections, executor); !status.ok()) return status;
     if (!stream.reserve_append(&context, n_tokens))
         return memory_error(context, "to buffer %u tokens of layer %u", n_tokens, layer);
     // So that attending needs no memory: of those that there are to be, sinks and buffer may be new.
@@ -134,7 +135,7 @@ Status Cache::Impl::compress(std::uint32_t layer, Executor& executor) noexcept {
     if (Status status = choose_rates(layer, n_tokens(layer), executor); !status.ok()) return status;
     if (Status status = layers[layer]->check_first_block(); !status.ok()) return status;
     if (Status status = layers[layer]->compress(&context, executor); !status.ok()) return status;
-    return keep_within(layer);
+    return keep_within(layer, UINT64_MAX, executor);
 }
 
 void Cache::Impl::close_prompt(std::uint32_t layer, std::uint32_t n_queries, Executor& executor) noexcept {
@@ -205,6 +206,7 @@ void Cache::reset() noexcept {
     impl_->rates.reset(&impl_->context);
     impl_->context.errors.reset();
     impl_->look_again();
+    impl_->forget_prices();
     impl_->has_stepped = false;
     for (std::uint32_t i = 0; i < config().n_layers; ++i) {
         LayerStream*& stream = impl_->layers[i];

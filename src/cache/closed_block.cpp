@@ -72,6 +72,12 @@ void drop_block(const Memory& memory, const NewBlock& block) noexcept {
     block.owner->drop_user();
 }
 
+void hand_over_block(const Memory& from, const Memory& to, const NewBlock& block) noexcept {
+    const std::uint64_t n_bytes = static_cast<const OwnedPair*>(block.owner)->block_bytes;
+    discount_block(from, n_bytes);
+    count_block(to, n_bytes);
+}
+
 bool BlockTable::copy(const Memory& memory, const BlockTable& other) noexcept {
     if (!reserve(memory, other.size_)) return false;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
@@ -113,7 +119,8 @@ void BlockTable::count(const ClosedBlock& block, std::uint64_t sign) noexcept {
     bytes_[static_cast<int>(TensorKind::key)] += bytes_by_part(header_of(block.key)) * sign;
     bytes_[static_cast<int>(TensorKind::value)] += bytes_by_part(header_of(block.value)) * sign;
     if (block.is_mapped) mapped_bytes_ += block.n_bytes() * sign;
-    if (block.is_reduced) n_reduced_ += 2 * sign;
+    n_reduced_ += (std::uint64_t{block.is_reduced[0]} + std::uint64_t{block.is_reduced[1]}) * sign;
+    n_saved_ += block.n_saved * sign;
 }
 
 void BlockTable::push(const ClosedBlock& block) noexcept {
@@ -227,6 +234,20 @@ bool BlockTable::reduce(const Memory& memory, std::uint64_t i, bool drop_low_ran
     };
     write(key_shrinks, old.key, key, smaller.key);
     write(value_shrinks, old.value, value, smaller.value);
+    replace(memory, i, smaller);
+    return true;
+}
+
+void BlockTable::replace(const Memory& memory, std::uint64_t i, const NewBlock& smaller) noexcept {
+    const ClosedBlock old = blocks_[i];
+    ClosedBlock now = old;
+    now.owner = smaller.owner;
+    now.key = smaller.key;
+    now.value = smaller.value;
+    now.check = nullptr;
+    now.is_reduced[0] |= header_of(now.key).n_bytes < header_of(old.key).n_bytes;
+    now.is_reduced[1] |= header_of(now.value).n_bytes < header_of(old.value).n_bytes;
+    now.n_saved += static_cast<std::uint32_t>((old.n_bytes() - now.n_bytes()) / block_alignment);
     const auto shows_old = [&](std::uint64_t j) { return j < size_ && blocks_[j].key == old.key; };
     while (i > 0 && shows_old(i - 1))
         --i;
@@ -234,17 +255,14 @@ bool BlockTable::reduce(const Memory& memory, std::uint64_t i, bool drop_low_ran
     discount_block(memory, old.n_bytes());
     const std::uint64_t first = i;
     for (; shows_old(i); ++i) {
-        ClosedBlock& block = blocks_[i];
         if (i > first) smaller.owner->add_user();
-        block.owner = smaller.owner;
-        block.key = smaller.key;
-        block.value = smaller.value;
-        block.is_reduced = true;
-        block.check = nullptr;
+        now.first = blocks_[i].first;
+        now.n_tokens = blocks_[i].n_tokens;
+        now.shift = blocks_[i].shift;
+        blocks_[i] = now;
         old.owner->drop_user();
     }
     count(blocks_[first], 1);
-    return true;
 }
 
 const unsigned char* BlockTable::profiles(TensorKind kind) const noexcept {
@@ -321,15 +339,15 @@ Status BlockTable::check(std::uint64_t n, Executor& executor) const noexcept {
     return bad < n ? look(bad) : Status();
 }
 
-std::uint64_t BlockTable::shared_bytes() const noexcept {
+std::uint64_t BlockTable::shared_bytes(const BlockOwner* used) const noexcept {
     std::uint64_t sum = 0;
     for (std::uint64_t i = 0; i < size_;) {
         std::uint32_t n_own = 1;
         while (i + n_own < size_ && continues(i + n_own))
             ++n_own;
         const ClosedBlock& block = blocks_[i];
-        if (!block.is_mapped && block.owner->n_users.load(std::memory_order_relaxed) > n_own)
-            sum += block.n_bytes();
+        const std::uint32_t n_users = block.owner->n_users.load(std::memory_order_relaxed);
+        if (!block.is_mapped && n_users > n_own + (block.owner == used)) sum += block.n_bytes();
         i += n_own;
     }
     return sum;

@@ -38,10 +38,11 @@ struct ClosedBlock {
     const void* value = nullptr;
     std::uint32_t first = 0;
     std::uint32_t n_tokens = 0;
-    std::int64_t shift = 0;       // of the tokens' positions since their keys were rotated
-    bool is_mapped = false;       // in a file, not in the caller's memory
-    bool is_reduced = false;      // without parts it once had
-    BlockCheck* check = nullptr;  // of bytes from a file, in the owner's memory
+    std::int64_t shift = 0;               // of the tokens' positions since their keys were rotated
+    bool is_mapped = false;               // in a file, not in the caller's memory
+    bool is_reduced[2] = {false, false};  // by kind: it once took more
+    std::uint32_t n_saved = 0;            // so much more, in block_alignment
+    BlockCheck* check = nullptr;          // of bytes from a file, in the owner's memory
 
     std::uint64_t n_bytes() const noexcept;  // of both
 };
@@ -59,6 +60,8 @@ struct NewBlock {
 bool take_block(const Memory& memory, std::uint64_t key_bytes, std::uint64_t value_bytes,
                 NewBlock* out) noexcept;
 void drop_block(const Memory& memory, const NewBlock& block) noexcept;
+// It counts as another holder's.
+void hand_over_block(const Memory& from, const Memory& to, const NewBlock& block) noexcept;
 
 // The closed blocks of one layer, oldest first, and what they have in common.
 class BlockTable {
@@ -87,9 +90,11 @@ class BlockTable {
     void remove(const Memory& memory, std::uint64_t first, std::uint64_t n, std::uint64_t n_moved) noexcept;
     // Whether block i is in memory and has outliers, or low rank where that may go too.
     bool can_reduce(std::uint64_t i, bool drop_low_rank) const noexcept;
-    // Puts one without these in its place, and in that of all entries that show it. False when memory is
-    // short.
+    // Puts one without these in its place. False when memory is short.
     bool reduce(const Memory& memory, std::uint64_t i, bool drop_low_rank) noexcept;
+    // Puts a smaller pair of the same tokens in the place of block i, and in that of all entries that show
+    // it.
+    void replace(const Memory& memory, std::uint64_t i, const NewBlock& smaller) noexcept;
     // Before the first block goes and others stay: what it carries for all of them gets a place of its own.
     bool keep_profiles(const Memory& memory) noexcept;
     // Profiles of `kind` from elsewhere, n_bytes of them.
@@ -117,9 +122,11 @@ class BlockTable {
     // Of all blocks, mapped ones included.
     const BlockBytes& bytes(TensorKind kind) const noexcept { return bytes_[static_cast<int>(kind)]; }
     std::uint64_t mapped_bytes() const noexcept { return mapped_bytes_; }
+    // Blocks that once took more, keys and values each; how much more.
     std::uint64_t n_reduced() const noexcept { return n_reduced_; }
-    // Of blocks that another table shows too.
-    std::uint64_t shared_bytes() const noexcept;
+    std::uint64_t saved_bytes() const noexcept { return n_saved_ * block_alignment; }
+    // Of blocks that another table shows too. Of one of them somebody may be a user without showing it.
+    std::uint64_t shared_bytes(const BlockOwner* used) const noexcept;
 
   private:
     // Whether entry i lies in the same block as the one before it.
@@ -135,7 +142,8 @@ class BlockTable {
     std::uint64_t n_tokens_ = 0;
     BlockBytes bytes_[2];  // by kind
     std::uint64_t mapped_bytes_ = 0;
-    std::uint64_t n_reduced_ = 0;                      // blocks, keys and values
+    std::uint64_t n_reduced_ = 0;
+    std::uint64_t n_saved_ = 0;                        // in block_alignment
     unsigned char* profiles_[2] = {nullptr, nullptr};  // by kind, when the first block is gone
     std::uint64_t profile_bytes_[2] = {0, 0};
 };

@@ -247,9 +247,15 @@ void LayerStream::forget(CacheContext* context, std::uint64_t n, bool behind_win
     tokens_.forget(memory(context), n, behind_window);
 }
 
-bool LayerStream::reduce(CacheContext* context, std::uint64_t i, bool drop_low_rank) noexcept {
-    if (i + reopenable_.size() >= tokens_.blocks().size()) forget_reopenable(context);
+void LayerStream::prepare_smaller(CacheContext* context, std::uint64_t i) noexcept {
+    // A unit that is opened again would undo what is noted here; above soft_bytes no truncation is lossless.
+    if (context->config.soft_bytes == 0 || i + reopenable_.size() >= tokens_.blocks().size())
+        forget_reopenable(context);
     past_.note(n_tokens());
+}
+
+bool LayerStream::reduce(CacheContext* context, std::uint64_t i, bool drop_low_rank) noexcept {
+    prepare_smaller(context, i);
     return mutable_blocks()->reduce(memory(context), i, drop_low_rank);
 }
 

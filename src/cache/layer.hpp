@@ -9,6 +9,7 @@
 #include "cache/reopenable.hpp"
 #include "cache/rope_in_use.hpp"
 #include "cache/tokens.hpp"
+#include "codec/reencode.hpp"
 
 namespace gearkv {
 
@@ -19,6 +20,26 @@ struct LayerProgress {
     std::uint32_t pending_appended = 0;
     bool pending_prompt = false;
     bool prompt = false;  // the last append brought a block's worth of tokens or more
+};
+
+// Keys or values of a block on their way to a lower rate.
+struct Lowering {
+    BlockOwner* source = nullptr;  // of the old pair, of which this is a user; null when there is none
+    NewBlock pair;
+    BlockHeader lower = {};
+    std::uint64_t block = 0;
+    std::uint32_t n_sections = 0, n_done = 0;  // of each head
+    bool compares = false;
+    SectionSquares squares;
+
+    bool is_open() const noexcept { return source != nullptr; }
+    bool is_done() const noexcept { return n_done == n_sections; }
+    void drop(const Memory& memory) noexcept {
+        if (source == nullptr) return;
+        drop_block(memory, pair);
+        source->drop_user();
+        *this = {};
+    }
 };
 
 // Several caches may show one stream as long as none of them changes it: who wants to takes a clone first.
@@ -107,6 +128,27 @@ class LayerStream {
     void settle(CacheContext* context) noexcept;
     // Puts a smaller block in the place of block i, as BlockTable::reduce.
     bool reduce(CacheContext* context, std::uint64_t i, bool drop_low_rank) noexcept;
+    // ---- a lower rate (reencode.cpp), of a block in memory that is of trellis codes ----
+    // `lower` is the same block after one or more of lay_out_lower.
+    // What it loses: the square of the error that comes on top beside that of what varies, of keys by the
+    // queries that were seen. Of the first section of block i; negative when memory is short. Nothing
+    // changes.
+    double measure_lower(CacheContext* context, std::uint64_t i, const BlockHeader& lower,
+                         Executor& executor) const noexcept;
+    // Keys or values of block i are encoded again: a smaller pair is begun, which counts as the cache's, gets
+    // n more sections of every head, and takes the place of the old one when it has all. Errors of begin:
+    // out_of_memory, over_budget, damaged; nothing has changed then.
+    Status begin_lower(CacheContext* context, std::uint64_t i, const BlockHeader& lower, Executor& executor,
+                       Lowering* out) const noexcept;
+    bool can_go_on(const Lowering& lowering) const noexcept {
+        const BlockTable& blocks = tokens_.blocks();
+        return lowering.block < blocks.size() && blocks[lowering.block].owner == lowering.source;
+    }
+    // Errors: out_of_memory, over_budget; nothing has changed then.
+    Status go_on_lower(CacheContext* context, Lowering* lowering, std::uint32_t n,
+                       Executor& executor) const noexcept;
+    // With a stream of one cache. Tells the same as measure_lower, of all of it if it was asked to compare.
+    double finish_lower(CacheContext* context, Lowering* lowering) noexcept;
 
     // ---- what there is ----
 
@@ -172,6 +214,7 @@ class LayerStream {
     // Of the buffer, as many tokens of whole units as are behind the window, and all blocks before them. True
     // when there were any.
     bool skip_invisible(CacheContext* context) noexcept;
+    void prepare_smaller(CacheContext* context, std::uint64_t i) noexcept;
     PieceSource piece_source(const CacheContext& context) const noexcept;
 
     std::atomic<std::uint32_t> n_caches_{1};

@@ -145,10 +145,14 @@ Status Cache::remove(std::uint64_t first, std::uint64_t n_tokens, const RopeConf
     return remove_tokens(*impl_, first, n_tokens, ropes, caller);
 }
 
-Status Cache::shrink(std::uint64_t target_bytes, std::uint64_t* freed) noexcept {
+Status Cache::shrink(std::uint64_t target_bytes, std::uint64_t* freed, Executor& caller) noexcept {
+    CallExecutor executor(caller);
+    if (Status status = executor.check(); !status.ok()) return status;
     const MemoryLedger& ledger = impl_->context.ledger;
     const std::uint64_t before = ledger.total();
-    const Status status = impl_->shrink(target_bytes);
+    // The cache itself is of the caller's memory too.
+    const Status status = impl_->shrink(target_bytes - std::min<std::uint64_t>(target_bytes, sizeof(Impl)),
+                                        UINT64_MAX, executor);
     if (freed != nullptr) *freed = before - std::min(before, ledger.total());
     return status;
 }

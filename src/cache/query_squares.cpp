@@ -164,8 +164,8 @@ void QuerySquares::fold(const Memory& memory, std::uint64_t end) noexcept {
     if (wanted <= capacity_ / 2) (void)resize(memory, wanted);
 }
 
-const float* QuerySquares::weigh(std::uint64_t end) noexcept {
-    if (n_summed_ == 0 && (n_rows_ == 0 || rows_[0].token >= end)) return nullptr;
+bool QuerySquares::weigh(std::uint64_t end, float* out) const noexcept {
+    if (n_summed_ == 0 && (n_rows_ == 0 || rows_[0].token >= end)) return false;
     double sum[max_dim];
     for (std::uint32_t head = 0; head < n_heads_; ++head) {
         std::copy_n(sum_ + head * dim_, dim_, sum);
@@ -181,10 +181,10 @@ const float* QuerySquares::weigh(std::uint64_t end) noexcept {
         for (std::uint32_t c = 0; c < dim_; ++c) {
             // To the power of 3/4: few queries say too much of single channels.
             const double root = std::sqrt(mean > 0.0 ? std::max(sum[c] / mean, least_share) : 1.0);
-            weights_[head * dim_ + c] = static_cast<float>(root * std::sqrt(root));
+            out[head * dim_ + c] = static_cast<float>(root * std::sqrt(root));
         }
     }
-    return weights_;
+    return true;
 }
 
 }  // namespace gearkv

@@ -88,7 +88,9 @@ class QuerySquares {
 
     // What channels count beside each other in a block that ends before token `end`, [n_heads][dim]; null
     // when no query was kept. It holds until the next call.
-    const float* weigh(std::uint64_t end) noexcept;
+    const float* weigh(std::uint64_t end) noexcept { return weigh(end, weights_) ? weights_ : nullptr; }
+    // The same of all that is known, to `out`. False when no query was kept.
+    bool weigh_all(float* out) const noexcept { return weigh(~std::uint64_t{0}, out); }
 
     // ---- for a state file ----
     std::uint64_t n_rows() const noexcept { return n_rows_; }
@@ -103,6 +105,7 @@ class QuerySquares {
                  const float* levels, std::uint64_t n_rows) noexcept;
 
   private:
+    bool weigh(std::uint64_t end, float* out) const noexcept;
     bool resize(const Memory& memory, std::uint64_t capacity) noexcept;
     std::uint64_t row_bytes() const noexcept { return sizeof(SquareRow) + n_channels() * sizeof(float); }
     std::uint64_t sum_bytes() const noexcept { return n_channels() * (sizeof(double) + sizeof(float)); }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "format/spec.hpp"
+
 namespace gearkv {
 
 bool is_uniform(const CacheConfig& config) noexcept {
@@ -49,9 +51,13 @@ bool can_shrink(const KvSpec& spec) noexcept {
     const auto can = [](const TensorSpec& tensor) {
         return tensor.sparsity > 0.0f || tensor.rank_prompt > 0 || tensor.rank_decode > 0;
     };
-    bool any = can(spec.key) || can(spec.value);
+    const auto can_either = [&](const TensorSpec& key, const TensorSpec& value) {
+        return can(key) || can(value) || lower_rate(TensorKind::key, key.rate) > 0.0f ||
+               lower_rate(TensorKind::value, value.rate) > 0.0f;
+    };
+    bool any = spec.auto_bits > 0.0f || can_either(spec.key, spec.value);
     for (std::uint32_t i = 0; i < spec.n_layer_rules; ++i)
-        any |= can(spec.layer_rules[i].key) || can(spec.layer_rules[i].value);
+        any |= can_either(spec.layer_rules[i].key, spec.layer_rules[i].value);
     return any;
 }
 

@@ -1,6 +1,7 @@
 #include "cache/sequence.hpp"
 
 #include <algorithm>
+#include <memory>
 
 namespace gearkv {
 namespace {
@@ -37,6 +38,11 @@ bool Sequence::create(const Sequence* shared) noexcept {
     }
     irreducible = static_cast<std::uint64_t*>(memory.take(irreducible_bytes(config), Use::table));
     if (irreducible == nullptr) return false;
+    lower_rates = static_cast<LowerRate*>(memory.take(lower_rates_bytes(config), Use::table));
+    if (lower_rates == nullptr) return false;
+    std::uninitialized_fill_n(lower_rates, lower_rates_bytes(config) / sizeof(LowerRate), LowerRate());
+    if (shared != nullptr)
+        std::copy_n(shared->lower_rates, lower_rates_bytes(config) / sizeof(LowerRate), lower_rates);
     look_again();
     if (shared != nullptr) has_stepped = shared->has_stepped;
     if (!context.errors.create(config, memory)) return false;
@@ -59,12 +65,13 @@ std::uint64_t Sequence::created_bytes(const CacheConfig& config) noexcept {
     if (config.windows != nullptr) of_layer += sizeof(std::uint32_t);
     if (config.dims != nullptr) of_layer += sizeof(LayerDims);
     return rope_bytes(config.rope) + of_layer * config.n_layers + irreducible_bytes(config) +
-           ErrorEstimate::created_bytes(config);
+           lower_rates_bytes(config) + ErrorEstimate::created_bytes(config);
 }
 
 void Sequence::destroy() noexcept {
     const Memory memory = context.memory();
     const std::uint32_t n_layers = context.config.n_layers;
+    lowering.drop(memory);
     for (std::uint32_t i = 0; layers != nullptr && i < n_layers; ++i) {
         if (layers[i] != nullptr) layers[i]->leave(&context);
     }
@@ -72,6 +79,7 @@ void Sequence::destroy() noexcept {
     memory.give_back(frequencies, rope_bytes(context.config.rope), Use::table);
     memory.give_back(windows, n_layers * sizeof(std::uint32_t), Use::table);
     memory.give_back(irreducible, irreducible_bytes(context.config), Use::table);
+    memory.give_back(lower_rates, lower_rates_bytes(context.config), Use::table);
     rates.destroy(&context);
     context.errors.destroy(memory);
     memory.give_back(dims, n_layers * sizeof(LayerDims), Use::table);
@@ -185,12 +193,15 @@ Status Sequence::forget_before(std::uint32_t layer, std::uint64_t token) noexcep
     return give_back(layer, layers[layer]->n_forgettable(token, false), true, behind_window);
 }
 
-Status Sequence::keep_within(std::uint32_t layer) noexcept {
+Status Sequence::keep_within(std::uint32_t layer, std::uint64_t n_sections, Executor& executor) noexcept {
     const std::uint64_t token = first_visible(context.config, layer, n_tokens(layer));
     Status status = give_back(layer, layers[layer]->n_forgettable(token, true), false, true);
     if (!status.ok()) return status;
+    // What a prompt left behind may have gone.
+    if (lowering.is_open() && !layers[lowered.layer]->can_go_on(lowering)) lowering.drop(context.memory());
     const std::uint64_t soft_bytes = context.config.soft_bytes;
-    if (soft_bytes > 0 && context.ledger.total() > soft_bytes) (void)shrink(soft_bytes);  // as far as it can
+    if (soft_bytes > 0 && context.ledger.total() > soft_bytes)
+        (void)shrink(soft_bytes, n_sections, executor);  // as far as it can
     return {};
 }
 

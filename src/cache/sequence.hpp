@@ -7,6 +7,23 @@
 
 namespace gearkv {
 
+// Blocks of keys or values of a layer that can go to the same preset's rate.
+struct LowerRate {
+    std::uint32_t first = 0;  // none of them is before this one
+    float error = -1.0f;      // by LayerStream::reencode, of the last one; negative when none is known
+};
+
+// Keys or values of a block that could be encoded again.
+struct LowerStep {
+    std::uint32_t layer = 0;
+    TensorKind kind = TensorKind::key;
+    std::size_t preset = 0;
+    std::uint64_t block = 0;
+    BlockHeader lower = {};     // then
+    std::uint64_t n_bytes = 0;  // then, of keys and values
+    std::uint64_t n_saved = 0;
+};
+
 struct Sequence {
     CacheContext context;
     double* frequencies = nullptr;     // of the rotary embedding, [rope.n_pairs]
@@ -18,6 +35,9 @@ struct Sequence {
     bool has_stepped = false;
     // [drop_low_rank][n_layers] So many first blocks are known not to shrink any more.
     std::uint64_t* irreducible = nullptr;
+    LowerRate* lower_rates = nullptr;  // [n_layers][kind][preset]
+    Lowering lowering;                 // for soft_bytes, of `lowered`
+    LowerStep lowered;
 
     explicit Sequence(const CacheConfig& config) noexcept : context(config) {}
     // Layers are made too, or taken from `shared`. False when memory is short; destroy() is right in any
@@ -62,17 +82,42 @@ struct Sequence {
     // forgotten.
     Status check_window(std::uint32_t layer, const LayerShape& shape, const char* what) const noexcept;
     // After a layer has grown: what its window leaves behind goes, and older blocks shrink to soft_bytes.
-    Status keep_within(std::uint32_t layer) noexcept;
+    // Those are encoded again only as long as their sections are less than n_sections.
+    Status keep_within(std::uint32_t layer, std::uint64_t n_sections, Executor& executor) noexcept;
 
     // ---- shrink.cpp ----
-    Status shrink(std::uint64_t target_bytes) noexcept;
+    Status shrink(std::uint64_t target_bytes, std::uint64_t n_sections, Executor& executor) noexcept;
+    // What a step that brings n_tokens to the first of its layers may encode again.
+    std::uint64_t soft_sections(std::uint32_t layer, std::uint32_t n_tokens) const noexcept;
     // The first block of a layer from i on that can shrink; its number of blocks when there is none.
     std::uint64_t next_reducible(std::uint32_t layer, std::uint64_t i, bool drop_low_rank) noexcept;
     // After blocks of any layer have gone, or of one.
     void look_again() noexcept;
     void look_again(std::uint32_t layer) noexcept;
+    // What lower rates cost is measured again.
+    void forget_prices() noexcept;
 
   private:
+    // Outliers and low rank go, of blocks that have some.
+    Status drop_parts(std::uint64_t target_bytes) noexcept;
+    Status lower_steps(std::uint64_t target_bytes, std::uint64_t n_sections, Executor& executor) noexcept;
+    // After begin_lower. Errors: out_of_memory, over_budget.
+    Status finish_step() noexcept;
+    // All at once, and not beyond the target: every block is encoded once, whatever the rate it goes to. What
+    // is left then takes steps. Errors: out_of_memory, over_budget, damaged.
+    Status lower_far(std::uint64_t target_bytes, Executor& executor) noexcept;
+    struct FarRate;
+    Status plan_far(std::uint64_t target_bytes, FarRate* plan, Executor& executor) noexcept;
+    LowerRate* lower_rates_of(std::uint32_t layer, TensorKind kind) noexcept;
+    // The first block of a layer that goes to this preset's rate, and to less than `too_large` bytes with
+    // what is beside it; false when there is none.
+    bool find_lower(std::uint32_t layer, TensorKind kind, std::size_t preset, std::uint64_t too_large,
+                    LowerStep* out) noexcept;
+    // Of all of them the one where a byte costs least. What is not known yet is measured, as long as *n_done
+    // is less than n_sections; then, and when there is none, false. Errors: out_of_memory, over_budget.
+    Status find_cheapest(std::uint64_t too_large, std::uint64_t n_sections, Executor& executor,
+                         std::uint64_t* n_done, LowerStep* out, bool* found) noexcept;
+
     // The first n tokens of blocks, as LayerStream::forget. Errors: as forget_before.
     Status give_back(std::uint32_t layer, std::uint64_t n, bool by_caller, bool behind_window) noexcept;
 
@@ -82,6 +127,7 @@ struct Sequence {
     static std::uint64_t irreducible_bytes(const CacheConfig& config) noexcept {
         return 2 * config.n_layers * sizeof(std::uint64_t);
     }
+    static std::uint64_t lower_rates_bytes(const CacheConfig& config) noexcept;
 };
 
 }  // namespace gearkv

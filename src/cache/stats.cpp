@@ -18,6 +18,7 @@ Status Cache::layer_stats(std::uint32_t layer, LayerStats* out) const noexcept {
         stats.n_closed = shape.n_closed;
         stats.n_blocks = 2 * stream->tokens().blocks().size();
         stats.n_shrunk = stream->tokens().blocks().n_reduced();
+        stats.shrunk_bytes = stream->tokens().blocks().saved_bytes();
         stats.compress_seconds = stream->compress_seconds();
     }
     const ErrorSample* sample = impl_->context.errors.sample(layer);
@@ -64,7 +65,7 @@ CacheStats Cache::stats() const noexcept {
     CacheStats stats;
     CacheBytes& bytes = stats.bytes;
     bytes.buffer = context.held[Use::buffer];
-    bytes.scratch = context.held[Use::scratch];
+    bytes.scratch = context.held[Use::scratch] + context.held[Use::block];  // of a block being encoded again
     bytes.tables = context.held[Use::table] + sizeof(Impl);
     std::uint64_t n_elements = 0, n_uncompressed_bytes = 0;
     for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
@@ -77,9 +78,10 @@ CacheStats Cache::stats() const noexcept {
         bytes.tables += stream->held()[Use::table];
         bytes.mapped += stream->tokens().blocks().mapped_bytes();
         bytes.shared +=
-            stream->is_shared() ? stream->held().total() : stream->tokens().blocks().shared_bytes();
+            stream->is_shared() ? stream->held().total() : stream->tokens().blocks().shared_bytes(impl_->lowering.source);
         stats.n_blocks += 2 * stream->tokens().blocks().size();
         stats.n_shrunk += stream->tokens().blocks().n_reduced();
+        stats.shrunk_bytes += stream->tokens().blocks().saved_bytes();
         stats.compress_seconds += stream->compress_seconds();
         const LayerShape shape = stream->tokens().shape();
         if (shape.n_tokens() > stats.n_tokens) {

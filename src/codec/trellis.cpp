@@ -72,7 +72,8 @@ void choose_widths(Section* s, const float* variance) noexcept {
 }
 
 int write_base(Section* s, int largest) noexcept {
-    const auto base = static_cast<std::int16_t>(largest - 255);
+    // What comes out of a block from a file may be larger than what fp16 holds.
+    const auto base = static_cast<std::int16_t>(std::min(largest - 255, most_scale_base));
     std::memcpy(s->side + s->at.base, &base, sizeof(base));
     return base;
 }

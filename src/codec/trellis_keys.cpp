@@ -1,6 +1,7 @@
 // Keys of a trellis section: range and zero of each stored channel, and the best of a few shares of the
 // range.
 #include "codec/section.hpp"
+#include "codec/trellis_read.hpp"
 
 namespace gearkv {
 namespace {
@@ -39,6 +40,10 @@ std::int8_t key_zero(float centre, float scale, std::uint32_t width) {
 
 // Takes the profile's mean off and puts the channels in stored order.
 void gather_keys(Section* s, std::uint32_t head, std::uint32_t first) {
+    if (s->work.source != nullptr) {
+        read_section(*s->work.source, head, first / section_tokens, s->scratch.x, s->work.stride);
+        return;
+    }
     const TrellisProfile profile = trellis_profile(s->work.view, head);
     float* mean = line(*s, 0);
     s->work.kernels->codec.from_half(mean, profile.mean, s->dim);

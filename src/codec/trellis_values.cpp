@@ -1,13 +1,27 @@
 // Values of a trellis section: gains of the tokens, scales of the rotated channels, and codes whose mean
 // error is 0.
 #include "codec/section.hpp"
+#include "codec/trellis_read.hpp"
 
 namespace gearkv {
 namespace {
 
+// The mean of the profile, as the rows are.
+void rotate_mean(const Section& s, float* mean) {
+    std::fill_n(mean, s.work.stride, 0.0f);
+    s.work.kernels->codec.from_half(mean, trellis_profile(s.work.view, s.head).mean, s.dim);
+    s.work.kernels->codec.rotate_rows(mean, s.work.stride, 1, s.dim);
+}
+
 // Rotates every token; returns how many there are.
 std::uint32_t gather_values(Section* s, std::uint32_t head, std::uint32_t first) {
     const std::uint32_t n = std::min(section_tokens, s->work.n_tokens() - first);
+    if (s->work.source != nullptr) {
+        float* mean = line(*s, 2);
+        rotate_mean(*s, mean);
+        read_section(*s->work.source, head, first / section_tokens, s->scratch.x, s->work.stride, mean);
+        return n;
+    }
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
         float* to = s->row(t);
         std::fill_n(to, s->work.stride, 0.0f);
@@ -66,9 +80,7 @@ void choose_gains(Section* s, std::uint32_t n, Gains* gains, float* sum, float* 
     const auto byte = static_cast<std::int8_t>(origin);
     std::memcpy(s->side + s->at.origin, &byte, sizeof(byte));
     float* mean = line(*s, 2);
-    std::fill_n(mean, s->work.stride, 0.0f);
-    kernels.from_half(mean, trellis_profile(s->work.view, s->head).mean, s->dim);
-    kernels.rotate_rows(mean, s->work.stride, 1, s->dim);
+    rotate_mean(*s, mean);
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
         const int nibble =
             t < n ? std::clamp(quarters(length[t]) - origin, 0, n_gains - 1) : std::min(-origin, n_gains - 1);

@@ -14,9 +14,10 @@ namespace gearkv {
 // [n_tokens][stride] with stride = dim padded to 16; the padding of x is 0.
 struct BlockWork {
     const Kernels* kernels = nullptr;
-    Rows rows;                      // the input
-    BlockHeader* header = nullptr;  // of the block being written
-    BlockView view;                 // the same block
+    Rows rows;                          // the input
+    BlockHeader* header = nullptr;      // of the block being written
+    BlockView view;                     // the same block
+    const BlockView* source = nullptr;  // in place of rows: a trellis block of the same shape
     std::uint64_t seed = 0;
     const float* key_weights = nullptr;  // of the channels, [head][dim]; null for 1
 

@@ -186,11 +186,15 @@ Status check_values(const BlockView& view) noexcept {
     return {};
 }
 
-// Planes of the heads, in order and all there.
+// Planes of the heads, in order, and no more than the widest granules have.
 Status check_planes(const BlockView& view) noexcept {
+    const bool keys = view.kind() == TensorKind::key;
+    const float widest = static_cast<float>(keys ? max_key_width : max_value_width);
+    const std::uint32_t n_widest =
+        section_planes(view.kind(), view.header->n_heads, view.header->dim, widest);
     for (std::uint32_t head = 0; head <= view.header->n_heads; ++head) {
         const std::uint32_t least = head == 0 ? 0 : view.plane_starts[head - 1];
-        const std::uint32_t most = head == 0 ? 0 : view.sizes.n_planes;
+        const std::uint32_t most = head == 0 ? 0 : n_widest;
         if (view.plane_starts[head] >= least && view.plane_starts[head] <= most) continue;
         return Status::error(Code::bad_block, "planes of head %u start at %u, expected %u to %u", head,
                              view.plane_starts[head], least, most);
@@ -372,6 +376,19 @@ void write_reduced(const void* block, const BlockHeader& header, void* out) noex
                  {old.outlier_values, header.outlier_values, bytes.outlier_values}};
     for (const auto& part : parts)
         std::memcpy(to + part.to, from + part.from, part.n_bytes);
+}
+
+bool lay_out_lower(const BlockHeader& header, BlockHeader* out) noexcept {
+    if (!is_trellis(header)) return false;
+    const BlockShape shape = {static_cast<TensorKind>(header.kind), header.n_tokens, header.n_heads,
+                              header.dim};
+    const float rate = lower_rate(shape.kind, header.rate);
+    BlockHeader lower;
+    if (rate == 0.0f || !lay_out_block(shape, trellis_spec(rate), 0, &lower, header.profile != 0).ok())
+        return false;
+    if (lower.n_bytes >= header.n_bytes) return false;
+    *out = lower;
+    return true;
 }
 
 BlockBytes bytes_by_part(const BlockHeader& header) noexcept {

@@ -162,6 +162,8 @@ BlockSizes block_sizes(const BlockHeader& header) noexcept;
 bool lay_out_reduced(const BlockHeader& header, bool drop_low_rank, BlockHeader* out) noexcept;
 // Writes it; what stays is copied.
 void write_reduced(const void* block, const BlockHeader& header, void* out) noexcept;
+// The same trellis block at the next lower rate, yet to be encoded. False where there is none.
+bool lay_out_lower(const BlockHeader& header, BlockHeader* out) noexcept;
 // The codec a header states; both ranks are the block's own.
 TensorSpec spec_of(const BlockHeader& header) noexcept;
 BlockBytes bytes_by_part(const BlockHeader& header) noexcept;
@@ -200,12 +202,19 @@ struct BlockView {
         const std::uint64_t at = std::uint64_t{head} * sizes.n_sections + i;
         return part<unsigned char>(header->sections) + at * sizes.section_bytes;
     }
+    // Of a trellis block: the first plane of a head in a section of all heads. Blocks with fewer planes than
+    // the profile gives out share theirs in proportion.
+    std::uint32_t first_plane(std::uint32_t head) const noexcept {
+        const std::uint32_t n_all = plane_starts[header->n_heads];
+        if (n_all <= sizes.n_planes) return plane_starts[head];
+        return static_cast<std::uint32_t>(std::uint64_t{plane_starts[head]} * sizes.n_planes / n_all);
+    }
     std::uint32_t n_planes(std::uint32_t head) const noexcept {
-        return plane_starts[head + 1] - plane_starts[head];
+        return first_plane(head + 1) - first_plane(head);
     }
     const std::uint32_t* section_codes(std::uint32_t head, std::uint32_t i) const noexcept {
         const std::uint64_t plane =
-            std::uint64_t{plane_starts[head]} * sizes.n_sections + std::uint64_t{i} * n_planes(head);
+            std::uint64_t{first_plane(head)} * sizes.n_sections + std::uint64_t{i} * n_planes(head);
         return part<std::uint32_t>(header->codes) + plane * sizes.plane_words;
     }
     // Of a trellis block: the profiles of its stream.

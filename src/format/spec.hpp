@@ -33,6 +33,16 @@ struct Preset {
 };
 inline constexpr Preset presets[] = {
     {1, 2.0f, 1.5f}, {2, 2.625f, 2.0f}, {3, 3.625f, 3.0f}, {4, 4.625f, 4.0f}};
+// The rate that blocks of this one are encoded again at, to take less: the largest of a preset that saves a
+// tenth of it or more. 0 when there is none.
+inline float lower_rate(TensorKind kind, float rate) noexcept {
+    float lower = 0.0f;
+    for (const Preset& preset : presets) {
+        const float other = kind == TensorKind::key ? preset.key_rate : preset.value_rate;
+        if (other <= 0.9f * rate) lower = std::max(lower, other);
+    }
+    return lower;
+}
 // What gear-3 was once: states that name it may hold blocks of these rates.
 inline constexpr Preset earlier_preset = {3, 3.375f, 3.25f};
 

@@ -22,7 +22,9 @@
 //
 // Parts of a block:
 //   profile    [head] of mean fp16 [dim] and, keys only, order u16 [dim]; behind all heads u32 [head + 1],
-//              the first plane of each head in a section of all heads. In the first block, used by all.
+//              the first plane of each head in a section of all heads. In the first block, used by all. A
+//              block whose rate stands for fewer planes than first[heads] (it was encoded again, to take
+//              less) has first[head] * planes / first[heads], rounded down, in place of first[head].
 //   sections   [head][section], see SectionLayout
 //   codes      [head][section][plane], with first[head + 1] - first[head] planes for each section of a head;
 //              in the order of the granules, a granule of width b having b planes: first the path bits, then

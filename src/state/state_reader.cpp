@@ -250,6 +250,9 @@ bool StateReader::any_layout(const StateLayerSections& sections, TensorKind kind
         for (const bool low_rank : {false, true}) {
             if (lay_out_reduced(whole, low_rank, &reduced) && is_like(reduced)) return true;
         }
+        while (lay_out_lower(whole, &whole)) {
+            if (is_like(whole)) return true;
+        }
     }
     return false;
 }

@@ -237,6 +237,8 @@ class Block {
             section_bytes_ = round_up(4 + dim + (key_ ? dim : 64) + (n_granules_ + 1) / 2, 4);
             n_sections = n_heads * ((n + 127) / 128) * section_bytes_;
             n_codes = bytes_.n - std::min<size_t>(h_.codes, bytes_.n);  // to the end
+            n_planes_ = static_cast<size_t>(
+                static_cast<double>(h_.rate) * static_cast<double>(n_heads * n_granules_) + 1e-3);
         } else if (coded) {
             const size_t depth = key_ ? dim : n, in_word = 32 / h_.bits;
             words_ = h_.bits == 3 ? (depth + 31) / 32 * 3 : (depth + in_word - 1) / in_word;
@@ -361,8 +363,14 @@ class Block {
         demand(profile.n == out->n_heads * own_bytes + (out->n_heads + 1) * 4, "size of a profile");
         const Bytes own = profile.part(head * own_bytes, own_bytes);  // mean, order
         const Bytes first_planes = profile.part(out->n_heads * own_bytes, (out->n_heads + 1) * 4);
-        const size_t first_plane = first_planes.item<uint32_t>(head);
-        const size_t n_planes = first_planes.item<uint32_t>(head + 1) - first_plane;
+        // Of a block that was encoded again, in proportion.
+        const size_t n_given = first_planes.item<uint32_t>(out->n_heads),
+                     n_all = std::min<size_t>(n_planes_, n_given);
+        const auto first_of = [&](size_t i) {
+            const size_t first = first_planes.item<uint32_t>(i);
+            return n_given == n_all ? first : first * n_all / n_given;
+        };
+        const size_t first_plane = first_of(head), n_planes = first_of(head + 1) - first_plane;
         const size_t granule = key_ ? 4 : 16, plane_bytes = key_ ? 64 : 256;
         const size_t third_at = 4 + dim, widths_at = third_at + (key_ ? dim : 64);
         for (size_t s = 0; s < n_sections; ++s) {
@@ -401,7 +409,7 @@ class Block {
                     y[c] = (h_.version == 1 ? 1.0 : gain) * own.half(c) + gain * y[c];
             }
         }
-        const size_t all = first_planes.item<uint32_t>(out->n_heads) * n_sections * plane_bytes;
+        const size_t all = n_all * n_sections * plane_bytes;
         demand(codes_.part(all, codes_.n - all).zero(), "planes of no head");
     }
 
@@ -448,6 +456,7 @@ class Block {
     size_t words_ = 0;          // of codes in a lane
     size_t n_groups_ = 0;       // along tokens or channels
     size_t n_granules_ = 0;     // of a trellis
+    size_t n_planes_ = 0;       // likewise, of a section of all heads
     size_t section_bytes_ = 0;  // likewise, of one head's side information
 };
 

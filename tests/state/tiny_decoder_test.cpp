@@ -194,6 +194,9 @@ void run(const CacheConfig& config, const char* spec, std::set<std::string>* see
     subject.append(150);
     subject.compress();
     subject.check("compressed behind a truncated block");
+    const std::uint64_t held = subject.cache->stats().bytes.bytes;
+    REQUIRE(subject.cache->shrink(held - held / 50).ok());
+    subject.check("some of it made smaller");
     subject.remove(n_sinks + 290, 7);
     subject.remove(n_sinks + 270, 9);
     subject.remove(n_sinks, 262);
@@ -203,6 +206,8 @@ void run(const CacheConfig& config, const char* spec, std::set<std::string>* see
         subject.compress();
         subject.check("compressed behind all that");
     }
+    REQUIRE(subject.cache->shrink(0).ok());
+    subject.check("as small as can be");
     seen->insert(subject.seen.begin(), subject.seen.end());
 }
 

@@ -384,7 +384,7 @@ TEST_CASE("above soft_bytes older blocks shrink by themselves, and appends go on
         REQUIRE(append(cache.get(), source().keys, source().values, t, 50).ok());
     CHECK(cache->stats().n_shrunk > 0);
     CHECK(cache->stats().bytes.keys.low_rank == 0);
-    config.spec = spec_of("gear-2");
+    config.spec = spec_of("kivi-2:nb=64");
     cache = make_cache(config);
     for (std::size_t t = 0; t < 1000; t += 50)
         REQUIRE(append(cache.get(), source().keys, source().values, t, 50).ok());

@@ -53,6 +53,7 @@ Status take_session(const gearkv_session_config* in, std::shared_ptr<Interruptio
     out->error_every = taken.error_every;
     out->workspace = c::cpp(taken.workspace);
     out->max_cache_bytes = taken.max_cache_bytes;
+    out->soft_cache_bytes = taken.soft_cache_bytes;
     out->level = static_cast<Level>(taken.level);
     out->float_products = taken.float_products != 0;
     if (taken.mass != 0.0f) out->mass = taken.mass;

@@ -43,6 +43,7 @@ Status make_parts(const Model& model, const SessionConfig& config, SessionParts*
     cache.rollback_tokens = config.rollback_tokens;
     cache.error_every = config.error_every;
     cache.max_bytes = config.max_cache_bytes;
+    cache.soft_bytes = config.soft_cache_bytes;
     cache.level = config.level;
     cache.workspace = config.workspace;
     if (!out->windows.empty()) cache.windows = out->windows.data();
