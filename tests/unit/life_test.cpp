@@ -131,7 +131,9 @@ void run_at_random(const std::string& spec, double codec_error, unsigned seed, i
                 case 9:  // smaller by a tenth, if it can be
                     if (random() % 3 == 0) {
                         const CacheBytes bytes = subject.cache->stats().bytes;
-                        REQUIRE(subject.cache->shrink(bytes.bytes - bytes.bytes / 10).ok());
+                        // What trellis codes lose by it is in shrink_test.cpp.
+                        if (subject.cache->config().spec.key.backbone != Backbone::trellis)
+                            REQUIRE(subject.cache->shrink(bytes.bytes - bytes.bytes / 10).ok());
                     }
                     break;
                 case 8: {  // saved, ended and loaded
