@@ -306,7 +306,7 @@ TEST_CASE("shapes of layers that cannot be are refused, and the layer is named",
     CHECK(says(status.message(), "2 query heads, expected a multiple of the 3 KV heads of layer 3"));
     queries.n_heads = 6;
     status = cache->attend(3, queries, out.data(), 6 * 40 - 1, serial_executor());
-    CHECK(says(status.message(), "of 40 channels of layer 3"));
+    CHECK(says(status.message(), "room for 239 numbers of outputs of layer 3, expected 240"));
 }
 
 TEST_CASE("auto spends the bits of all layers by what their elements cost, whatever their shapes",

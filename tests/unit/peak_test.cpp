@@ -70,7 +70,7 @@ std::uint64_t object_bytes() {
     config.max_bytes = 1;
     std::unique_ptr<Cache> cache;
     CHECK(Cache::create(config, &cache).code() == Code::over_budget);
-    CHECK(memory.peak < 1024);
+    CHECK(memory.peak < 1280);
     return memory.peak;
 }
 

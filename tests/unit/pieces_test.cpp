@@ -38,7 +38,7 @@ std::vector<float> shown(const Kernels& kernels, const TokenBuffer& buffer) {
     std::vector<float> all;
     for (std::uint64_t t = 0; t < buffer.n_tokens(); ++t) {
         std::vector<float> row(n_heads * dim);
-        buffer.read(kernels, t, ElementType::f32, row.data());
+        buffer.read(kernels, t, {row.data(), row.size(), row.size(), dim}, 0);
         all.push_back(row[0]);
     }
     return all;
@@ -344,8 +344,8 @@ TEST_CASE("tokens lie in sinks, gap, blocks and buffer, and keep their order as 
         const std::size_t first = tokens.shape().gap_end();
         CHECK(tokens.shape().n_forgotten == n_missing);
         std::vector<float> keys((there.size() - first) * n_heads * dim);
-        tokens.read_range(context, context.config.rope, first, there.size() - first, ElementType::f32,
-                          keys.data(), nullptr);
+        const OutRows rows = {keys.data(), keys.size(), n_heads * dim, dim};
+        tokens.read_range(context, context.config.rope, first, there.size() - first, &rows, nullptr);
         for (std::size_t i = first; i < there.size(); ++i)
             REQUIRE(keys[(i - first) * n_heads * dim] == floats()[there[i] * n_heads * dim]);
     };
