@@ -73,6 +73,7 @@ void use(Cache* cache) {
     }
     std::unique_ptr<Cache> fork;
     if (!cache->fork(&fork).ok()) return;
+    (void)fork->shrink(0).ok();
     (void)fork->remove(2, 7).ok();
     (void)fork->truncate(20).ok();
 }
