@@ -186,7 +186,7 @@ int main(int argc, char** argv) {
             lossless == 0);
     CHECK(gearkv_cache_forget_before(fork, 0, 100, &error));
     CHECK(gearkv_cache_shrink(fork, 0, &freed, &error));
-    REQUIRE(freed == 0); /* a trellis has no part that can go */
+    REQUIRE(freed > 0); /* the fork alone: what the other one shows stays */
     CHECK(gearkv_cache_attend(cache, 1, &queries, out[2], n_heads * dim, pool, &error));
     REQUIRE(memcmp(out[0], out[2], sizeof(out[0])) == 0);
     gearkv_cache_reset(fork);

@@ -302,7 +302,7 @@ def test_life():
     assert fork.truncate(200) is False and fork.n_tokens() == 200 and cache.n_tokens() == 300
     assert fork.truncate_to_shortest() == (200, True)
     fork.forget_before(0, 100)
-    assert fork.shrink(0) == 0 and fork.first_token() >= 0
+    assert fork.shrink(0) > 0 and fork.first_token() >= 0
     keys, values = cache.read(1, 290)
     assert keys.shape == values.shape == (10, N_KV_HEADS, DIM)
     assert np.allclose(cache.attend(0, queries), before, atol=0.2)
