@@ -22,6 +22,13 @@ const BlockHeader& header_of(const ClosedBlock& block, TensorKind kind) {
 float rate_of(TensorKind kind, std::size_t preset) {
     return kind == TensorKind::key ? presets[preset].key_rate : presets[preset].value_rate;
 }
+// Of a rate that lay_out_lower gave.
+std::size_t preset_of(const BlockHeader& lower) {
+    std::size_t preset = 0;
+    while (rate_of(static_cast<TensorKind>(lower.kind), preset) != lower.rate)
+        ++preset;
+    return preset;
+}
 double price_of(TensorKind kind, float error, std::uint64_t n_tokens, std::uint64_t n_saved) {
     const double weight = kind == TensorKind::key ? key_weight : 1.0;
     return weight * static_cast<double>(error) * static_cast<double>(n_tokens) / static_cast<double>(n_saved);
@@ -209,9 +216,8 @@ Status Sequence::plan_far(std::uint64_t target_bytes, FarRate* plan, Executor& e
             for (std::uint64_t i = 0; i < blocks.size(); ++i) {
                 if (blocks[i].is_mapped || (i > 0 && blocks[i].key == blocks[i - 1].key)) continue;
                 BlockHeader at = header_of(blocks[i], kind), lower;
-                for (std::size_t preset = n_presets; lay_out_lower(at, &lower); at = lower) {
-                    while (rate_of(kind, --preset) != lower.rate) {
-                    }
+                for (; lay_out_lower(at, &lower); at = lower) {
+                    const std::size_t preset = preset_of(lower);
                     far[preset].n_saved += at.n_bytes - lower.n_bytes;
                     far[preset].n_tokens += lower.n_tokens;
                     if (rates[preset].error >= 0.0f) continue;
@@ -274,12 +280,8 @@ Status Sequence::lower_far(std::uint64_t target_bytes, Executor& executor) noexc
                 const ClosedBlock& block = stream.tokens().blocks()[i];
                 BlockHeader at = header_of(block, kind), lower;
                 const float rate = at.rate;
-                for (std::size_t preset = n_presets; !block.is_mapped && lay_out_lower(at, &lower);
-                     at = lower) {
-                    while (rate_of(kind, --preset) != lower.rate) {
-                    }
-                    if (!far[preset].is_wanted) break;
-                }
+                while (!block.is_mapped && lay_out_lower(at, &lower) && far[preset_of(lower)].is_wanted)
+                    at = lower;
                 if (at.rate == rate) continue;
                 Lowering far_down;
                 status = stream.begin_lower(&context, i, at, executor, &far_down);
