@@ -79,9 +79,7 @@ class Bench final : public Command {
         app_->add_option("-r,--repetitions", n_rounds_, "Rounds that count; their median is told")
             ->check(in_range(1, 1000))
             ->capture_default_str();
-        app_->add_option("-o,--output", format_, "Form of the table")
-            ->check(CLI::IsMember({"text", "csv", "json", "md"}))
-            ->capture_default_str();
+        add_output_option(*app_, format_);
         add_kv_option(*app_, options_, true);
         app_->add_option("--chunk", options_.chunk, "Prompt tokens fed at once")
             ->check(in_range(1, 1 << 20))
@@ -282,17 +280,9 @@ class Bench final : public Command {
         const bool md = format_ == "md";
         const auto show = [&](const std::vector<std::vector<std::string>>& rows) {
             Table table(rows[0]);
-            for (std::size_t i = 0; i < rows.size(); ++i) {
-                if (i > 0 && !md) table.add(rows[i]);
-                if (!md) continue;
-                for (const std::string& cell : rows[i])
-                    std::cout << "| " << cell << ' ';
-                std::cout << "|\n";
-                for (std::size_t column = 0; i == 0 && column < rows[i].size(); ++column)
-                    std::cout << (column == 0 ? "|---|" : "---:|");
-                if (i == 0) std::cout << '\n';
-            }
-            if (!md) table.print(std::cout);
+            for (std::size_t i = 1; i < rows.size(); ++i)
+                table.add(rows[i]);
+            md ? table.print_markdown(std::cout) : table.print(std::cout);
         };
         std::cout << for_terminal(options_.model) << ": " << model.params().family << ", "
                   << grouped(model.params().n_parameters) << " parameters, a token reads "

@@ -26,6 +26,7 @@ std::unique_ptr<Command> add_chat(CLI::App& app);
 std::unique_ptr<Command> add_bench(CLI::App& app);
 std::unique_ptr<Command> add_perplexity(CLI::App& app);
 std::unique_ptr<Command> add_recall(CLI::App& app);
+std::unique_ptr<Command> add_passkey(CLI::App& app);
 std::unique_ptr<Command> add_inspect(CLI::App& app);
 std::unique_ptr<Command> add_codec(CLI::App& app);
 std::unique_ptr<Command> add_plan(CLI::App& app);

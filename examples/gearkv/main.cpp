@@ -82,8 +82,8 @@ std::string suggestion(const CLI::App& app) {
 
 std::vector<std::unique_ptr<Command>> add_commands(CLI::App& app) {
     std::vector<std::unique_ptr<Command>> commands;
-    for (const auto add : {add_chat, add_generate, add_bench, add_perplexity, add_recall, add_inspect,
-                           add_codec, add_plan, add_state, add_tokenize}) {
+    for (const auto add : {add_chat, add_generate, add_bench, add_perplexity, add_recall, add_passkey,
+                           add_inspect, add_codec, add_plan, add_state, add_tokenize}) {
         commands.push_back(add(app));
     }
     return commands;

@@ -95,6 +95,12 @@ void add_json_option(CLI::App& app, Options& options) {
     app.add_flag("--json", options.json, "Print one JSON object instead of text");
 }
 
+void add_output_option(CLI::App& app, std::string& format) {
+    app.add_option("-o,--output", format, "Form of the table")
+        ->check(CLI::IsMember({"text", "csv", "json", "md"}))
+        ->capture_default_str();
+}
+
 void add_progress_option(CLI::App& app, Options& options) {
     app.add_flag("--progress", options.progress, "Show progress on stderr even when it is not a terminal");
 }

@@ -44,6 +44,8 @@ void add_machine_options(CLI::App& app, Options& options);
 void add_session_options(CLI::App& app, Options& options);
 void add_products_option(CLI::App& app, Options& options);
 void add_json_option(CLI::App& app, Options& options);
+// -o, --output: text, csv, json or md.
+void add_output_option(CLI::App& app, std::string& format);
 void add_progress_option(CLI::App& app, Options& options);
 
 // A SPEC as it was given, its canonical form and its meaning.

@@ -86,6 +86,39 @@ void Table::print(std::ostream& out) const {
     }
 }
 
+void Table::print_markdown(std::ostream& out) const {
+    for (std::size_t i = 0; i < rows_.size(); ++i) {
+        for (const std::string& cell : rows_[i])
+            out << "| " << cell << ' ';
+        out << "|\n";
+        for (std::size_t column = 0; i == 0 && column < rows_[0].size(); ++column)
+            out << (column == 0 ? "|---|" : "---:|");
+        if (i == 0) out << '\n';
+    }
+}
+
+void print_csv(const Json& rows) {
+    const auto print_line = [](const Json& row, const auto& cell_of) {
+        bool first = true;
+        for (const auto& field : row.items()) {
+            if (field.value().is_structured()) continue;
+            std::cout << (first ? "" : ",") << cell_of(field);
+            first = false;
+        }
+        std::cout << '\n';
+    };
+    if (!rows.empty()) print_line(rows[0], [](const auto& field) { return field.key(); });
+    for (const Json& row : rows) {
+        print_line(row, [](const auto& field) {
+            if (!field.value().is_string()) return field.value().dump();
+            std::string quoted = in_one_line(field.value().template get<std::string>());
+            for (std::size_t at = 0; (at = quoted.find('"', at)) != std::string::npos; at += 2)
+                quoted.insert(at, 1, '"');
+            return '"' + quoted + '"';
+        });
+    }
+}
+
 CacheReport report_cache(const CacheConfig& config, const CacheBytes& bytes, std::uint64_t n_tokens) {
     const std::uint64_t per_token = std::uint64_t{config.n_kv_heads} * (config.key_dim + config.value_dim);
     std::uint64_t n_elements;

@@ -42,10 +42,14 @@ class Table {
     explicit Table(std::vector<std::string> header) : rows_{std::move(header)} {}
     void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
     void print(std::ostream& out) const;
+    void print_markdown(std::ostream& out) const;
 
   private:
     std::vector<std::vector<std::string>> rows_;
 };
+// Objects with the same fields as lines of values below a line of names; lists and objects in them are left
+// out, texts quoted.
+void print_csv(const Json& rows);
 
 // Bytes of a cache that holds n_tokens in every layer, beside plain fp16.
 struct CacheReport {

@@ -19,7 +19,7 @@ from tool_case import ToolCase  # noqa: E402
 TOOL, MODEL, DATA = sys.argv[1:4]
 CONFORMANCE = os.path.join(DATA, "conformance")
 RECALL = os.path.join(DATA, "recall_sample.jsonl")
-COMMANDS = ["generate", "perplexity", "recall", "inspect", "codec", "plan", "bench"]
+COMMANDS = ["generate", "perplexity", "recall", "passkey", "inspect", "codec", "plan", "bench"]
 PROMPT = "The old captain looked at the sea and said"
 TEXT = (
     "The old captain looked at the sea and said nothing for a long time. Then he turned to the boy, and asked him "
@@ -572,6 +572,64 @@ class Perplexity(ToolTest):
         for row, kv in zip(both, ("paper:gear-2", "k=paper:gear-2:s=0;v=kivi-4")):
             self.assertEqual([row], self.perplexity("--kv", kv, "--ctx", 256)["results"])
 
+    def test_several_texts_have_a_line_each_and_their_mean(self):
+        one, two = self.write("one.txt", TEXT * 2), self.write("two.txt", PROMPT * 9)
+        command = ("perplexity", MODEL, "--kv", "f16", "kivi-2", "--ctx", 128, "--file", one, "--file", two)
+        answer = self.json(*command)
+        self.assertEqual(answer["files"], [one, two])
+        for row in answer["results"]:
+            alone = [self.json(*command[:3], row["kv"], *command[5:7], "--file", path)["results"][0] for path in (one, two)]
+            self.assertEqual([{"kv": row["kv"], **part} for part in row["files"]],
+                             [{"kv": row["kv"], "file": path, **part} for path, part in zip((one, two), alone)])
+            for name in ("kl_divergence", "kl_median", "kl_99", "kl_99_9", "top1_agreement", "fp16_percent"):
+                self.assertAlmostEqual(row[name], (alone[0][name] + alone[1][name]) / 2, places=12)
+            self.assertAlmostEqual(row["perplexity"] ** 2, alone[0]["perplexity"] * alone[1]["perplexity"], places=6)
+        lines = list(csv.DictReader(self.ok(*command, "-o", "csv").splitlines()))
+        self.assertEqual([(line["kv"], line["file"]) for line in lines],
+                         [(kv, file) for kv in ("f16", "kivi-2") for file in (one, two, "mean")])
+        self.assertEqual(float(lines[5]["kl_99"]), answer["results"][1]["kl_99"])
+        text = self.ok(*command)
+        self.assertRegex(text, r"\nkivi-2 +two\.txt .*\nkivi-2 +mean .*\n$")
+        self.assertEqual(len(text.splitlines()), 2 + 2 + 7)
+
+    def test_the_table_of_the_paper_tells_shares_of_fp16(self):
+        file = self.write("text.txt", TEXT * 10)
+        command = ("perplexity", MODEL, "--file", file, "--ctx", 512, "--chunk", 256, "--table", "paper")
+        rows = {row["kv"]: row for row in self.json(*command)["results"]}
+        self.assertEqual(len(rows), 12)
+        self.assertAlmostEqual(rows["f16"]["fp16_percent"], 100, delta=1)
+        for name, row in rows.items():
+            self.assertAlmostEqual(row["fp16_percent"], row["bits_per_element"] * 6.25, places=9)
+            if name != "f16":
+                self.assertLess(row["fp16_percent_of_blocks"], row["fp16_percent"], name)
+        self.assertAlmostEqual(rows["kivi-2"]["fp16_percent_of_blocks"], 2.5 * 6.25, delta=0.3)
+        lines = self.ok(*command, "-o", "md").splitlines()
+        self.assertEqual(lines[-14].split("|")[1:4], [" kv ", " of fp16 ", " tail included "])
+        self.assertEqual((lines[-13][:5], len(lines[-12:])), ("|---|", 12))
+        self.fails(2, "--kv excludes --table", *command, "--kv", "f16")
+
+    def test_drift_compares_predictions_of_what_the_f16_cache_goes_on_with(self):
+        command = ("perplexity", MODEL, "--file", self.write("text.txt", TEXT * 4), "--ctx", 200, "--drift", 50, "--kv", "f16", "kivi-2")
+        answer = self.json(*command)
+        self.assertEqual((answer["prompt_tokens"], answer["drift"]), (150, 50))
+        exact, coarse = answer["results"]
+        self.assertEqual((exact["kl_divergence"], exact["top1_agreement"]), (0, 1))
+        kl = coarse["files"][0]["kl"]
+        self.assertEqual(len(kl), 50)
+        self.assertAlmostEqual(coarse["kl_divergence"], sum(kl) / 50, places=12)
+        self.assertEqual([(b["first"], b["last"]) for b in coarse["buckets"][:2] + coarse["buckets"][-1:]], [(1, 6), (7, 12), (44, 50)])
+        for bucket in coarse["buckets"]:
+            part = kl[bucket["first"] - 1 : bucket["last"]]
+            self.assertAlmostEqual(bucket["kl_divergence"], sum(part) / len(part), places=12)
+        # The first prediction is that behind the prompt, whatever is drawn from it.
+        self.assertEqual(self.json(*command)["results"], answer["results"])
+        other = self.json(*command, "--seed", 1)["results"][1]["files"][0]["kl"]
+        self.assertEqual(other[0], kl[0])
+        self.assertNotEqual(other[1:], kl[1:])
+        self.assertRegex(self.ok(*command), r"\nkv +to 6 +to 12 .* all +median .*\nf16 +0\.00000 ")
+        self.fails(2, "--drift 200, expected less than the context of 200", *command[:6], "--drift", 200)
+        self.fails(2, "--second-halves", *command, "--second-halves")
+
     def test_an_empty_text_is_a_failure(self):
         self.fails(1, "no tokens", "perplexity", MODEL, "--file", self.write("empty.txt", ""))
 
@@ -618,6 +676,44 @@ class Recall(ToolTest):
         cases[1]["tokens"] += 1
         self.fails(1, "cases.jsonl:2: the prompt is", "recall", MODEL, "--file", self.save(cases))
         self.fails(1, "no cases", "recall", MODEL, "--file", self.write("cases.jsonl", ""))
+
+
+class Passkey(ToolTest):
+    def passkey(self, *arguments):
+        return ("passkey", MODEL, "--lengths", "128,256", "--depths", "0,1", *arguments)
+
+    def test_numbers_are_hidden_at_all_lengths_and_depths_by_the_seed(self):
+        command = self.passkey("--kv", "f16", "gear-2", "--trials", 2)
+        answer = self.json(*command)
+        places = [(length, depth) for length in (128, 256) for depth in (0, 1)]
+        self.assertEqual([(case["length"], case["depth"]) for case in answer["cases"][::2]], places)
+        self.assertEqual(len({case["number"] for case in answer["cases"]}), 8)
+        for case in answer["cases"]:
+            self.assertRegex(case["number"], r"^[1-9][0-9]{4}$")
+            self.assertLessEqual(case["tokens"], case["length"] - 6)
+            self.assertGreater(case["tokens"], case["length"] - 60)
+        self.assertEqual([row["kv"] for row in answer["results"]], ["f16", "gear-2"])
+        for row in answer["results"]:
+            self.assertEqual([(cell["length"], cell["depth"], cell["texts"]) for cell in row["cells"]], [(*place, 2) for place in places])
+        self.assertEqual(self.json(*command), answer)
+        other = self.json(*command, "--seed", 1)["cases"]
+        self.assertNotEqual([case["number"] for case in other], [case["number"] for case in answer["cases"]])
+        found = sum(cell["found"] for cell in answer["results"][1]["cells"])
+        self.assertRegex(self.ok(*command), rf"\nkv +128 +256 +all .*\nf16 [^\n]*\ngear-2 [^\n]* {found}/8 ")
+
+    def test_a_number_counts_where_the_model_says_it(self):
+        # Of one digit the model names the right one now and then, which the f16 cache cannot do less often than itself.
+        answer = self.json("passkey", MODEL, "--lengths", 96, "--depths", 1, "--trials", 60, "--digits", 1, "--kv", "f16", "f16")
+        one, two = (row["cells"][0]["found"] for row in answer["results"])
+        self.assertEqual(one, two)
+        self.assertGreater(one, 0)
+        self.assertLess(one, 60)
+
+    def test_lengths_that_do_not_fit_are_refused(self):
+        self.fails(2, "expected at most the context of ", "passkey", MODEL, "--lengths", 1000000)
+        self.fails(2, "--lengths 64, expected at least ", "passkey", MODEL, "--lengths", 64)
+        self.fails(2, "--depths", "passkey", MODEL, "--lengths", 128, "--depths", "1.5")
+        self.fails(2, "at character 6", "passkey", MODEL, "--lengths", 128, "--kv", "gear-9")
 
 
 class Inspect(ToolTest):
