@@ -2,7 +2,7 @@
 # Installs what is missing, builds, and runs every test: once per instruction-set level, under the sanitizers, with
 # clang, with everything optional left out, and for aarch64 under qemu. For Debian 12, Ubuntu 24.04 or later.
 #   tests/run.sh [release] [address] [thread] [clang] [minimal] [arm]        default: all of them
-# Tests tagged [once] run with the scalar level only, and what hostile files do once a build. Tests tagged [slow] run in
+# Tests tagged [once] run with the best level only, and what hostile files do once a build. Tests tagged [slow] run in
 # the release stage only, those tagged [damage] under the address sanitizer too,
 # those tagged [shapes], which go through sizes, everywhere but in the minimal stage and on aarch64, whose kernels are
 # compared with the scalar ones at every size all the same. Under the thread sanitizer run those tagged [thread], which
@@ -125,10 +125,8 @@ stage_address() {
   local failed=0
   # shellcheck disable=SC2046
   GEARKV_TESTS='~[slow]' run_tests address address --timeout-multiplier 3 $(skip_levels_but "$level") || failed=1
-  # Beside all at the best level: what runs at one level only, and the kernels of that level.
+  # Beside all at the best level: the kernels of the scalar one.
   if [ "$level" != scalar ]; then
-    GEARKV_TESTS='[once]~[slow]~[shapes]' run_tests address address-scalar --timeout-multiplier 3 \
-      unit-scalar state-scalar || failed=1
     run_tests address address-kernels --timeout-multiplier 3 kernels-scalar || failed=1
   fi
   return "$failed"
@@ -141,7 +139,7 @@ stage_thread() {
   build thread tests/unit/unit-test tests/state/state-test tests/decoder/decoder-test tests/engine/engine-test
   # The sanitizer of older compilers cannot live with much randomness in addresses.
   if setarch -R true 2>/dev/null; then plain_addresses=(setarch -R); fi
-  TSAN_OPTIONS=halt_on_error=1 GEARKV_TESTS='[thread]~[slow]' run_tests thread thread --timeout-multiplier 3 \
+  TSAN_OPTIONS=halt_on_error=1 GEARKV_TESTS='[thread]~[slow]~[once]' run_tests thread thread --timeout-multiplier 3 \
     "unit-$level" "state-$level" "decoder-$level" "engine-$level"
 }
 
@@ -160,7 +158,7 @@ stage_minimal() {
   configure minimal --buildtype=debug -Dthreads=none -Dblas=none -Ddecoder=false -Dbench=false -Dlevels="$levels" \
     -Dcpp_args=-g1 -Dprecompiled=true
   build minimal tests/unit/unit-test examples/01_compress_block examples/05_cache_life
-  GEARKV_TESTS='~[slow]~[damage]~[shapes]' run_tests minimal minimal --timeout-multiplier 3 "unit-$level"
+  GEARKV_TESTS='~[slow]~[once]~[shapes]' run_tests minimal minimal --timeout-multiplier 3 "unit-$level"
 }
 
 # Built with the std pool and without OpenBLAS, whose arm64 packages would need a second architecture set up in the
@@ -172,7 +170,7 @@ stage_arm() {
     -Dpkg_config_path="$(cd "$builds/arm64-packages" && pwd)/usr/lib/aarch64-linux-gnu/pkgconfig" -Dprecompiled=true
   build arm level-tests tests/hostile/hostile-test
   local failed=0
-  export GEARKV_TESTS='~[slow]~[damage]~[shapes]'
+  export GEARKV_TESTS='~[slow]~[once]~[shapes]'
   # Rates are chosen, and the bytes of sessions foretold, by code that knows no level, in minutes.
   QEMU_CPU=cortex-a72 GEARKV_TESTS="$GEARKV_TESTS~[rates]" run_tests arm arm-unit --timeout-multiplier 10 \
     unit-neon unit-dotprod hostile || failed=1
@@ -212,7 +210,7 @@ results=()
 for stage in "${stages[@]}"; do
   logs=$stage
   [ "$stage" = arm ] && logs=arm-unit,arm-cortex-a72,arm-max,arm-products,arm-scalar
-  [ "$stage" = address ] && logs=address,address-scalar,address-kernels
+  [ "$stage" = address ] && logs=address,address-kernels
   results+=("$stage=$(cat "$builds/$stage.code")=$logs")
 done
 python3 tests/support/count_results.py "$builds" "${results[@]}"
