@@ -14,9 +14,9 @@ using gearkv::Status;
 
 namespace {
 
-// How many tokens of a draft are taken back without a trace; and how far back layers with a window can go at
-// all (pos_min tells what is there).
-constexpr std::uint32_t draft_tokens = 16, window_rollback_tokens = 64;
+// How many tokens of a draft are taken back without a trace; where the window of a layer is not whole behind
+// more, pos_min tells.
+constexpr std::uint32_t draft_tokens = 16;
 
 std::int32_t end_of(std::int32_t p1) {
     return p1 < 0 ? std::numeric_limits<std::int32_t>::max() : p1;
@@ -39,7 +39,6 @@ Status Sequences::create(const Setup& setup) {
     if (setup_.give_back) {
         windows_.assign(setup_.cache.n_layers, setup_.window);
         setup_.cache.windows = windows_.data();
-        setup_.cache.rollback_tokens = window_rollback_tokens;
     }
     ropes_.clear();
     for (const auto& frequencies : setup_.frequencies)

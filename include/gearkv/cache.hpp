@@ -78,9 +78,9 @@ struct CacheConfig {
     // buffer at the next append. Costs room for as many more tokens in fp16. Blocks are the same whatever it
     // is.
     std::uint32_t spread_tokens = 16;
-    // The most tokens of a block, rounded down to a multiple of buffer_tokens; 0 for 4,096. Long blocks of a
-    // prompt take fewer bytes, by .4 % with a trellis and a tenth with low rank; short ones go sooner when a
-    // window leaves them, and all have one size.
+    // The most tokens of a block, rounded down to a multiple of buffer_tokens; 0 for 4,096, or an eighth of
+    // the layer's window. Long blocks of a prompt take fewer bytes, by .4 % with a trellis and a tenth with
+    // low rank; short ones go sooner when a window leaves them, and all have one size.
     std::uint32_t block_tokens = 0;
     // How far a rollback (Cache::truncate) may go back from the most tokens there were. Of so many tokens it
     // finds every window whole: blocks are given back so much later (`windows`), and one that goes further

@@ -113,7 +113,7 @@ Status add_layers(const CacheConfig& config, std::uint32_t layer, std::uint32_t 
             left -= n_skipped;
         }
         bool first = true;
-        while (const std::uint32_t unit = unit_tokens(config, left)) {
+        while (const std::uint32_t unit = unit_tokens(config, layer, left)) {
             if (Status status = add_units({unit, true, first}, 1); !status.ok()) return status;
             left -= unit;
             first = false;

@@ -190,7 +190,7 @@ class LayerStream {
 
     // Tokens of the next unit behind an open one, should it begin now; 0 when they do not fill one.
     std::uint32_t next_unit(const CacheContext& context) const noexcept {
-        return unit_tokens(context.config, tokens_.n_buffered() - closing_.n_tokens());
+        return unit_tokens(context.config, index_, tokens_.n_buffered() - closing_.n_tokens());
     }
     Status begin_unit(CacheContext* context, std::uint32_t n_tokens, bool prompt) noexcept;
     // `reopenable`: as long as rollback_tokens say.

@@ -170,7 +170,7 @@ class LayerLife {
         has_query_ = true;
     }
     Status compress() {
-        if (unit_tokens(config_, n_buffered_) == 0) return {};
+        if (unit_tokens(config_, layer_, n_buffered_) == 0) return {};
         if (n_open_ > 0 && n_appended_ == 0) drop_open();
         finish(false);
         forget_aside();
@@ -223,7 +223,7 @@ class LayerLife {
     std::uint64_t first_block_end() const {
         return n_block_runs_ == 0 ? UINT64_MAX : n_sinks_ + n_forgotten_ + runs_[0].headers[0].n_tokens;
     }
-    std::uint32_t next_unit() const { return unit_tokens(config_, n_buffered_ - n_open_); }
+    std::uint32_t next_unit() const { return unit_tokens(config_, layer_, n_buffered_ - n_open_); }
     bool keeps_squares() const { return specs_[0].backbone == Backbone::trellis; }
 
     // ---- TokenBuffer ----

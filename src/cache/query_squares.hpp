@@ -59,7 +59,7 @@ class QuerySquares {
                n_channels * (sizeof(double) + sizeof(float));
     }
     // A capacity is so much more than the rows that were there at its making.
-    static constexpr std::uint64_t least_rows = 8;
+    static constexpr std::uint64_t least_rows = 2;
 
     void create(const LayerDims& dims) noexcept {
         n_heads_ = dims.n_kv_heads;

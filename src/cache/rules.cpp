@@ -12,15 +12,27 @@ bool is_uniform(const CacheConfig& config) noexcept {
                                           [&](const LayerDims& other) { return other == dims[0]; });
 }
 
+namespace {
+
+// The configured number. A block is given back whole, and so takes its bytes for half its tokens longer than
+// they are seen: next to nothing of a window of eight.
+std::uint32_t block_tokens(const CacheConfig& config, std::uint32_t layer) noexcept {
+    if (config.block_tokens > 0) return config.block_tokens;
+    const std::uint32_t window = window_of(config, layer);
+    return window == 0 ? max_unit_tokens : window / 8;
+}
+
+}  // namespace
+
 Status lay_out_unit(const LayerDims& dims, const TensorSpec& spec, TensorKind kind, const Unit& unit,
                     BlockHeader* out) noexcept {
     const BlockShape shape = {kind, unit.n_tokens, dims.n_kv_heads, dim_of(dims, kind)};
     return lay_out_block(shape, spec, unit.prompt ? spec.rank_prompt : spec.rank_decode, out, unit.first);
 }
 
-std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) noexcept {
+std::uint32_t unit_tokens(const CacheConfig& config, std::uint32_t layer, std::uint64_t n_buffered) noexcept {
     const std::uint32_t step = config.spec.buffer_tokens;
-    const std::uint32_t wanted = config.block_tokens == 0 ? max_unit_tokens : config.block_tokens;
+    const std::uint32_t wanted = block_tokens(config, layer);
     const std::uint64_t most = std::max(std::min(wanted, max_unit_tokens) / step, 1u) * std::uint64_t{step};
     const std::uint64_t n = n_buffered - std::min<std::uint64_t>(n_buffered, config.spec.recent_tokens);
     return static_cast<std::uint32_t>(std::min(n / step * step, most));
@@ -36,7 +48,7 @@ std::uint32_t base_tokens(const CacheConfig& config) noexcept {
 }
 
 std::uint32_t buffer_step(const CacheConfig& config, std::uint32_t layer) noexcept {
-    return window_of(config, layer) == 0 ? 0 : std::max(config.spec.buffer_tokens / 4, 1u);
+    return window_of(config, layer) == 0 ? 0 : std::max(config.spec.buffer_tokens / 16, 1u);
 }
 
 std::uint64_t buffer_bytes(const CacheConfig& config, std::uint32_t layer, TensorKind kind,

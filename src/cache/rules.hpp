@@ -38,8 +38,8 @@ std::uint32_t base_tokens(const CacheConfig& config) noexcept;
 // The buffer of a layer with a window, most of which it would be, takes memory by so many tokens as they
 // come; 0 of any other: it takes all at once.
 std::uint32_t buffer_step(const CacheConfig& config, std::uint32_t layer) noexcept;
-// Tokens of the next unit out of n_buffered; 0 when they do not fill one.
-std::uint32_t unit_tokens(const CacheConfig& config, std::uint64_t n_buffered) noexcept;
+// Tokens of the next unit of a layer out of n_buffered; 0 when they do not fill one.
+std::uint32_t unit_tokens(const CacheConfig& config, std::uint32_t layer, std::uint64_t n_buffered) noexcept;
 // Bytes of n_tokens keys or values in the buffer of a layer.
 std::uint64_t buffer_bytes(const CacheConfig& config, std::uint32_t layer, TensorKind kind,
                            std::uint64_t n_tokens) noexcept;

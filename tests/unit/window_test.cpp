@@ -123,6 +123,54 @@ TEST_CASE("windows stay whole for rollbacks longer than a buffer, which are loss
     CHECK(make_cache(make_config("f16", n_heads, dim, dim))->first_token(1) == 0);
 }
 
+TEST_CASE("blocks of a prompt are as long as an eighth of a window, which leaves little behind", "[window]") {
+    for (const std::uint32_t block_tokens : {0u, 512u}) {
+        constexpr std::size_t n_layers = 4, n_chunk = 512, n = 6 * n_chunk;
+        const std::uint32_t windows[n_layers] = {0, 100, 512, 2048}, rollback = 16;
+        CacheConfig config = make_config("gear-2", n_heads, dim, dim, 4000);
+        config.n_layers = n_layers;
+        config.windows = windows;
+        config.rollback_tokens = rollback;
+        config.close_prompts = true;
+        config.block_tokens = block_tokens;
+        auto cache = make_cache(config);
+        static const std::vector<float> tokens = to_floats(gaussian(n + 1, n_heads, dim, 1));
+        const std::vector<float> queries(n_chunk * n_heads * dim, 0.1f);
+        std::vector<float> out(queries.size());
+        const auto step = [&](std::uint32_t layer, std::size_t first, std::uint32_t n_tokens) {
+            const Rows rows = {tokens.data() + first * n_heads * dim, n_heads * dim, dim};
+            REQUIRE(cache->append(layer, rows, rows, n_tokens, serial_executor()).ok());
+            Queries q;
+            q.data = queries.data();
+            q.query_stride = n_heads * dim;
+            q.head_stride = dim;
+            q.n_queries = n_tokens;
+            q.n_heads = n_heads;
+            q.window = windows[layer];
+            q.scale = 0.1f;
+            REQUIRE(cache->attend(layer, q, out.data(), out.size(), serial_executor()).ok());
+        };
+        for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
+            for (std::size_t at = 0; at < n; at += n_chunk)
+                step(layer, at, n_chunk);
+            // A step lets go of what was still asked for.
+            step(layer, n, 1);
+            LayerStats stats;
+            REQUIRE(cache->layer_stats(layer, &stats).ok());
+            const std::uint64_t unit = block_tokens > 0 ? block_tokens : std::max(windows[layer] / 8, 128u);
+            CAPTURE(layer, block_tokens, unit, stats.n_forgotten, stats.n_closed, stats.n_blocks);
+            if (windows[layer] == 0) {
+                CHECK(stats.n_blocks == 2 * 6);
+                continue;
+            }
+            CHECK(stats.n_blocks / 2 == (stats.n_closed + unit - 1) / unit);
+            const std::uint64_t first_seen = n + 1 - windows[layer] - rollback;
+            CHECK(4 + stats.n_forgotten <= first_seen);
+            CHECK(4 + stats.n_forgotten + unit > first_seen);
+        }
+    }
+}
+
 TEST_CASE("the buffer of a windowed layer takes memory as its tokens come, and no more than others do",
           "[window]") {
     for (const char* spec : {"gear-4", "kivi-4:nb=64,recent=10", "f32:nb=64"}) {
@@ -133,7 +181,7 @@ TEST_CASE("the buffer of a windowed layer takes memory as its tokens come, and n
         auto plain = make_cache(config);
         config.windows = &window;
         auto cache = make_cache(config);
-        const std::uint64_t n_sinks = config.spec.sink_tokens, step = config.spec.buffer_tokens / 4;
+        const std::uint64_t n_sinks = config.spec.sink_tokens, step = config.spec.buffer_tokens / 16;
         const std::uint64_t row =
             2 * n_heads * dim * (config.spec.key.backbone == Backbone::raw32 ? sizeof(float) : 2);
         CHECK(cache->stats().bytes.buffer == n_sinks * row);
