@@ -1,7 +1,7 @@
 // Keys, values and queries of a model over a text, as the other benchmarks read them: PREFIX_k.npy and
 // PREFIX_v.npy [layers, tokens, KV heads, channels], and PREFIX_q.npy of the last queries, all in fp16, keys
-// and queries behind RoPE. Linked so that what the decoder says to its cache comes through here
-// (meson.build).
+// and queries behind RoPE; number, scale and window of each layer (0: none) in PREFIX.json. Linked so that
+// what the decoder says to its cache comes through here (meson.build).
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
@@ -22,13 +22,14 @@ namespace {
 // What one layer was given: rows of all heads, as they came.
 struct Layer {
     std::vector<float> keys, values, queries;
+    float scale = 0.0f;
+    std::uint64_t window = 0;
 };
 
 struct Taker {
     std::map<std::uint32_t, Layer> layers;  // those wanted
     LayerDims dims;
     std::uint32_t n_heads = 0;
-    float scale = 0.0f;
 };
 Taker* taker = nullptr;
 
@@ -53,6 +54,19 @@ void write(const std::string& path, std::vector<std::size_t> shape, const std::v
         out.floats.insert(out.floats.end(), rows.end() - static_cast<std::ptrdiff_t>(n_last), rows.end());
     }
     npy::save(path, out);
+}
+
+void write_about(const std::string& path) {
+    std::FILE* file = std::fopen(path.c_str(), "w");
+    const char* before = "{\"layers\": [";
+    for (const auto& [index, layer] : taker->layers) {
+        if (file == nullptr) break;
+        std::fprintf(file, "%s{\"layer\": %u, \"scale\": %.9g, \"window\": %llu}", before, index,
+                     static_cast<double>(layer.scale), static_cast<unsigned long long>(layer.window));
+        before = ", ";
+    }
+    if (file != nullptr) std::fprintf(file, "]}\n");
+    if (file == nullptr || std::fclose(file) != 0) throw npy::Error(path + ": cannot be written");
 }
 
 }  // namespace
@@ -85,7 +99,8 @@ Status wrapped_attend(Cache* cache, std::uint32_t layer, const Queries& queries,
     if (taker != nullptr) {
         if (const auto at = taker->layers.find(layer); at != taker->layers.end()) {
             taker->n_heads = queries.n_heads;
-            taker->scale = queries.scale;
+            at->second.scale = queries.scale;
+            at->second.window = queries.window;
             const Rows rows = {queries.data, queries.query_stride, queries.head_stride};
             take(&at->second.queries, rows, queries.n_queries, queries.n_heads, taker->dims.key_dim);
         }
@@ -138,11 +153,12 @@ int main(int argc, char** argv) {
               std::size_t{n_tokens} * n_kv_heads * value_dim);
         write(prefix + "_q.npy", {n_queries, all.n_heads, key_dim}, &Layer::queries,
               std::size_t{n_queries} * all.n_heads * key_dim);
+        write_about(prefix + ".json");
     } catch (const npy::Error& error) {
         std::fprintf(stderr, "%s\n", error.what());
         return 1;
     }
-    std::printf("%zu layers, %u tokens, %u/%u heads of %u channels, scale %g\n", all.layers.size(), n_tokens,
-                all.n_heads, n_kv_heads, key_dim, static_cast<double>(all.scale));
+    std::printf("%zu layers, %u tokens, %u/%u heads of %u channels\n", all.layers.size(), n_tokens,
+                all.n_heads, n_kv_heads, key_dim);
     return 0;
 }

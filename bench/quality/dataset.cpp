@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <random>
+#include <stdexcept>
+#include <string>
 
 #include "npy.hpp"
 
@@ -13,8 +17,7 @@ namespace {
 constexpr std::size_t whole_tokens(std::size_t n) {
     return (n - 4) / 128 * 128 + 4;
 }
-constexpr std::size_t n_tokens = whole_tokens(2048), n_kv_heads = 2, n_shared = 2, n_queries = 128,
-                      n_dump_queries = 256;
+constexpr std::size_t n_tokens = whole_tokens(2048), n_kv_heads = 2, n_shared = 2, n_queries = 128;
 
 // Family parameters are drawn from here; the standard library's distributions differ between platforms.
 class Random {
@@ -139,28 +142,57 @@ std::vector<Dataset> make_families() {
     return families;
 }
 
-Dataset load_dump(const std::string& folder, const std::string& name) {
-    const npy::Array k = npy::load(folder + "/" + name + "_k.npy"),
-                     v = npy::load(folder + "/" + name + "_v.npy"),
-                     q = npy::load(folder + "/" + name + "_q.npy");
+namespace {
+
+Dataset load_layers(const std::string& prefix, std::size_t n_last) {
+    const npy::Array k = npy::load(prefix + "_k.npy"), v = npy::load(prefix + "_v.npy"),
+                     q = npy::load(prefix + "_q.npy");
+    if (k.shape.size() != 4 || v.shape != k.shape || q.shape.size() != 4 || q.shape[0] != k.shape[0] ||
+        q.shape[1] != k.shape[1] || q.shape[3] != k.shape[3]) {
+        throw std::runtime_error(prefix + ": keys " + npy::shape_text(k.shape) + ", values " +
+                                 npy::shape_text(v.shape) + ", queries " + npy::shape_text(q.shape) +
+                                 ", expected the same layers, tokens and channels");
+    }
+    const std::size_t n_all = k.shape[1], heads = k.shape[2], dim = k.shape[3], q_heads = q.shape[2];
+    if (n_all < n_last + 4)
+        throw std::runtime_error(prefix + ": fewer than " + std::to_string(n_last + 4) + " tokens");
+    const std::size_t n = whole_tokens(n_all);
     Dataset data;
-    data.name = name;
+    data.name = prefix.substr(prefix.rfind('/') + 1);
     data.real = true;
-    const std::size_t n_all = k.shape.at(1), n = whole_tokens(n_all), heads = k.shape.at(2),
-                      dim = k.shape.at(3), q_heads = q.shape.at(2);
     for (std::size_t i = 0; i < k.shape[0]; ++i) {
         Layer layer;
-        layer.shape = {
-            n_dump_queries, n, q_heads, heads, dim, dim, 1 / std::sqrt(static_cast<double>(dim)), true};
+        layer.shape = {n_last, n, q_heads, heads, dim, dim, 1 / std::sqrt(static_cast<double>(dim)), true};
         const auto rows = [](const npy::Array& x, std::size_t first, std::size_t count) {
             return std::vector<float>(x.floats.begin() + static_cast<std::ptrdiff_t>(first),
                                       x.floats.begin() + static_cast<std::ptrdiff_t>(first + count));
         };
         layer.keys = rows(k, i * n_all * heads * dim, n * heads * dim);
         layer.values = rows(v, i * n_all * heads * dim, n * heads * dim);
-        layer.queries =
-            rows(q, (i * n_all + n - n_dump_queries) * q_heads * dim, n_dump_queries * q_heads * dim);
+        layer.all_queries = rows(q, i * n_all * q_heads * dim, n * q_heads * dim);
+        layer.queries.assign(layer.all_queries.end() - static_cast<std::ptrdiff_t>(n_last * q_heads * dim),
+                             layer.all_queries.end());
         data.layers.push_back(std::move(layer));
+    }
+    return data;
+}
+
+}  // namespace
+
+Dataset load_dump(const std::string& folder, const std::string& name) {
+    return load_layers(folder + "/" + name, 256);
+}
+
+Dataset load_model_dump(const std::string& prefix) {
+    Dataset data = load_layers(prefix, 128);
+    std::ifstream file(prefix + ".json");
+    if (!file) return data;
+    const nlohmann::json about = nlohmann::json::parse(file);
+    if (about.at("layers").size() != data.layers.size())
+        throw std::runtime_error(prefix + ".json: other layers than the arrays have");
+    for (std::size_t i = 0; i < data.layers.size(); ++i) {
+        data.layers[i].shape.scale = about["layers"][i].at("scale").get<double>();
+        data.layers[i].window = about["layers"][i].at("window").get<std::size_t>();
     }
     return data;
 }

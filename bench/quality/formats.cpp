@@ -7,13 +7,30 @@
 
 #include "gearkv/cache.hpp"
 #include "npy.hpp"
+#include "rivals.hpp"
 
 namespace gearkv::quality {
-namespace {
 
 float to_stored(float x) {
     return npy::from_half(npy::to_half(x));
 }
+
+void rotate(float* x, std::size_t n) {
+    for (std::size_t half = 1; half < n; half *= 2) {
+        for (std::size_t i = 0; i < n; i += 2 * half) {
+            for (std::size_t j = i; j < i + half; ++j) {
+                const float a = x[j], b = x[j + half];
+                x[j] = a + b;
+                x[j + half] = a - b;
+            }
+        }
+    }
+    const float scale = 1 / std::sqrt(static_cast<float>(n));
+    for (std::size_t i = 0; i < n; ++i)
+        x[i] *= scale;
+}
+
+namespace {
 
 constexpr std::size_t block = 32;
 
@@ -73,22 +90,6 @@ void round_iq4_nl(float* x) {
         x[i] = nearest_level(x[i] * inverse) * stored;
 }
 
-// Orthonormal Walsh-Hadamard transform of a power of two of floats; its own inverse.
-void rotate(float* x, std::size_t n) {
-    for (std::size_t half = 1; half < n; half *= 2) {
-        for (std::size_t i = 0; i < n; i += 2 * half) {
-            for (std::size_t j = i; j < i + half; ++j) {
-                const float a = x[j], b = x[j + half];
-                x[j] = a + b;
-                x[j + half] = a - b;
-            }
-        }
-    }
-    const float scale = 1 / std::sqrt(static_cast<float>(n));
-    for (std::size_t i = 0; i < n; ++i)
-        x[i] *= scale;
-}
-
 // Per-token rows cut into blocks of 32, rotated per head first or not.
 class RowFormat final : public Format {
   public:
@@ -126,10 +127,9 @@ class SpecFormat final : public Format {
         : text_(std::move(spec)), chunk_(chunk), ours_(ours) {
         require(parse_spec(text_.c_str(), &spec_));
     }
-    std::string name() const override {
-        return chunk_ == 0 ? text_ : text_ + " by " + std::to_string(chunk_);
-    }
+    std::string name() const override { return text_; }
     bool ours() const override { return ours_; }
+    bool keeps_sinks() const override { return true; }
 
     Reconstruction run(const Layer& layer) const override {
         const AttentionShape& shape = layer.shape;
@@ -140,9 +140,12 @@ class SpecFormat final : public Format {
         config.value_dim = static_cast<std::uint32_t>(shape.value_dim);
         config.max_tokens = shape.n_tokens;
         config.spec = spec_;
+        config.spec.sink_tokens = std::max(spec_.sink_tokens, static_cast<std::uint32_t>(layer.n_sinks));
         std::unique_ptr<Cache> cache;
         require(Cache::create(config, &cache));
         const std::size_t step = chunk_ == 0 ? shape.n_tokens : chunk_;
+        const bool asks = ours_ && !layer.all_queries.empty();
+        std::vector<float> out(asks ? step * shape.n_heads * shape.value_dim : 0);
         for (std::size_t t = 0; t < shape.n_tokens; t += step) {
             const Rows keys = {layer.keys.data() + t * shape.n_kv_heads * shape.key_dim,
                                shape.n_kv_heads * shape.key_dim, shape.key_dim};
@@ -150,6 +153,17 @@ class SpecFormat final : public Format {
                                  shape.n_kv_heads * shape.value_dim, shape.value_dim};
             const auto n = static_cast<std::uint32_t>(std::min(step, shape.n_tokens - t));
             require(cache->append(0, keys, values, n, serial_executor()));
+            if (asks) {
+                Queries queries = {};
+                queries.data = layer.all_queries.data() + t * shape.n_heads * shape.key_dim;
+                queries.query_stride = shape.n_heads * shape.key_dim;
+                queries.head_stride = shape.key_dim;
+                queries.n_queries = n;
+                queries.n_heads = static_cast<std::uint32_t>(shape.n_heads);
+                queries.scale = static_cast<float>(shape.scale);
+                queries.causal = true;
+                require(cache->attend(0, queries, out.data(), out.size(), serial_executor()));
+            }
             require(cache->compress(0, serial_executor()));
         }
         Reconstruction result;
@@ -177,6 +191,14 @@ std::vector<std::unique_ptr<Format>> rival_formats() {
     formats.push_back(std::make_unique<RowFormat>("q4_0", 4.5, round_q4_0, true));
     formats.push_back(std::make_unique<RowFormat>("iq4_nl", 4.5, round_iq4_nl, false));
     formats.push_back(std::make_unique<RowFormat>("iq4_nl", 4.5, round_iq4_nl, true));
+    for (const bool centred : {false, true}) {
+        for (const int bits : {2, 3, 4})
+            formats.push_back(turbo_format(bits, centred));
+        for (const int bits : {1, 2, 3, 4})
+            formats.push_back(trellis_turbo_format(bits, centred));
+    }
+    for (const auto& [key_bits, value_bits] : {std::pair(2, 2), {3, 3}, {4, 2}, {4, 4}})
+        formats.push_back(kvarn_format(key_bits, value_bits));
     return formats;
 }
 

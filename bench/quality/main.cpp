@@ -1,6 +1,7 @@
 // Rate-distortion of cache formats: bits per element with everything counted, against the error of attention.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <fstream>
@@ -19,12 +20,13 @@ struct Options {
     std::string json_path;
     std::vector<std::string> only;   // datasets
     std::vector<std::string> specs;  // in place of the default list
-    std::size_t chunk = 0;
+    std::vector<std::string> model_dumps;
+    std::size_t chunk = 512, n_sinks = 4, n_recent = 64;
 };
 
 struct Row {
     std::string data, format;
-    bool ours, structured, real;
+    bool ours, published, structured, real;
     Score score;
 };
 
@@ -41,48 +43,67 @@ std::vector<std::unique_ptr<Format>> make_formats(const Options& options) {
 }
 
 std::vector<Dataset> make_datasets(const Options& options) {
-    std::vector<Dataset> all = make_families();
-    for (const char* name : {"gauss", "outch"})
-        all.push_back(load_conformance(options.conformance, name));
-    for (const char* name : {"text", "recall"})
-        all.push_back(load_dump(options.dumps, name));
-    if (options.only.empty()) return all;
+    std::vector<Dataset> all;
+    if (options.model_dumps.empty()) {
+        all = make_families();
+        for (const char* name : {"gauss", "outch"})
+            all.push_back(load_conformance(options.conformance, name));
+        for (const char* name : {"text", "recall"})
+            all.push_back(load_dump(options.dumps, name));
+        all.push_back(load_model_dump(options.dumps + "/smollm2"));
+    }
+    for (const std::string& prefix : options.model_dumps)
+        all.push_back(load_model_dump(prefix));
     std::vector<Dataset> chosen;
     for (Dataset& data : all) {
-        if (std::find(options.only.begin(), options.only.end(), data.name) != options.only.end())
+        for (Layer& layer : data.layers)
+            layer.n_sinks = options.n_sinks;
+        if (options.only.empty() ||
+            std::find(options.only.begin(), options.only.end(), data.name) != options.only.end())
             chosen.push_back(std::move(data));
     }
     return chosen;
 }
 
-// The best format that is not ours at this many bits or fewer. The little more lets KIVI take part, whose
-// groups do not divide the tokens and leave four of them in fp16.
-const Row* best_rival(const std::vector<Row>& rows, const Row& row) {
-    const Row* best = nullptr;
+// Error over that of the best published format, whose error is taken to halve with every bit between the two,
+// of those that are less than .45 bits apart.
+struct Beside {
+    double ratio = 0;
+    const Row* rival = nullptr;
+};
+Beside best_rival(const std::vector<Row>& rows, const Row& row, double Score::*error) {
+    Beside found;
     for (const Row& other : rows) {
-        if (other.ours || other.data != row.data ||
-            other.score.bits_per_element > row.score.bits_per_element + 0.06)
-            continue;
-        if (best == nullptr || other.score.output_error < best->score.output_error) best = &other;
+        const double more = other.score.bits_per_element - row.score.bits_per_element;
+        if (other.ours || !other.published || other.data != row.data || std::abs(more) > 0.45) continue;
+        const double ratio = row.score.*error / (other.score.*error * std::exp2(more));
+        if (found.rival == nullptr || ratio > found.ratio) found = {ratio, &other};
     }
-    return best;
+    return found;
 }
 
-void print_rows(const std::vector<Row>& rows) {
+void print_rows(const std::vector<Row>& rows, std::size_t n_recent) {
     std::string data;
     for (const Row& row : rows) {
+        const bool causal = row.score.recent_error > 0;
         if (row.data != data) {
             data = row.data;
-            std::printf("\n%-20s %-26s %6s %8s %8s %9s %10s  %s\n", data.c_str(), "format", "bits", "K error",
-                        "V error", "output", "weight KL", "against the best rival at these bits");
+            std::printf("\n%-20s %-26s %6s %8s %8s %9s %10s %9s  %s\n", data.c_str(), "format", "bits",
+                        "K error", "V error", "output", "weight KL",
+                        causal ? ("last " + std::to_string(n_recent)).c_str() : "",
+                        "output, and with the last exact, beside the best published at equal bits");
         }
         std::printf("%-20s %-26s %6.3f %8.4f %8.4f %9.5f %10.6f", "", row.format.c_str(),
                     row.score.bits_per_element, row.score.key_error, row.score.value_error,
                     row.score.output_error, row.score.weight_kl);
-        const Row* rival = row.ours ? best_rival(rows, row) : nullptr;
-        if (rival != nullptr)
-            std::printf("  %.2fx of %s", row.score.output_error / rival->score.output_error,
-                        rival->format.c_str());
+        causal ? std::printf(" %9.5f", row.score.recent_error) : std::printf(" %9s", "");
+        if (row.ours) {
+            for (double Score::*error : {&Score::output_error, &Score::recent_error}) {
+                const Beside beside = best_rival(rows, row, error);
+                if (beside.rival == nullptr || (error == &Score::recent_error && !causal)) continue;
+                std::printf("  %.2f of %s", beside.ratio, beside.rival->format.c_str());
+            }
+        }
         std::printf("\n");
     }
 }
@@ -93,13 +114,15 @@ void write_json(const std::string& path, const std::vector<Row>& rows) {
         json["rows"].push_back({{"data", row.data},
                                 {"format", row.format},
                                 {"ours", row.ours},
+                                {"published", row.published},
                                 {"structured", row.structured},
                                 {"real", row.real},
                                 {"bits_per_element", row.score.bits_per_element},
                                 {"key_error", row.score.key_error},
                                 {"value_error", row.score.value_error},
                                 {"output_error", row.score.output_error},
-                                {"weight_kl", row.score.weight_kl}});
+                                {"weight_kl", row.score.weight_kl},
+                                {"recent_error", row.score.recent_error}});
     }
     std::ofstream out(path);
     out << json.dump(1) << "\n";
@@ -113,23 +136,33 @@ int main(int argc, char* argv[]) {
     CLI::App app("Bits per element against the error of attention, for our formats and those CPU users have");
     app.add_option("--dumps", options.dumps, "Folder of text_{k,v,q}.npy and recall_{k,v,q}.npy");
     app.add_option("--conformance", options.conformance, "Folder of the conformance tensors");
+    app.add_option(
+        "--model-dump", options.model_dumps,
+        "PREFIX of what bench/dump wrote with as many --queries as --tokens, in place of all data");
+    app.add_option("--sinks", options.n_sinks, "First tokens that every format keeps as they came")
+        ->capture_default_str();
+    app.add_option("--recent", options.n_recent,
+                   "Last tokens of every query that are exact in the second error")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
     app.add_option("--json", options.json_path, "Write the rows to this file; plot.py draws it");
     app.add_option("--data", options.only, "Only these data sets");
     app.add_option("--kv", options.specs, "SPECs to measure as ours");
-    app.add_option("--chunk", options.chunk, "Tokens in one append of those; 0: all at once");
+    app.add_option("--chunk", options.chunk, "Tokens in one append of those; 0: all at once")
+        ->capture_default_str();
     CLI11_PARSE(app, argc, argv);
     try {
         std::vector<Row> rows;
         const auto formats = make_formats(options);
         for (const Dataset& data : make_datasets(options)) {
             std::fprintf(stderr, "%s\n", data.name.c_str());
-            const Exact exact(data);
+            const Exact exact(data, options.n_recent);
             for (const auto& format : formats) {
-                rows.push_back({data.name, format->name(), format->ours(), data.structured, data.real,
-                                exact.measure(*format)});
+                rows.push_back({data.name, format->name(), format->ours(), format->published(),
+                                data.structured, data.real, exact.measure(*format)});
             }
         }
-        print_rows(rows);
+        print_rows(rows, options.n_recent);
         if (!options.json_path.empty()) write_json(options.json_path, rows);
     } catch (const std::exception& error) {
         std::cerr << error.what() << "\n";
