@@ -238,9 +238,10 @@ class Perplexity final : public Command {
             subject.session->reset();
         for (std::size_t begin = 0; begin < window.size(); begin += options_.chunk) {
             const std::size_t n = std::min<std::size_t>(options_.chunk, window.size() - begin);
-            feed(&base_, window.data() + begin, n);
+            const bool scored = begin + n >= first_scored;
+            feed(&base_, window.data() + begin, n, scored);
             for (Subject& subject : subjects_)
-                feed(&subject, window.data() + begin, n);
+                feed(&subject, window.data() + begin, n, scored);
             // The logits of window[i] predict window[i + 1].
             const std::size_t last = std::min(begin + n, window.size() - 1);
             for (std::size_t i = std::max(begin, first_scored - 1); i < last; ++i)
@@ -250,8 +251,10 @@ class Perplexity final : public Command {
             subject.held.add(subject.session->cache());
     }
 
-    static void feed(Subject* subject, const Token* tokens, std::size_t n) {
-        check(subject->session->prefill(tokens, n, subject->logits.data()));
+    // Logits of tokens that are not scored are not computed.
+    static void feed(Subject* subject, const Token* tokens, std::size_t n, bool scored) {
+        Session& session = *subject->session;
+        check(scored ? session.prefill(tokens, n, subject->logits.data()) : session.prefill(tokens, n));
     }
 
     void score_token(std::size_t row, Token next) {
