@@ -168,6 +168,7 @@ bool LayerStream::skip_invisible(CacheContext* context) noexcept {
     if (first < start + config.spec.buffer_tokens || closing_.is_open()) return false;
     forget_reopenable(context);
     tokens_.skip(memory(context), (first - start) / config.spec.buffer_tokens * config.spec.buffer_tokens);
+    has_skipped_ = true;
     return true;
 }
 

@@ -1,6 +1,8 @@
 // One layer of a sequence: its tokens, the unit that is on its way to a block, and who shares them.
 #pragma once
 
+#include <utility>
+
 #include "cache/closing.hpp"
 #include "cache/context.hpp"
 #include "cache/layer_rates.hpp"
@@ -126,6 +128,8 @@ class LayerStream {
     void forget(CacheContext* context, std::uint64_t n, bool behind_window) noexcept;
     // Before the caller forgets tokens: no unit is opened again, and none taken back as if it had not come.
     void settle(CacheContext* context) noexcept;
+    // Whether a prompt left all blocks behind since the last call. With a stream of one cache.
+    bool note_skipped() noexcept { return std::exchange(has_skipped_, false); }
     // Puts a smaller block in the place of block i, as BlockTable::reduce.
     bool reduce(CacheContext* context, std::uint64_t i, bool drop_low_rank) noexcept;
     // ---- a lower rate (reencode.cpp), of a block in memory that is of trellis codes ----
@@ -228,6 +232,7 @@ class LayerStream {
     Closing closing_;
     ReopenableUnits reopenable_;
     Past past_;
+    bool has_skipped_ = false;
     mutable std::atomic<std::uint64_t> compress_ns_{0};
 };
 

@@ -197,7 +197,8 @@ Status Sequence::keep_within(std::uint32_t layer, std::uint64_t n_sections, Exec
     const std::uint64_t token = first_visible(context.config, layer, n_tokens(layer));
     Status status = give_back(layer, layers[layer]->n_forgettable(token, true), false, true);
     if (!status.ok()) return status;
-    // What a prompt left behind may have gone.
+    // What a prompt left behind may have gone, here or where an append failed.
+    if (layers[layer]->note_skipped()) look_again(layer);
     if (lowering.is_open() && !layers[lowered.layer]->can_go_on(lowering)) lowering.drop(context.memory());
     const std::uint64_t soft_bytes = context.config.soft_bytes;
     if (soft_bytes > 0 && context.ledger.total() > soft_bytes)

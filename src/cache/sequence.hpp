@@ -98,8 +98,11 @@ struct Sequence {
     void forget_prices() noexcept;
 
   private:
-    // Outliers and low rank go, of blocks that have some.
+    // Outliers and low rank go, of blocks that have some. Errors: out_of_memory, over_budget.
     Status drop_parts(std::uint64_t target_bytes) noexcept;
+    // One of the two, of every block there is memory for: whether any went, and what memory was short of.
+    Status drop_parts_once(std::uint64_t target_bytes, bool drop_low_rank, bool* any,
+                           Status* short_of) noexcept;
     Status lower_steps(std::uint64_t target_bytes, std::uint64_t n_sections, Executor& executor) noexcept;
     // After begin_lower. Errors: out_of_memory, over_budget.
     Status finish_step() noexcept;

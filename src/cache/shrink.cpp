@@ -45,9 +45,9 @@ std::uint64_t Sequence::lower_rates_bytes(const CacheConfig& config) noexcept {
 }
 
 Status Sequence::shrink(std::uint64_t target_bytes, std::uint64_t n_sections, Executor& executor) noexcept {
+    if (n_sections == UINT64_MAX) look_again();
     if (Status status = drop_parts(target_bytes); !status.ok()) return status;
     if (n_sections == UINT64_MAX) {
-        lowering.drop(context.memory());
         Status status = lower_far(target_bytes, executor);
         if (!status.ok() && !is_short(status)) return status;
     }
@@ -57,23 +57,42 @@ Status Sequence::shrink(std::uint64_t target_bytes, std::uint64_t n_sections, Ex
 // ---- parts ----
 
 Status Sequence::drop_parts(std::uint64_t target_bytes) noexcept {
-    const std::uint32_t n_layers = context.config.n_layers;
     // Outliers of all blocks first, then low rank; the oldest blocks of all layers before younger ones.
     for (const bool drop_low_rank : {false, true}) {
-        for (std::uint64_t i = 0; context.ledger.total() > target_bytes; ++i) {
-            std::uint64_t next = UINT64_MAX;
-            for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
-                if (layers[layer] == nullptr) continue;
-                const std::uint64_t at = next_reducible(layer, i, drop_low_rank);
-                if (at < layers[layer]->tokens().blocks().size()) next = std::min(next, at);
-            }
-            if (next == UINT64_MAX) break;
-            i = next;
-            for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
-                if (layers[layer] == nullptr || i >= layers[layer]->tokens().blocks().size()) continue;
-                if (next_reducible(layer, i, drop_low_rank) != i) continue;
-                if (Status status = own(layer); !status.ok()) return status;
-                (void)layers[layer]->reduce(&context, i, drop_low_rank);
+        Status short_of;
+        // Where memory was short for some blocks, what others gave back may do.
+        for (bool any = true; any && context.ledger.total() > target_bytes;) {
+            short_of = {};
+            if (Status status = drop_parts_once(target_bytes, drop_low_rank, &any, &short_of); !status.ok())
+                return status;
+            any &= !short_of.ok();
+        }
+        if (context.ledger.total() > target_bytes && !short_of.ok()) return short_of;
+    }
+    return {};
+}
+
+Status Sequence::drop_parts_once(std::uint64_t target_bytes, bool drop_low_rank, bool* any,
+                                 Status* short_of) noexcept {
+    const std::uint32_t n_layers = context.config.n_layers;
+    *any = false;
+    for (std::uint64_t i = 0; context.ledger.total() > target_bytes; ++i) {
+        std::uint64_t next = UINT64_MAX;
+        for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
+            if (layers[layer] == nullptr) continue;
+            const std::uint64_t at = next_reducible(layer, i, drop_low_rank);
+            if (at < layers[layer]->tokens().blocks().size()) next = std::min(next, at);
+        }
+        if (next == UINT64_MAX) break;
+        i = next;
+        for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
+            if (layers[layer] == nullptr || i >= layers[layer]->tokens().blocks().size()) continue;
+            if (next_reducible(layer, i, drop_low_rank) != i) continue;
+            if (Status status = own(layer); !status.ok()) return status;
+            if (layers[layer]->reduce(&context, i, drop_low_rank)) {
+                *any = true;
+            } else {
+                *short_of = memory_error(context, "for a smaller block of layer %u", layer);
             }
         }
     }
@@ -300,10 +319,16 @@ Status Sequence::lower_far(std::uint64_t target_bytes, Executor& executor) noexc
 std::uint64_t Sequence::soft_sections(std::uint32_t layer, std::uint32_t n_tokens) const noexcept {
     if (n_tokens >= context.config.spec.buffer_tokens) return UINT64_MAX;
     if (this->n_tokens(layer) < this->n_tokens(longest_layer())) return 0;
-    // Sections that all layers get, each to be lowered as often as there are rates: a unit, at the least.
-    const std::uint64_t of_unit = std::size(kinds) * context.config.dims_of(layer).n_kv_heads;
-    const std::uint64_t n_units = std::uint64_t{n_tokens} * context.config.n_layers * (n_presets - 1);
-    return of_unit * ceil_div(n_units, section_tokens);
+    // Sections that all layers get, each to be lowered as often as there are rates: the largest unit, at the
+    // least.
+    std::uint64_t n_heads = 0, most_heads = 0;
+    for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
+        const std::uint64_t of_layer = context.config.dims_of(i).n_kv_heads;
+        n_heads += of_layer;
+        most_heads = std::max(most_heads, of_layer);
+    }
+    const std::uint64_t n_sections = ceil_div(n_heads * n_tokens * (n_presets - 1), section_tokens);
+    return std::size(kinds) * std::max(n_sections, most_heads);
 }
 
 void Sequence::forget_prices() noexcept {

@@ -306,6 +306,71 @@ TEST_CASE("a cache that has no memory to shrink with stays as it is, and says so
     CHECK(memory.held == 0);
 }
 
+TEST_CASE("outliers that have no memory to go with are told, and go when there is some", "[shrink][once]") {
+    CountingMemory memory;
+    CacheConfig config = make_config("paper:gear-4:nb=64", n_heads, dim, dim, 4000, 2);
+    config.allocator = memory.allocator();
+    auto cache = make_cache(config);
+    fill(cache.get());
+    const CacheBytes before = cache->stats().bytes;
+    std::uint64_t freed = 1;
+    for (const std::int64_t n : {0, 3}) {
+        memory.budget = n;
+        CHECK(cache->shrink(0, &freed).code() == Code::out_of_memory);
+        CHECK((freed > 0) == (n > 0));
+        // None loses its low rank before.
+        CHECK(cache->stats().bytes.keys.low_rank == before.keys.low_rank);
+        CHECK(cache->stats().n_shrunk == 2 * static_cast<std::uint64_t>(n));
+    }
+    memory.budget = INT64_MAX;
+    REQUIRE(cache->shrink(0, &freed).ok());
+    CHECK(cache->stats().bytes.keys.outliers == 0);
+    CHECK(cache->stats().bytes.keys.low_rank == 0);
+}
+
+TEST_CASE("blocks behind those that a prompt left shrink as others do", "[shrink][once]") {
+    const std::uint32_t window = 512;
+    for (const char* spec : {"gear-4", "paper:gear-4:nb=64"}) {
+        CAPTURE(spec);
+        CacheConfig config = make_config(spec, n_heads, dim, dim, 4000);
+        config.windows = &window;
+        config.block_tokens = 128;
+        auto cache = make_cache(config);
+        REQUIRE(append_rows(cache.get(), 0, 600).ok());
+        compress_all(cache.get());
+        for (int i = 0; i < 2; ++i)
+            REQUIRE(cache->shrink(0).ok());
+        REQUIRE(append_rows(cache.get(), 0, 2500).ok());
+        compress_all(cache.get());
+        CHECK(cache->stats().n_shrunk == 0);
+        const std::uint64_t target = cache->stats().bytes.bytes - block_bytes(*cache) / 40;
+        REQUIRE(cache->shrink(target).ok());
+        CHECK(cache->stats().bytes.bytes <= target);
+        CHECK(cache->stats().n_shrunk > 0);
+    }
+}
+
+TEST_CASE("what shrinks in a step is enough for all layers, whatever the first one is", "[shrink][once]") {
+    constexpr std::uint32_t n_layers = 32, n_wide = 2, n_tokens = 400;
+    const std::vector<float> x = to_floats(gaussian(n_tokens, n_wide, 8, 3));
+    std::uint64_t found[2];
+    for (const std::uint32_t narrow : {0u, n_layers - 1}) {
+        std::vector<LayerDims> dims(n_layers, {n_wide, 8, 8});
+        dims[narrow].n_kv_heads = 1;
+        CacheConfig config = make_config("gear-4", 0, 0, 0, 4000, n_layers);
+        config.dims = dims.data();
+        config.block_tokens = 128;
+        config.soft_bytes = 1;
+        auto cache = make_cache(config);
+        for (std::size_t i = 0; i < n_tokens * n_layers; ++i) {
+            const Rows row = {x.data() + i / n_layers * n_wide * 8, n_wide * 8, 8};
+            if (!cache->append(i % n_layers, row, row, 1, serial_executor()).ok()) FAIL();
+        }
+        found[narrow > 0] = block_bytes(*cache);
+    }
+    CHECK(found[0] < found[1] * 102 / 100);
+}
+
 namespace {
 
 // One layer, and what its tokens were.
