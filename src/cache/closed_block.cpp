@@ -271,6 +271,12 @@ const unsigned char* BlockTable::profiles(TensorKind kind) const noexcept {
     return trusted_block(kind == TensorKind::key ? blocks_[0].key : blocks_[0].value).profiles;
 }
 
+const unsigned char* BlockTable::own_profiles(TensorKind kind) const noexcept {
+    if (size_ > 0 && header_of(kind == TensorKind::key ? blocks_[0].key : blocks_[0].value).profile != 0)
+        return nullptr;
+    return profiles_[static_cast<int>(kind)];
+}
+
 bool BlockTable::set_profiles(const Memory& memory, TensorKind kind, const void* bytes,
                               std::uint64_t n_bytes) noexcept {
     auto* copy = static_cast<unsigned char*>(memory.take(n_bytes, Use::table));

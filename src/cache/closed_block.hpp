@@ -112,10 +112,8 @@ class BlockTable {
     BlockView view_of(const ClosedBlock& block, TensorKind kind) const noexcept;
     // What the first block carries for all; null but for a trellis.
     const unsigned char* profiles(TensorKind kind) const noexcept;
-    // Null while the first block is there.
-    const unsigned char* own_profiles(TensorKind kind) const noexcept {
-        return profiles_[static_cast<int>(kind)];
-    }
+    // Null while the first block is there, also where a cut that there was no memory for has kept a copy.
+    const unsigned char* own_profiles(TensorKind kind) const noexcept;
     std::uint64_t profile_bytes(TensorKind kind) const noexcept {
         return profile_bytes_[static_cast<int>(kind)];
     }

@@ -1,5 +1,6 @@
 // Removals, however often they come, leave no more uncompressed than there would be without them.
 #include "caches.hpp"
+#include "gearkv/state.hpp"
 
 using namespace gearkv;
 using namespace gearkv::testing;
@@ -73,4 +74,35 @@ TEST_CASE("a unit that is being compressed loses tokens, or turns, and is still 
                   attention_tolerance(*cache));
         }
     }
+}
+
+TEST_CASE("what a removal without memory leaves is saved and loaded as it was", "[removal][once]") {
+    CountingMemory memory;
+    CacheConfig config = make_config("gear-4", n_heads, dim, dim, 900, 2);
+    config.allocator = memory.allocator();
+    auto cache = make_cache(config);
+    for (std::uint32_t layer = 0; layer < 2; ++layer) {
+        for (std::size_t t = 0; t < 800; t += 200)
+            REQUIRE(append(cache.get(), source().keys, source().values, t, 200, layer).ok());
+    }
+    const auto exact = read_all(cache.get());
+    Status status;
+    int n_failed = 0;
+    for (std::int64_t budget = 0;; ++budget, ++n_failed) {
+        memory.budget = budget;
+        status = cache->remove(10, 700);
+        memory.budget = INT64_MAX;
+        if (status.ok()) break;
+        REQUIRE(status.code() == Code::out_of_memory);
+        std::uint64_t n = 0;
+        REQUIRE(state_bytes(*cache, {}, &n).ok());
+        std::vector<unsigned char> bytes(n);
+        REQUIRE(save_state(*cache, bytes.data(), n, {}, serial_executor()).ok());
+        std::unique_ptr<Cache> loaded;
+        status = load_state(bytes.data(), n, config, {}, serial_executor(), &loaded);
+        INFO(budget << ": " << status.message());
+        REQUIRE(status.ok());
+        CHECK(read_all(loaded.get()).first.data == exact.first.data);
+    }
+    CHECK(n_failed >= 3);
 }
