@@ -262,8 +262,9 @@ SelectResult select_tiles(const RowPass& pass, const RowGroup& rows, const KvRun
     std::sort(room.order + 1, room.order + n_listed, [&](std::uint32_t a, std::uint32_t b) {
         return room.share[a] != room.share[b] ? room.share[a] > room.share[b] : a < b;
     });
-    const auto n_most = static_cast<std::uint32_t>(
-        std::ceil(static_cast<double>(rule.most_share) * static_cast<double>(n_listed)));
+    // In float: a tenth of 10 sections is 1, though .1f is more than a tenth.
+    const auto n_most =
+        static_cast<std::uint32_t>(std::ceil(rule.most_share * static_cast<float>(n_listed)));
     float least = 0.0f;
     std::uint32_t n_taken = 0;
     while (n_taken < n_listed) {

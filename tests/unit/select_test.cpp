@@ -208,6 +208,29 @@ TEST_CASE("sections are read until every row has its mass", "[select]") {
     CHECK(stats_of(*cache).share_read * static_cast<double>(n + 2) - share_sum < 2.0 * 0.25);
 }
 
+TEST_CASE("no more sections are read than their share says", "[select][once]") {
+    constexpr std::size_t n_sections = 10;
+    const Topics data(n_sections * 128 + 40);
+    auto cache = make_cache(make_config("gear-4", n_kv_heads, dim, dim, 4000));
+    REQUIRE(append(cache.get(), data.keys, data.values, 0, n_sections * 128 + 40).ok());
+    REQUIRE(cache->compress(0, serial_executor()).ok());
+    REQUIRE(stats_of(*cache).n_closed == n_sections * 128);
+    const double n_others = 2.0;  // sinks and the buffer
+    const std::vector<float> q = to_floats(data.queries);
+    Queries queries = queries_of(q, data.queries, true);
+    queries.n_queries = 1;
+    double before = 0.0;
+    for (std::size_t n = 1; n < n_sections; ++n) {
+        queries.most_share = static_cast<float>(n) / static_cast<float>(n_sections);
+        attend_floats(cache.get(), queries);
+        const LayerStats stats = stats_of(*cache);
+        const double sum = stats.share_read * static_cast<double>(stats.n_selections);
+        CHECK((sum - before) / n_kv_heads ==
+              Approx((static_cast<double>(n) + n_others) / (n_sections + n_others)));
+        before = sum;
+    }
+}
+
 TEST_CASE("sections whose scores spread widely do not pass for everything", "[select]") {
     // Names that are looked up: a token of many has all the weight, and a wide section is not where it is.
     const auto spec = GENERATE(as<std::string>{}, "gear-4", "gear-2");
