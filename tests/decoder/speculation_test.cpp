@@ -231,3 +231,38 @@ TEST_CASE("a drafter that fails costs nothing but its guess", "[draft]") {
     REQUIRE(speculation->decode(next).ok());
     CHECK(speculation->n_tokens() == n_tokens + 1);
 }
+
+TEST_CASE("a draft that the budget of the cache has no room for costs no token that has", "[draft]") {
+    ModelShape shape;
+    shape.own_output = true;
+    for (const char* spec : {"f16", "gear-4:sinks=2"}) {
+        Fixture fixture(spec, shape);
+        fixture.config.n_ctx = 400;
+        fixture.config.rollback_tokens = n_draft;
+        const auto drafter = fixture.session(), empty = fixture.session();
+        const std::vector<Token> prompt = repeating_prompt();
+        // How many tokens there is room for.
+        const auto count = [&](Session& session, auto& decoder) {
+            REQUIRE(session.prefill(prompt.data(), prompt.size()).ok());
+            std::size_t n = 0;
+            for (Status status; status.ok() && n < 300; n++) {
+                const float* logits = decoder.logits();
+                REQUIRE(logits != nullptr);
+                const std::size_t n_vocab = session.model().params().n_vocab;
+                status = decoder.decode(
+                    static_cast<Token>(std::max_element(logits, logits + n_vocab) - logits));
+                if (!status.ok()) CHECK(status.code() == Code::over_budget);
+            }
+            return n;
+        };
+        for (const std::uint64_t more : {60000, 120000}) {
+            fixture.config.max_cache_bytes = empty->cache().stats().bytes.bytes + more;
+            const auto plain = fixture.session(), drafted = fixture.session();
+            const auto speculation = speculate(*drafted, drafter.get());
+            const std::size_t n_plain = count(*plain, *plain), n_drafted = count(*drafted, *speculation);
+            drafter->reset();
+            CAPTURE(spec, more, n_plain);
+            CHECK(n_drafted + 1 >= n_plain);
+        }
+    }
+}

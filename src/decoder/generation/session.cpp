@@ -447,6 +447,9 @@ class ModelSession final : public Session {
         Status status = forward_.feed_singly(tokens_.data() + n_tokens_, n, n_tokens_, *cache_, &touched);
         if (status.ok()) status = forward_.compute_single_logits(n, all_logits);
         if (status.ok()) std::copy_n(all_logits + (n - 1) * n_vocab(), n_vocab(), logits_.data());
+        // What a draft has no room for, its first token may have.
+        bool lossless = false;
+        if (!status.ok() && touched && cache_->truncate(n_tokens_, &lossless).ok()) touched = !lossless;
         return end_feed(status, touched, n, true);
     }
 
