@@ -10,7 +10,8 @@ namespace gearkv::tool {
 void add_draft_options(CLI::App& app, DraftOptions& options) {
     CLI::Option* draft =
         app.add_option("--draft", options.n_draft,
-                       "Guess up to N tokens ahead, from what came before; the text stays as it is without")
+                       "Guess up to N tokens ahead, from what came before; the text stays as it is without, "
+                       "but with --soft-cache")
             ->type_name("N")
             ->check(in_range(0, 63))
             ->capture_default_str();

@@ -101,7 +101,8 @@ struct CacheConfig {
     std::uint64_t max_bytes = 0;
     // Above 0: when the cache holds more after an append or compress, older blocks shrink, as in
     // shrink(soft_bytes). Appends of fewer than buffer_tokens encode little again, one unit of one layer a
-    // step as a rule: but blocks are encoded whole, so that long ones (block_tokens) take their time.
+    // step as a rule: but blocks are encoded whole, so that long ones (block_tokens) take their time. Which
+    // shrink, and when, follows from all that is held: without a workspace from the threads of attend too.
     std::uint64_t soft_bytes = 0;
     // Above 0: every so many blocks of a layer, what attention of its last query loses on one is measured
     // (Cache::layer_stats), at the cost of attending the tokens of that block twice more.
@@ -169,7 +170,7 @@ struct Queries {
     // and last tokens in fp16, and whatever is in no trellis block; scores beyond the range of float have
     // everything read. In (0, 1]; with 1, the next one too, attention is the full one to the bit.
     float mass = 1.0f;
-    // < 1: at most this share of these sections, whatever their mass. In (0, 1].
+    // < 1: at most this share of these sections, rounded up to whole ones, whatever their mass. In (0, 1].
     float most_share = 1.0f;
     // The caller's own selection: tokens that are seen, if the rest allows it too, for each KV head. Head h
     // has the ranges from range_ends[h - 1] (0 for the first) to range_ends[h]: in order, none empty, none
@@ -377,9 +378,10 @@ class Cache {
     // trellis codes (gear-1 to gear-4, auto) are encoded again at the next lower rate of a preset, down to
     // that of gear-1, block by block: those of the layer first where a byte costs least, by what attention is
     // estimated to lose (of keys by the queries that were seen), and of these the oldest. They are encoded
-    // out of what is left of them: the error of the second encoding comes on top of the first one. Equal
-    // caches shrink to equal bytes, on any number of threads. Blocks of a mapped file stay there, sinks and
-    // tokens in fp16 stay as they are. A fork gets blocks of its own, while the others keep theirs. *freed,
+    // out of what is left of them: the error of the second encoding comes on top of the first one. Caches of
+    // equal lives shrink to equal bytes, on any number of threads; but what is held counts working memory,
+    // which attend takes by threads where there is no workspace, and what rates cost is in no state file,
+    // but measured anew. Blocks of a mapped file stay there, sinks and tokens in fp16 stay as they are. A fork gets blocks of its own, while the others keep theirs. *freed,
     // when given, gets the bytes given back. Errors: out_of_memory and over_budget (a smaller block is made
     // before the one it replaces goes), damaged (a file's blocks); what shrank by then stays so.
     Status shrink(std::uint64_t target_bytes, std::uint64_t* freed = nullptr,

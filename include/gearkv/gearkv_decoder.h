@@ -419,8 +419,8 @@ gearkv_code gearkv_session_sync(gearkv_session* session, const gearkv_token* tok
 /* Feeds one token. Errors: invalid_argument, context_full, bad_token, out_of_memory, non_finite,
  * not_representable, over_budget. */
 gearkv_code gearkv_session_decode(gearkv_session* session, gearkv_token token, gearkv_error* error);
-/* Feeds tokens, to verify a draft, with the bits of so many single ones, and writes the logits after each,
- * [n_tokens, n_vocab], to all_logits. Errors: as above; wrong_size (n_floats, no tokens or more than a chunk;
+/* Feeds tokens, to verify a draft, with the bits of so many single ones (session.hpp tells two exceptions),
+ * and writes the logits after each, [n_tokens, n_vocab], to all_logits. Errors: as above; wrong_size (n_floats, no tokens or more than a chunk;
  * nothing was fed then). */
 gearkv_code gearkv_session_decode_draft(gearkv_session* session, const gearkv_token* tokens, size_t n_tokens,
                                         float* all_logits, size_t n_floats, gearkv_error* error);
@@ -547,8 +547,8 @@ void gearkv_speculation_destroy(gearkv_speculation* speculation);
  * gearkv_session_decode; and, of a drafter, those of gearkv_session_sync: then nothing was fed. */
 gearkv_code gearkv_speculation_decode(gearkv_speculation* speculation, gearkv_token token,
                                       gearkv_error* error);
-/* After the last token given to decode, [n_vocab], with the bits they have without drafts, until the next
- * call here or on the session; null when there are none. */
+/* After the last token given to decode, [n_vocab], with the bits they have without drafts (speculation.hpp
+ * tells two exceptions), until the next call here or on the session; null when there are none. */
 const float* gearkv_speculation_logits(const gearkv_speculation* speculation);
 /* Tokens of the session without guesses that are yet to come true; 0 for null. */
 uint64_t gearkv_speculation_n_tokens(const gearkv_speculation* speculation);

@@ -91,7 +91,8 @@ std::size_t look_up_draft(const Token* tokens, std::size_t n_tokens, std::size_t
 //
 // After an error, and an interrupt, a session is as it was before the chunk that failed (n_tokens() says
 // where that is), and may go on. Only when the error struck after some layer had taken its keys and values,
-// the session has failed: that error comes back from every further call, and logits() is null, until reset().
+// the session has failed: that error comes back from every further call, and logits() is null, until reset();
+// but for drafts that were taken back without a trace.
 class Session {
   public:
     virtual ~Session() = default;
@@ -119,8 +120,9 @@ class Session {
     virtual Status decode(Token token) noexcept = 0;
     // Feeds tokens, to verify a draft, and writes the logits after each of them, [n_tokens, n_vocab], to
     // all_logits. The same, to the bit, as so many calls of decode, with weights read once for all tokens;
-    // but where auto:BITS is yet to choose its rates. truncate takes back those behind the first wrong one,
-    // without a trace within SessionConfig::rollback_tokens; logits() is null then, and what the next token
+    // but where auto:BITS is yet to choose its rates, or soft_cache_bytes makes blocks shrink, which follows
+    // from all that is held. truncate takes back those behind the first wrong one, without a trace within
+    // SessionConfig::rollback_tokens, with these two exceptions; logits() is null then, and what the next token
     // is chosen by stands in all_logits. Errors: those of decode, invalid_argument (null), wrong_size (no
     // tokens, or more than a chunk has, which is no longer than the context).
     virtual Status decode(const Token* tokens, std::size_t n_tokens, float* all_logits) noexcept = 0;

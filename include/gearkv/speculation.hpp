@@ -30,8 +30,8 @@ struct SpeculationStats {
 };
 
 // decode and logits stand in for those of the session: whatever chooses the tokens, greedy or not, is shown
-// the same logits, to the bit, as without drafts (but where auto:BITS is yet to choose its rates), and so
-// chooses the same tokens. Drafts grow while they hold, shrink when they do not, and pause after some that
+// the same logits, to the bit, as without drafts (but where auto:BITS is yet to choose its rates, or
+// soft_cache_bytes makes blocks shrink), and so chooses the same tokens. Drafts grow while they hold, shrink when they do not, and pause after some that
 // failed from the first token on.
 class Speculation {
   public:
