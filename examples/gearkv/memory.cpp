@@ -98,8 +98,6 @@ std::uint64_t read_memory_size(const char* option, const std::string& text) {
     std::string unit(end);
     std::transform(unit.begin(), unit.end(), unit.begin(), [](unsigned char c) { return std::toupper(c); });
     const bool sound = end != text.c_str() && std::isfinite(number) && number > 0;
-    if (sound && unit == "%" && number <= 100)
-        return static_cast<std::uint64_t>(available_bytes() * number / 100.0);
     const std::string names = "KMGT";
     std::size_t power = 0;
     if (!unit.empty()) {
@@ -108,12 +106,15 @@ std::uint64_t read_memory_size(const char* option, const std::string& text) {
         if (rest != "" && rest != "B" && rest != "IB") power = 0;
         if (unit == "B") power = 5;
     }
-    const double factor = unit.empty() || power == 5 ? 1.0 : std::pow(1024.0, static_cast<double>(power));
-    if (!sound || (!unit.empty() && power == 0) || number * factor >= 0x1p63) {
+    double size = number * (unit.empty() || power == 5 ? 1.0 : std::pow(1024.0, static_cast<double>(power)));
+    const bool is_share = unit == "%" && number <= 100;
+    if (sound && is_share) size = available_bytes() * number / 100.0;
+    // A part of a byte would stand for no limit.
+    if (!sound || (!unit.empty() && power == 0 && !is_share) || size < 1.0 || size >= 0x1p63) {
         throw UsageError(std::string(option) + " " + text +
                          ": expected a size as in 800M or 2G, or a part of what is available as in 80%");
     }
-    return static_cast<std::uint64_t>(number * factor);
+    return static_cast<std::uint64_t>(size);
 }
 
 void add_memory_option(CLI::App& app, Options& options) {

@@ -439,8 +439,9 @@ class Generate(ToolTest):
         self.fails(1, "nothing fits 1.0 MiB: the weights take", *arguments, "--memory", "1M")
         self.fails(1, "f16 with 100000 tokens does not fit 100.0 MiB; f16 with ", *arguments, "--memory", "100M", "--ctx", 100000,
                    "--kv", "f16")
-        for bad in ("x", "-1G", "0", "101%", "5Q", "1GG", "1e30G", "%"):
+        for bad in ("x", "-1G", "0", "101%", "5Q", "1GG", "1e30G", "%", ".5"):
             self.fails(2, "expected a size as in 800M", *arguments, "--memory=" + bad)
+        self.fails(2, "expected a size as in 800M", *arguments, "--soft-cache", "1e-10G")
 
     def test_ctrl_c_ends_the_line_and_exits_with_130(self):
         process = self.start(TOOL, "generate", MODEL, "-p", PROMPT, "-n", "4000", "--ignore-eos", "--stats", "none", "--level", "scalar")
