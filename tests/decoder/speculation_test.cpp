@@ -255,13 +255,14 @@ TEST_CASE("a draft that the budget of the cache has no room for costs no token t
             }
             return n;
         };
-        for (const std::uint64_t more : {60000, 120000}) {
+        for (const std::uint64_t more : {4000, 8000}) {
             fixture.config.max_cache_bytes = empty->cache().stats().bytes.bytes + more;
             const auto plain = fixture.session(), drafted = fixture.session();
             const auto speculation = speculate(*drafted, drafter.get());
             const std::size_t n_plain = count(*plain, *plain), n_drafted = count(*drafted, *speculation);
             drafter->reset();
             CAPTURE(spec, more, n_plain);
+            CHECK(n_plain < 300);
             CHECK(n_drafted + 1 >= n_plain);
         }
     }
