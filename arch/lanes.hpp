@@ -53,6 +53,7 @@ namespace {
 //   ByteTable, load_table(const void*)     16 bytes
 //   Words lookup(ByteTable, Words a)       for each byte of a, all below 16
 //   Words lookup<n>(ByteTable low, ByteTable high, Words a, Words b)   high where bit n of b's byte is 1
+//   Words turn_bytes(Words a)              byte j of word i of every four words becomes byte i of word j
 //   RowTable(const float* x, size_t n)     Float pick(const uint16_t* at): x[at[lane]] for each lane
 //   FloatTable, load_float_table(const float*), FloatIndex float_index(Words a), a below 16
 //   Float lookup_float(FloatTable, FloatIndex)

@@ -159,6 +159,10 @@ struct NeonLanes : BasicLanes<Self, Arch> {
     static Words lookup_pair(const uint8x16x2_t& tables, Words a, Words b) {
         return lookup_pair(tables, put_bits<n, 4, 1>(a, b));
     }
+    static Words turn_bytes(Words a) {
+        static constexpr std::uint8_t from[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+        return vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(a), vld1q_u8(from)));
+    }
     static FloatTable load_float_table(const float* x) {
         const auto* bytes = reinterpret_cast<const std::uint8_t*>(x);
         return {{vld1q_u8(bytes), vld1q_u8(bytes + 16), vld1q_u8(bytes + 32), vld1q_u8(bytes + 48)}};

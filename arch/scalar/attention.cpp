@@ -100,6 +100,24 @@ void mix_trellis(const MixTrellis& args) {
     }
 }
 
+void mix_keys(const MixTrellis& args) {
+    const uint32_t* words = args.words;
+    const uint32_t n_padded = (args.n_granules * key_granule + lane_tile - 1) / lane_tile * lane_tile;
+    for (uint32_t row = 0; row < args.n_rows; ++row) {
+        for (uint32_t c = 0; c < n_padded; ++c)
+            args.out[row * args.out_stride + c] = 0.0f;
+    }
+    for (uint32_t g = 0; g < args.n_granules; ++g) {
+        walk_granule(TensorKind::key, words, args.widths[g], [&](uint32_t c, uint32_t t, float level) {
+            for (uint32_t row = 0; row < args.n_rows; ++row) {
+                args.out[row * args.out_stride + g * key_granule + c] +=
+                    args.weight[row * args.weight_stride + t] * level;
+            }
+        });
+        words += args.widths[g] * key_plane_words;
+    }
+}
+
 float to_float(float x) {
     return x;
 }
@@ -278,6 +296,7 @@ constinit const AttentionKernels attention_scalar = {
     fold_halves,
     score_trellis,
     mix_trellis,
+    mix_keys,
     fold_keys,
     fold_weights,
     add_scaled,

@@ -131,6 +131,10 @@ struct WideLanes : BasicLanes<Self, Arch> {
         const __m256i is_high = _mm256_slli_epi32(b, 7 - n);  // the top bit of each byte counts
         return _mm256_blendv_epi8(_mm256_shuffle_epi8(low, a), _mm256_shuffle_epi8(high, a), is_high);
     }
+    static Words turn_bytes(Words a) {
+        return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2,
+                                                                                6, 10, 14, 3, 7, 11, 15)));
+    }
     static FloatTable load_float_table(const float* x) {
         return {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8)};
     }

@@ -5,6 +5,7 @@
 
 #include "attention/codes_dots.inl.hpp"
 #include "attention/codes_packs.inl.hpp"
+#include "attention/mix_keys.inl.hpp"
 #include "attention/outliers.inl.hpp"
 #include "attention/sections.inl.hpp"
 #include "attention/trellis_dots.inl.hpp"
@@ -278,6 +279,7 @@ constexpr AttentionKernels make_attention_kernels() {
         fold_halves<L>,
         score_trellis<L>,
         mix_trellis<L>,
+        mix_keys<L>,
         fold_keys<L>,
         fold_weights<L>,
         add_scaled<L>,

@@ -175,8 +175,9 @@ inline constexpr std::size_t most_granules = 32;  // at a time: 16 KiB of words
 
 using KeyLevels = std::uint32_t[8][key_plane_words];  // [k][l]: token 8 l + k
 
-template <class L, std::uint32_t width, LevelForm form>
-void join_key_granule(KeyLevels& levels, const std::uint32_t* words) {
+// body(Index<k>, words, l): the words of some tokens 8 l + k, from l on.
+template <class L, std::uint32_t width, LevelForm form, class Body>
+[[gnu::always_inline]] inline void visit_key_levels(const std::uint32_t* words, const Body& body) {
     using Words = typename L::Words;
     const TrellisTable<L, TensorKind::key, width, form> table;
     for (std::size_t lane = 0; lane < key_plane_words; lane += L::width) {
@@ -188,10 +189,15 @@ void join_key_granule(KeyLevels& levels, const std::uint32_t* words) {
         unroll<width - 1>([&](auto i) GEARKV_INLINE {
             planes.bits[2 + i] = L::load_words(words + (i + 1) * key_plane_words + lane);
         });
-        visit_levels<L, TensorKind::key, width, form>(table, planes, [&](auto k, auto joined) GEARKV_INLINE {
-            L::store_words(levels[k] + lane, joined);
-        });
+        visit_levels<L, TensorKind::key, width, form>(
+            table, planes, [&](auto k, auto joined) GEARKV_INLINE { body(k, joined, lane); });
     }
+}
+
+template <class L, std::uint32_t width, LevelForm form>
+void join_key_granule(KeyLevels& levels, const std::uint32_t* words) {
+    visit_key_levels<L, width, form>(words, [&](auto k, auto joined, std::size_t lane)
+                                                GEARKV_INLINE { L::store_words(levels[k] + lane, joined); });
 }
 
 // Granules by width, those of width 0 first: a width that differs from granule to granule would be

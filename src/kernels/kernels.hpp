@@ -322,6 +322,9 @@ struct AttentionKernels {
 
     void (*score_trellis)(const ScoreTrellis& args);
     void (*mix_trellis)(const MixTrellis& args);
+    // The same of a section of keys, of latents: granules of 4, widths 0 to 6, out padded to 16 channels.
+    // Slices are not left out, as far as weights are 0 they count for nothing.
+    void (*mix_keys)(const MixTrellis& args);
     void (*fold_keys)(const FoldKeys& args);
     void (*fold_weights)(const FoldWeights& args);
     void (*add_scaled)(const AddScaled& args);

@@ -269,10 +269,13 @@ void check_score(const Kernels& kernels, const SectionCase& shape, Place place) 
     CHECK(scores.is_intact());
 }
 
+// Of values, and of keys that are values too, whose sums are padded to 16 channels.
 void check_mix(const Kernels& kernels, const SectionCase& shape, Place place) {
     const std::vector<std::uint32_t> planes = make_planes(shape);
     const std::vector<int> levels = section_levels(shape, planes);
-    const std::size_t n_channels = shape.widths.size() * value_granule;
+    const bool is_key = shape.kind == TensorKind::key;
+    const std::size_t n_held = shape.widths.size() * granule_channels(shape.kind);
+    const std::size_t n_channels = round_up(n_held, lane_tile);
     const std::size_t weight_stride = section_tokens + shape.n_rows % 3,
                       out_stride = n_channels + shape.n_rows % 3;
     GuardedArray<std::uint32_t> words(planes, place);
@@ -282,17 +285,18 @@ void check_mix(const Kernels& kernels, const SectionCase& shape, Place place) {
     const std::vector<float> before =
         make_floats((shape.n_rows - 1) * out_stride + n_channels, Pattern::random, 4);
     GuardedArray<float> out(before, place);
-    kernels.attention.mix_trellis({words.data(), widths.data(),
-                                   static_cast<std::uint32_t>(shape.widths.size()), weight.data(),
-                                   weight_stride, out.data(), out_stride, shape.n_rows});
+    const auto mix = is_key ? kernels.attention.mix_keys : kernels.attention.mix_trellis;
+    mix({words.data(), widths.data(), static_cast<std::uint32_t>(shape.widths.size()), weight.data(),
+         weight_stride, out.data(), out_stride, shape.n_rows});
     std::size_t n_wrong = 0;
     for (std::size_t i = 0; i < before.size(); ++i) {
         const std::size_t row = i / out_stride, c = i % out_stride;
         ExactSum sum;
         FactorRounding rounding;
         for (std::size_t t = 0; t < section_tokens && c < n_channels; ++t) {
-            add_term(sum, weight[row * weight_stride + t], levels[t * n_channels + c]);
-            rounding.add(static_cast<double>(weight[row * weight_stride + t]), levels[t * n_channels + c]);
+            const int level = c < n_held ? levels[t * n_held + c] : 0;
+            add_term(sum, weight[row * weight_stride + t], level);
+            rounding.add(static_cast<double>(weight[row * weight_stride + t]), level);
         }
         if (c >= n_channels ? out[i] != before[i] : !accepts(sum, out[i], rounding.most(kernels))) ++n_wrong;
     }
@@ -313,6 +317,15 @@ TEST_CASE("scores of a trellis section are sums of query and level") {
 
 TEST_CASE("mixing a trellis section sums weight and level") {
     for (const SectionCase& shape : section_cases(TensorKind::value)) {
+        for (const Kernels* kernels : all_kernels()) {
+            for (Place place : all_places)
+                check_mix(*kernels, shape, place);
+        }
+    }
+}
+
+TEST_CASE("mixing a trellis section of keys sums weight and level") {
+    for (const SectionCase& shape : section_cases(TensorKind::key)) {
         for (const Kernels* kernels : all_kernels()) {
             for (Place place : all_places)
                 check_mix(*kernels, shape, place);

@@ -105,6 +105,10 @@ struct Lanes : BasicLanes<Lanes, Avx512> {
         const __mmask64 is_high = _mm512_test_epi8_mask(b, _mm512_set1_epi8(static_cast<char>(1 << n)));
         return _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(low, a), is_high, high, a);
     }
+    static Words turn_bytes(Words a) {
+        return _mm512_shuffle_epi8(
+            a, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+    }
     static FloatTable load_float_table(const float* x) { return _mm512_loadu_ps(x); }
     static FloatIndex float_index(Words a) { return a; }
     static Float lookup_float(FloatTable table, FloatIndex at) { return _mm512_permutexvar_ps(at, table); }
