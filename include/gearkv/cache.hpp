@@ -72,6 +72,13 @@ struct CacheConfig {
     // Where layers differ [n_layers], in place of the three above, which are 0 then; null when all are alike;
     // copied. Not all of them are without keys.
     const LayerDims* dims = nullptr;
+    // Values are keys too, as in latent attention (MLA): the score of a token is that of its key and that of
+    // its value together, key_dim and value_dim channels, and the value is stored once. DeepSeek's caches
+    // are n_kv_heads 1, key_dim 64 (what RoPE turns), value_dim 512 (the latent, after its norm). In all
+    // layers. Queries come in two parts (Queries::latents). Of the SPEC, k= is for the keys and v= for the
+    // latents, which are coded as keys are: f32, f16 or a trellis (gear-1 to gear-4, trellis-RATE), and no
+    // auto:BITS; anything else is bad_spec.
+    bool latent = false;
     std::uint64_t max_tokens = 0;  // of a layer, [1, 2^31); append fails beyond it, Cache::reserve raises it
     KvSpec spec;                   // of parse_spec; there is none to begin with
     // Tokens over which the compression of one block is spread, at most buffer_tokens; 0 compresses a full
@@ -174,8 +181,8 @@ struct Queries {
     float most_share = 1.0f;
     // The caller's own selection: tokens that are seen, if the rest allows it too, for each KV head. Head h
     // has the ranges from range_ends[h - 1] (0 for the first) to range_ends[h]: in order, none empty, none
-    // overlapping the one before, within the tokens of the layer. All others are as if masked, and what is not
-    // needed is not read. Null for all tokens; not along with mass or most_share.
+    // overlapping the one before, within the tokens of the layer. All others are as if masked, and what is
+    // not needed is not read. Null for all tokens; not along with mass or most_share.
     const TokenRange* ranges = nullptr;
     const std::size_t* range_ends = nullptr;  // [n_kv_heads]
 
@@ -188,6 +195,10 @@ struct Queries {
     std::size_t out_query_stride = 0;
     std::size_t out_head_stride = 0;
     std::size_t out_channel_stride = 1;  // not 0
+    // Of latents (CacheConfig::latent) what meets the values, value_dim channels of the type and strides of
+    // data: where a query is [latent, key] side by side, latents is where it begins, and data value_dim
+    // behind it. Null otherwise.
+    const void* latents = nullptr;
 };
 
 // What one sequence of a batch asks.
@@ -286,7 +297,8 @@ class Cache {
     Cache(const Cache&) = delete;
     Cache& operator=(const Cache&) = delete;
 
-    // Appends n_tokens >= 1 keys and values [n_tokens, n_kv_heads, dim] to a layer. First it does what is due
+    // Appends n_tokens >= 1 keys and values [n_tokens, n_kv_heads, dim] to a layer; of latents these are the
+    // parts of one row, wherever they lie in it. First it does what is due
     // of the compression of earlier tokens; of a long prompt that is all but the last block, and all of it
     // when n_tokens fill a block themselves. The tokens are attended in fp16 until then. After an error the
     // cache is as it was, but that earlier tokens may have been compressed, or given back where they are
@@ -299,8 +311,9 @@ class Cache {
     // queries.out_type, with its strides and room for n_floats elements, and not where the queries are. Reads
     // the compressed form in place; no full-size temporary. Allocates when a call needs more scratch than all
     // before it, and to keep what queries tell. Errors: invalid_argument, no_keys, wrong_size (more queries
-    // than tokens when causal, head counts, an output without room or whose elements overlap), non_finite, forgotten (the first query
-    // sees what its window left behind since), out_of_memory, over_budget; out is untouched then.
+    // than tokens when causal, head counts, an output without room or whose elements overlap), non_finite,
+    // forgotten (the first query sees what its window left behind since), out_of_memory, over_budget; out is
+    // untouched then.
     Status attend(std::uint32_t layer, const Queries& queries, void* out, std::size_t n_floats,
                   Executor& executor) noexcept;
 

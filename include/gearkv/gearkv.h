@@ -275,6 +275,9 @@ typedef struct gearkv_config {
     /* Where layers differ [n_layers], in place of n_kv_heads, key_dim and value_dim, which are 0 then; null
      * when all are alike; copied. */
     const gearkv_layer_dims* dims;
+    /* Not 0: values are keys too, as in latent attention (MLA): key_dim and value_dim channels are scored, and
+     * the latter are the value. spec: v= is f32, f16 or a trellis (gear-1 to gear-4), no auto. */
+    int32_t latent;
 } gearkv_config;
 
 /* Defaults. Call it as gearkv_config_init(&config, sizeof(config)). */
@@ -346,6 +349,8 @@ typedef struct gearkv_queries {
     size_t out_query_stride;
     size_t out_head_stride;
     size_t out_channel_stride;
+    /* With latent: what meets the values, value_dim channels with the type and strides of data. Else null. */
+    const void* latents;
 } gearkv_queries;
 
 /* Defaults, causal among them. */
@@ -612,6 +617,7 @@ typedef struct gearkv_state_info {
     uint64_t n_extra;
     uint8_t fingerprint[GEARKV_FINGERPRINT_SIZE];
     char spec[GEARKV_SPEC_SIZE];
+    int32_t latent; /* not 0: of a cache with latent */
 } gearkv_state_info;
 /* What a file says of itself. Errors: invalid_argument, io_error, not_a_state, other_byte_order, bad_version,
  * truncated, damaged, corrupt_state, out_of_memory. */

@@ -66,6 +66,9 @@ class Config:
     # Where layers differ, of each (KV heads, channels of a key, channels of a value), all 0 of one without keys of its
     # own; n_kv_heads and head_dim are 0 then.
     dims: Optional[Sequence[tuple[int, int, int]]] = None
+    # Values are keys too, as in latent attention (MLA): a key is its value_dim channels and head_dim beside them, in
+    # DeepSeek's caches 512 and 64; queries have both, the value's first.
+    latent: bool = False
 
     def layer_dims(self, layer: int) -> tuple[int, int, int]:
         """KV heads, channels of a key and channels of a value of a layer."""
@@ -100,6 +103,7 @@ class Config:
             "max_bytes",
             "soft_bytes",
             "close_prompts",
+            "latent",
         ):
             setattr(config, name, getattr(self, name))
         config.level = take_level(self.level)
@@ -177,6 +181,7 @@ class StateInfo(NamedTuple):
     block_bytes: int
     n_extra: int
     fingerprint: bytes
+    latent: bool
 
 
 def stats_of(cache: Any) -> Stats:
@@ -271,12 +276,17 @@ class _Asked:
             array = array[np.newaxis]
         self.n_queries, self.n_heads, dim = array.shape
         n_kv_heads, key_dim, value_dim = cache.config.layer_dims(self.layer)
-        if dim != key_dim > 0:
-            raise ValueError(f"queries of {dim} channels, expected {key_dim}")
+        n_latent = value_dim if cache.config.latent else 0
+        if dim != key_dim + n_latent and key_dim > 0:
+            raise ValueError(f"queries of {dim} channels, expected {key_dim + n_latent}")
+        if n_latent > 0 and rules.scale is None:
+            raise ValueError("queries of latents without a scale, which their channels do not tell")
         asked = ffi.new("gearkv_queries*")
         lib.gearkv_queries_init(asked, ffi.sizeof("gearkv_queries"))
         self.kept: list[Any] = [array]
-        arrays.queries(array, asked)
+        arrays.queries(array[..., n_latent:], asked)
+        if n_latent > 0:
+            asked.latents = arrays.pointer(array)
         with in_range():
             asked.scale = 1.0 / math.sqrt(dim) if rules.scale is None else rules.scale
             asked.causal = rules.causal
@@ -739,6 +749,7 @@ def _state_info(function: Any, path: Any, *arguments: Any) -> StateInfo:
     call(function, chars(path, "path"), *arguments, info)
     fields = {name: getattr(info, name) for name in StateInfo._fields}
     fields["spec"] = text_of(info.spec)
+    fields["latent"] = bool(info.latent)
     fields["fingerprint"] = bytes(ffi.buffer(info.fingerprint))
     return StateInfo(**fields)
 

@@ -24,9 +24,11 @@ struct RowState {
     float least_max[max_rows];
 };
 
-std::uint64_t scratch_floats(std::uint32_t key_dim, std::uint32_t value_dim) {
-    const std::uint64_t per_row = 3 * round_up(key_dim, 32) + 3 * tile_tokens + 2 * round_up(value_dim, 16) +
-                                  2 * max_rank + 1 + 2 * key_dim + value_dim;
+std::uint64_t scratch_floats(const HeadDims& dims) {
+    const auto of_queries = [](std::uint64_t dim) { return 3 * round_up(dim, 32) + dim; };
+    const std::uint64_t per_row = of_queries(dims.key_dim) + (dims.latent ? of_queries(dims.value_dim) : 0) +
+                                  3 * tile_tokens + 2 * round_up(dims.value_dim, 16) + 2 * max_rank + 1 +
+                                  dims.key_dim + dims.value_dim;
     return max_rows * per_row;
 }
 
@@ -88,8 +90,9 @@ void look_ahead(const RowPass& pass, const RowGroup& rows, const KvRun* runs, st
         start += run.n_tokens - run.n_hidden;
         if (i > 0 && i + 1 < n_runs) continue;
         if (run.key.block.header != nullptr || run.is_gap() || run.n_hidden > 0 || run.shift != 0) continue;
+        if (pass.dims.latent && run.value.block.header != nullptr) continue;
         const std::uint32_t n = std::min(run.n_tokens, most);
-        KeyScorer(pass, run.key).score({run.n_tokens - n, n, {}, {}});
+        RunScorer(pass, run).score({run.n_tokens - n, n, {}, {}});
         for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
             if (state->lift[row].is_lifted) continue;
             float* scores = pass.scratch.scores + row * tile_tokens;
@@ -100,8 +103,8 @@ void look_ahead(const RowPass& pass, const RowGroup& rows, const KvRun* runs, st
 }
 
 // What the tile at token `first` of a run reads most of.
-Ahead tile_bytes(const TensorRun& run, TensorKind kind, std::uint32_t dim, std::uint32_t n_tokens,
-                 std::uint32_t head, std::uint32_t first) {
+Ahead tile_bytes(const TensorRun& run, std::uint32_t dim, std::uint32_t n_tokens, std::uint32_t head,
+                 std::uint32_t first) {
     const BlockView& block = run.block;
     const std::uint32_t n = std::min(n_tokens - first, tile_tokens);
     if (block.header == nullptr) {
@@ -115,7 +118,7 @@ Ahead tile_bytes(const TensorRun& run, TensorKind kind, std::uint32_t dim, std::
         const unsigned char* side = block.section(head, index);
         for (std::uint32_t at = 0; at < block.sizes.section_bytes; at += 64)
             __builtin_prefetch(side + at, 0, 2);
-        const std::size_t n_words = std::size_t{block.n_planes(head)} * plane_words(kind);
+        const std::size_t n_words = std::size_t{block.n_planes(head)} * plane_words(block.kind());
         return {block.section_codes(head, index), n_words * sizeof(std::uint32_t)};
     }
     // Code words of whole tiles of tokens follow each other, for keys and for values.
@@ -169,7 +172,7 @@ void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, con
     const std::uint64_t first_seen = *std::min_element(rows.first, rows.first + pass.n_rows),
                         end_seen = *std::max_element(rows.visible, rows.visible + pass.n_rows);
     if (run_start + run.n_tokens - run.n_hidden <= first_seen || run_start >= end_seen) return;
-    KeyScorer scorer(pass, run.key);
+    RunScorer scorer(pass, run);
     ValueMixer mixer(pass, run.value);
     bool is_asked_for = true;  // the values of the next tile, if it is not the first
     for (std::uint32_t i = 0; i < tiles.end; ++i) {
@@ -189,23 +192,20 @@ void attend_run(const RowPass& pass, const RowGroup& rows, const KvRun& run, con
         const bool is_last = following == n_tiles;
         if (const KvRun* after = is_last ? next.run : &run; after != nullptr) {
             const std::uint32_t then = (is_last ? next.tile : following) * tile_tokens;
-            tile.key =
-                tile_bytes(after->key, TensorKind::key, pass.key_dim, after->n_tokens, pass.head, then);
-            tile.value =
-                tile_bytes(after->value, TensorKind::value, pass.value_dim, after->n_tokens, pass.head, then);
+            tile.key = tile_bytes(after->key, pass.dims.key_dim, after->n_tokens, pass.head, then);
+            tile.value = tile_bytes(after->value, pass.dims.value_dim, after->n_tokens, pass.head, then);
         }
-        if (!is_asked_for) {
-            tile.also =
-                tile_bytes(run.value, TensorKind::value, pass.value_dim, run.n_tokens, pass.head, first);
-        }
+        if (!is_asked_for)
+            tile.also = tile_bytes(run.value, pass.dims.value_dim, run.n_tokens, pass.head, first);
         scorer.score(tile);
+        if (pass.dims.latent) tile.value = {};
         tile.slices = soften_tile(pass, rows, tile, n_hidden, start, state, &mixer);
         if (tile.slices != 0) {
             mixer.mix(tile);
         } else {
             mixer.skip(tile);
         }
-        is_asked_for = tile.slices != 0;
+        is_asked_for = tile.slices != 0 || pass.dims.latent;
     }
     mixer.finish();
 }
@@ -225,23 +225,30 @@ TensorRun run_of_block(const BlockView& view) noexcept {
     return run;
 }
 
-std::uint64_t attend_scratch_bytes(std::uint32_t key_dim, std::uint32_t value_dim) noexcept {
-    return round_up(scratch_floats(key_dim, value_dim) * sizeof(float), block_alignment);
+std::uint64_t attend_scratch_bytes(const HeadDims& dims) noexcept {
+    return round_up(scratch_floats(dims) * sizeof(float), block_alignment);
 }
 
-AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::uint32_t value_dim) noexcept {
+AttendScratch place_attend_scratch(void* scratch, const HeadDims& dims) noexcept {
     float* next = static_cast<float*>(scratch);
     const auto take = [&next](std::size_t n) {
         float* at = next;
         next += n;
         return at;
     };
+    const auto take_queries = [&take](std::uint32_t dim) {
+        QueryScratch queries;
+        queries.dim = dim;
+        queries.stride = round_up(dim, 32);
+        queries.query = take(max_rows * queries.stride);
+        queries.ordered = take(max_rows * queries.stride);
+        queries.folded = take(max_rows * queries.stride);
+        return queries;
+    };
     AttendScratch s;
-    s.query_stride = round_up(key_dim, 32);
-    s.out_stride = round_up(value_dim, 16);
-    s.query = take(max_rows * s.query_stride);
-    s.ordered = take(max_rows * s.query_stride);
-    s.folded = take(max_rows * s.query_stride);
+    s.keys = take_queries(dims.key_dim);
+    if (dims.latent) s.latents = take_queries(dims.value_dim);
+    s.out_stride = round_up(dims.value_dim, 16);
     s.scores = take(max_rows * tile_tokens);
     s.weights = take(max_rows * tile_tokens);
     s.partial = take(max_rows * tile_tokens);
@@ -250,16 +257,18 @@ AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::ui
     s.along_value = take(max_rows * max_rank);
     s.mixed = take(max_rows * s.out_stride);
     s.weight_sum = take(max_rows);
-    s.query_rows = take(max_rows * key_dim);
-    s.outlier_out = take(max_rows * value_dim);
-    s.given = take(max_rows * key_dim);
+    s.query_rows = take(max_rows * dims.key_dim);
+    s.outlier_out = take(max_rows * dims.value_dim);
+    s.keys.given = take(max_rows * dims.key_dim);
+    if (dims.latent) s.latents.given = take(max_rows * dims.value_dim);
     return s;
 }
 
 void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const RowGroup& rows,
-                 const KvRun* runs, std::size_t n_runs, std::uint32_t head, std::uint32_t key_dim,
-                 std::uint32_t value_dim, float scale, TileRange range, float* part) noexcept {
-    const RowPass pass = {kernels, scratch, rows.n_rows, head, key_dim, value_dim};
+                 const KvRun* runs, std::size_t n_runs, std::uint32_t head, const HeadDims& dims, float scale,
+                 TileRange range, float* part) noexcept {
+    const RowPass pass = {kernels, scratch, rows.n_rows, head, dims};
+    const std::uint32_t value_dim = dims.value_dim;
     RowState state;
     for (std::uint32_t row = 0; row < rows.n_rows; ++row) {
         state.lift[row] = lift_of_row(pass, rows, row, scale, runs, n_runs);

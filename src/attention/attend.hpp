@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include "attention/rope.hpp"
 #include "format/block.hpp"
@@ -44,10 +45,18 @@ inline KvRun gap_run(std::uint64_t n_tokens) noexcept {
 // A closed block as a run; raw blocks become rows.
 TensorRun run_of_block(const BlockView& view) noexcept;
 
+// Channels of one KV head as they are stored. Latents are values that are keys too: a score is that of the
+// keys and that of the values together, and queries have channels for both.
+struct HeadDims {
+    std::uint32_t key_dim, value_dim;
+    bool latent;
+};
+
 // Up to max_rows query rows that read one KV head, and what is done to their scores, in this order.
 struct RowGroup {
     std::uint32_t n_rows = 0;
     const float* query[max_rows];   // key_dim channels each
+    const float* latent[max_rows];  // of latents: what meets the values, value_dim channels each
     float* out[max_rows];           // value_dim channels each; may be scratch.out
     float soft_cap = 0.0f;          // > 0: scores become soft_cap tanh(score / soft_cap)
     float slope[max_rows];          // times the distance from the last visible token, taken off
@@ -72,13 +81,20 @@ inline std::uint32_t tiles_of(const KvRun& run) noexcept {
 }
 std::uint64_t count_tiles(const KvRun* runs, std::size_t n_runs) noexcept;
 
+// The queries of a row group that meet one tensor.
+struct QueryScratch {
+    std::uint32_t dim = 0;     // channels
+    std::size_t stride = 0;    // padded to 32
+    float* query = nullptr;    // [row][stride] scaled, zero-padded
+    float* ordered = nullptr;  // [row][stride] trellis: query in the stored order of channels
+    float* folded = nullptr;   // [row][stride] query times the scales of a token group
+    float* given = nullptr;    // [row][dim] for queries that do not come as floats side by side
+};
+
 // Working memory of one row group, float arrays carved from one run; see place_scratch.
 struct AttendScratch {
-    std::size_t query_stride = 0;  // key channels padded to 32
+    QueryScratch keys, latents;    // the second of latents alone
     std::size_t out_stride = 0;    // value channels padded to 16
-    float* query = nullptr;        // [row][query_stride] scaled, zero-padded
-    float* ordered = nullptr;      // [row][query_stride] trellis: query in the stored order of channels
-    float* folded = nullptr;       // [row][query_stride] query times the scales of a token group
     float* scores = nullptr;       // [row][tile_tokens]
     float* weights = nullptr;      // [row][tile_tokens]
     float* partial = nullptr;      // [row][tile_tokens] scores or scaled weights of one channel group
@@ -88,12 +104,11 @@ struct AttendScratch {
     float* mixed = nullptr;        // [row][out_stride] trellis: weighted values of the run, still rotated
     float* weight_sum = nullptr;   // [row] trellis: weights of the run
     float* query_rows = nullptr;   // [key channel][outlier_lanes] the query again, for outliers
-    float* given = nullptr;        // [row][key_dim] for queries that do not come as floats side by side
     float* outlier_out = nullptr;  // [value channel][outlier_lanes] weighted outliers of the run
 };
 
-std::uint64_t attend_scratch_bytes(std::uint32_t key_dim, std::uint32_t value_dim) noexcept;
-AttendScratch place_attend_scratch(void* scratch, std::uint32_t key_dim, std::uint32_t value_dim) noexcept;
+std::uint64_t attend_scratch_bytes(const HeadDims& dims) noexcept;
+AttendScratch place_attend_scratch(void* scratch, const HeadDims& dims) noexcept;
 
 // Floats of the results of some tiles: [row] largest score, sum, the power of two the score is kept smaller
 // by (src/attention/lift.hpp), and value_dim outputs not yet divided by the sum.
@@ -108,8 +123,8 @@ constexpr std::uint64_t part_floats(std::uint32_t value_dim) {
 // Writes softmax(scale q K^T) V for every row over `runs`, which follow each other; zeros where a row sees no
 // token. With `part`, of part_floats, only the tiles of `range` are attended and nothing is written to out.
 void attend_rows(const Kernels& kernels, const AttendScratch& scratch, const RowGroup& rows,
-                 const KvRun* runs, std::size_t n_runs, std::uint32_t head, std::uint32_t key_dim,
-                 std::uint32_t value_dim, float scale, TileRange range = {}, float* part = nullptr) noexcept;
+                 const KvRun* runs, std::size_t n_runs, std::uint32_t head, const HeadDims& dims, float scale,
+                 TileRange range = {}, float* part = nullptr) noexcept;
 // The outputs of all rows from n_parts parts, `stride` floats apart, that cover all tiles. The same parts
 // give the same bits.
 void merge_parts(const RowGroup& rows, const float* parts, std::size_t stride, std::size_t n_parts,
@@ -121,8 +136,7 @@ struct RowPass {
     const AttendScratch& scratch;
     std::uint32_t n_rows;
     std::uint32_t head;
-    std::uint32_t key_dim;
-    std::uint32_t value_dim;
+    const HeadDims& dims;
 };
 
 // Tokens [first, first + n_tokens) of a run, n_tokens at most tile_tokens, first a multiple of it.
@@ -143,7 +157,8 @@ inline Ahead piece_of(const Ahead& ahead, std::size_t i, std::size_t n) {
 // ---- score.cpp: scores of a tile into scratch.scores ----
 class KeyScorer {
   public:
-    KeyScorer(const RowPass& pass, const TensorRun& run) noexcept;
+    // With `adds`, scores come on top of those that are there: of values, which are rows or a trellis.
+    KeyScorer(const RowPass& pass, const TensorRun& run, const QueryScratch& queries, bool adds) noexcept;
     // Tiles come in order, each scored or skipped.
     void score(const Tile& tile) noexcept;
     void skip(const Tile& tile) noexcept {
@@ -168,9 +183,32 @@ class KeyScorer {
 
     const RowPass& pass_;
     const TensorRun& run_;
+    const QueryScratch& queries_;
+    bool adds_;
     OutlierCursor outliers_;
     std::uint32_t folded_group_ = UINT32_MAX;
     float bias_[max_rows] = {};  // trellis: of the means; else of the folded group
+};
+
+// Scores of keys and, of latents, values.
+class RunScorer {
+  public:
+    RunScorer(const RowPass& pass, const KvRun& run) noexcept
+        : n_rows_(pass.n_rows), keys_(pass, run.key, pass.scratch.keys, false) {
+        if (pass.dims.latent) latents_.emplace(pass, run.value, pass.scratch.latents, true);
+    }
+    void score(const Tile& tile) noexcept {
+        keys_.score(tile);
+        // Values are read here first, and those of the next tile asked for.
+        if (latents_) latents_->score({tile.first, tile.n_tokens, tile.value, {}});
+    }
+    void skip(const Tile& tile) noexcept { keys_.skip(tile); }
+    void estimate(std::uint32_t section, float* mean, float* spread) const noexcept;
+
+  private:
+    std::uint32_t n_rows_;
+    KeyScorer keys_;
+    std::optional<KeyScorer> latents_;
 };
 
 // ---- mix.cpp: weighted values of a tile, added to scratch.out ----
@@ -193,6 +231,7 @@ class ValueMixer {
     void mix_code_words(const Tile& tile, std::uint32_t group, const float* bias, std::uint32_t first,
                         std::uint32_t n_tokens) noexcept;
     void mix_section(const Tile& tile) noexcept;
+    void mix_key_section(const Tile& tile) noexcept;
     void finish_sections() noexcept;
     bool has_outliers() const noexcept {
         return run_.block.header != nullptr && run_.block.header->n_outliers > 0;

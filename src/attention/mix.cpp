@@ -38,7 +38,7 @@ ValueMixer::ValueMixer(const RowPass& pass, const TensorRun& run) noexcept
         std::fill_n(pass.scratch.weight_sum, pass.n_rows, 0.0f);
     }
     if (has_outliers())
-        std::fill_n(pass.scratch.outlier_out, pass.value_dim * outlier_lanes(pass.n_rows), 0.0f);
+        std::fill_n(pass.scratch.outlier_out, pass.dims.value_dim * outlier_lanes(pass.n_rows), 0.0f);
 }
 
 void ValueMixer::mix(const Tile& tile) noexcept {
@@ -47,7 +47,7 @@ void ValueMixer::mix(const Tile& tile) noexcept {
         return;
     }
     if (run_.block.trellis()) {
-        mix_section(tile);
+        run_.block.kind() == TensorKind::key ? mix_key_section(tile) : mix_section(tile);
         return;
     }
     const AttendScratch& s = pass_.scratch;
@@ -71,7 +71,7 @@ void ValueMixer::mix_rows(const Tile& tile) noexcept {
     Ahead ahead = tile.value;
     for_mixed(tile, slice_tokens, [&](std::uint32_t first, std::uint32_t n_tokens) {
         const std::size_t at = pass_.head * run_.head_stride + (tile.first + first) * run_.row_stride;
-        RawRows rows = {nullptr, run_.row_stride, n_tokens, pass_.value_dim, ahead};
+        RawRows rows = {nullptr, run_.row_stride, n_tokens, pass_.dims.value_dim, ahead};
         ahead = {};
         if (run_.is_float) {
             rows.rows = static_cast<const float*>(run_.rows) + at;
@@ -136,7 +136,7 @@ void ValueMixer::rescale(std::uint32_t row, float alpha) noexcept {
     for (std::uint32_t r = 0; r < rank; ++r)
         s.along_value[row * max_rank + r] *= alpha;
     if (!has_outliers()) return;
-    for (std::uint32_t c = 0; c < pass_.value_dim; ++c)
+    for (std::uint32_t c = 0; c < pass_.dims.value_dim; ++c)
         s.outlier_out[c * outlier_lanes(pass_.n_rows) + row] *= alpha;
 }
 
@@ -150,15 +150,15 @@ void ValueMixer::finish() noexcept {
     if (has_outliers()) {
         const std::uint32_t n_lanes = outlier_lanes(pass_.n_rows);
         for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-            for (std::uint32_t c = 0; c < pass_.value_dim; ++c)
+            for (std::uint32_t c = 0; c < pass_.dims.value_dim; ++c)
                 s.out[row * s.out_stride + c] += s.outlier_out[c * n_lanes + row];
         }
     }
     for (std::uint32_t r = 0; r < run_.block.header->rank; ++r) {
-        const std::uint16_t* p = run_.block.factor_p(pass_.head) + std::uint64_t{r} * pass_.value_dim;
+        const std::uint16_t* p = run_.block.factor_p(pass_.head) + std::uint64_t{r} * pass_.dims.value_dim;
         for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
             pass_.kernels.attention.add_half(s.out + row * s.out_stride, p, s.along_value[row * max_rank + r],
-                                             pass_.value_dim);
+                                             pass_.dims.value_dim);
         }
     }
 }
@@ -168,7 +168,7 @@ void ValueMixer::finish() noexcept {
 void ValueMixer::mix_section(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
     const std::uint32_t index = tile.first / section_tokens;
-    const std::uint32_t dim = pass_.value_dim;
+    const std::uint32_t dim = pass_.dims.value_dim;
     const auto n_granules = static_cast<std::uint32_t>(ceil_div(dim, value_granule));
     const SectionLayout at = section_layout(TensorKind::value, dim);
     const unsigned char* side = run_.block.section(pass_.head, index);
@@ -187,17 +187,61 @@ void ValueMixer::mix_section(const Tile& tile) noexcept {
     pass_.kernels.attention.add_scaled({side + at.scales, base, dim, sums, s.mixed, stride, pass_.n_rows});
 }
 
-// Turns the run's values back and adds the mean that every token carries by its gain.
+// The same of latents, which are stored as keys, in their order:
+//   S_c (sum_t w_t level_tc + (zero_c / S_c) sum_t w_t)
+void ValueMixer::mix_key_section(const Tile& tile) noexcept {
+    const AttendScratch& s = pass_.scratch;
+    const std::uint32_t index = tile.first / section_tokens;
+    const std::uint32_t dim = pass_.dims.value_dim;
+    const SectionLayout at = section_layout(TensorKind::key, dim);
+    const unsigned char* side = run_.block.section(pass_.head, index);
+    std::int16_t base;
+    std::memcpy(&base, side + at.base, sizeof(base));
+    std::uint8_t widths[round_up(max_dim / key_granule, 8)];
+    read_nibbles(widths, side + at.widths, dim / key_granule);
+    float sums[max_rows * max_dim];
+    const std::size_t stride = s.out_stride;
+    pass_.kernels.attention.mix_keys({run_.block.section_codes(pass_.head, index),
+                                      widths,
+                                      dim / key_granule,
+                                      s.weights,
+                                      tile_tokens,
+                                      sums,
+                                      stride,
+                                      pass_.n_rows,
+                                      {}});
+    float zeros[max_dim];
+    const auto* zero_codes = reinterpret_cast<const std::int8_t*>(side + at.zeros);
+    for (std::uint32_t c = 0; c < dim; ++c)
+        zeros[c] = static_cast<float>(zero_codes[c]) * zero_unit(widths[c / key_granule]);
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        const float* weights = s.weights + row * tile_tokens;
+        float parts[16] = {};
+        for (std::uint32_t t = 0; t < tile_tokens; ++t)
+            parts[t % 16] += weights[t];
+        float sum = 0.0f;
+        for (const float part : parts)
+            sum += part;
+        for (std::uint32_t c = 0; c < dim; ++c)
+            sums[row * stride + c] += sum * zeros[c];
+        s.weight_sum[row] += sum;
+    }
+    pass_.kernels.attention.add_scaled({side + at.scales, base, dim, sums, s.mixed, stride, pass_.n_rows});
+}
+
+// Turns the run's values back and adds the mean that every token carries by its gain. Latents are brought
+// back into the order of their channels.
 void ValueMixer::finish_sections() noexcept {
     const AttendScratch& s = pass_.scratch;
     const TrellisProfile profile = trellis_profile(run_.block, pass_.head);
-    pass_.kernels.codec.rotate_rows(s.mixed, s.out_stride, pass_.n_rows, pass_.value_dim);
+    const bool is_key = run_.block.kind() == TensorKind::key;
+    if (!is_key) pass_.kernels.codec.rotate_rows(s.mixed, s.out_stride, pass_.n_rows, pass_.dims.value_dim);
     for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
         float* mixed = s.mixed + row * s.out_stride;
         float* out = s.out + row * s.out_stride;
-        for (std::uint32_t c = 0; c < pass_.value_dim; ++c)
-            out[c] += mixed[c];
-        pass_.kernels.attention.add_half(out, profile.mean, s.weight_sum[row], pass_.value_dim);
+        for (std::uint32_t c = 0; c < pass_.dims.value_dim; ++c)
+            out[is_key ? profile.order[c] : c] += mixed[c];
+        pass_.kernels.attention.add_half(out, profile.mean, s.weight_sum[row], pass_.dims.value_dim);
     }
 }
 

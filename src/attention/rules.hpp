@@ -36,30 +36,39 @@ inline void hide_unseen(const RowGroup& rows, std::uint32_t row, std::uint64_t s
         scores[t] = minus_infinity;
 }
 
+// The queries of some rows, and zeros behind them.
+inline void set_queries(const QueryScratch& to, const float* const* from, std::uint32_t n_rows,
+                        const RowLift* lift, float scale, const Rotation& turn) {
+    for (std::uint32_t row = 0; row < n_rows; ++row) {
+        float* query = to.query + row * to.stride;
+        if (lift[row].is_zero) {
+            std::fill_n(query, to.dim, 0.0f);
+        } else if (lift[row].query > 0) {
+            for (std::uint32_t c = 0; c < to.dim; ++c) {
+                const double exact = static_cast<double>(from[row][c]) * static_cast<double>(scale);
+                query[c] = static_cast<float>(std::ldexp(exact, -lift[row].query));
+            }
+        } else {
+            for (std::uint32_t c = 0; c < to.dim; ++c)
+                query[c] = from[row][c] * scale;
+        }
+        if (turn.n_pairs > 0) rotate(turn, query);
+        std::fill(query + to.dim, query + to.stride, 0.0f);
+    }
+}
+
 // Queries in the scratch, for keys that have moved against `turn`.
 inline void set_queries(const RowPass& pass, const RowGroup& rows, const RowLift* lift, float scale,
                         const Rotation& turn, bool has_outliers) {
     const AttendScratch& s = pass.scratch;
-    for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
-        float* query = s.query + row * s.query_stride;
-        if (lift[row].is_zero) {
-            std::fill_n(query, pass.key_dim, 0.0f);
-        } else if (lift[row].query > 0) {
-            for (std::uint32_t c = 0; c < pass.key_dim; ++c) {
-                const double exact = static_cast<double>(rows.query[row][c]) * static_cast<double>(scale);
-                query[c] = static_cast<float>(std::ldexp(exact, -lift[row].query));
-            }
-        } else {
-            for (std::uint32_t c = 0; c < pass.key_dim; ++c)
-                query[c] = rows.query[row][c] * scale;
-        }
-        if (turn.n_pairs > 0) rotate(turn, query);
-        std::fill(query + pass.key_dim, query + s.query_stride, 0.0f);
-    }
+    set_queries(s.keys, rows.query, pass.n_rows, lift, scale, turn);
+    if (pass.dims.latent) set_queries(s.latents, rows.latent, pass.n_rows, lift, scale, {});
     const std::uint32_t n_lanes = outlier_lanes(pass.n_rows);
-    for (std::uint32_t c = 0; has_outliers && c < pass.key_dim; ++c) {
-        for (std::uint32_t row = 0; row < n_lanes; ++row)
-            s.query_rows[c * n_lanes + row] = row < pass.n_rows ? s.query[row * s.query_stride + c] : 0.0f;
+    for (std::uint32_t c = 0; has_outliers && c < s.keys.dim; ++c) {
+        for (std::uint32_t row = 0; row < n_lanes; ++row) {
+            s.query_rows[c * n_lanes + row] =
+                row < pass.n_rows ? s.keys.query[row * s.keys.stride + c] : 0.0f;
+        }
     }
 }
 
@@ -97,11 +106,15 @@ inline void rule_scores(const RowPass& pass, const RowGroup& rows, std::uint32_t
 // How a row's scores are kept within the range of float.
 inline RowLift lift_of_row(const RowPass& pass, const RowGroup& rows, std::uint32_t row, float scale,
                            const KvRun* runs, std::size_t n_runs) {
-    const bool any_float =
-        std::any_of(runs, runs + n_runs, [](const KvRun& run) { return run.key.is_float; });
-    const double largest = static_cast<double>(pass.kernels.codec.max_abs(rows.query[row], pass.key_dim)) *
-                           std::fabs(static_cast<double>(scale));
-    return lift_of(rows, row, largest, pass.key_dim, any_float ? largest_float_key : largest_half_key);
+    const HeadDims& dims = pass.dims;
+    const bool any_float = std::any_of(runs, runs + n_runs, [&](const KvRun& run) {
+        return run.key.is_float || (dims.latent && run.value.is_float);
+    });
+    float most = pass.kernels.codec.max_abs(rows.query[row], dims.key_dim);
+    if (dims.latent) most = std::max(most, pass.kernels.codec.max_abs(rows.latent[row], dims.value_dim));
+    const double largest = static_cast<double>(most) * std::fabs(static_cast<double>(scale));
+    return lift_of(rows, row, largest, dims.key_dim + (dims.latent ? dims.value_dim : 0),
+                   any_float ? largest_float_key : largest_half_key);
 }
 
 }  // namespace gearkv

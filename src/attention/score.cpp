@@ -12,17 +12,18 @@
 
 namespace gearkv {
 
-KeyScorer::KeyScorer(const RowPass& pass, const TensorRun& run) noexcept
-    : pass_(pass), run_(run), outliers_(run.block, pass.head) {
+KeyScorer::KeyScorer(const RowPass& pass, const TensorRun& run, const QueryScratch& queries,
+                     bool adds) noexcept
+    : pass_(pass), run_(run), queries_(queries), adds_(adds), outliers_(run.block, pass.head) {
     if (run.block.header == nullptr) return;
     if (run.block.trellis()) order_query();
     const std::uint32_t rank = run.block.header->rank;
     const AttendScratch& s = pass.scratch;
     for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
-        const float* query = s.query + row * s.query_stride;
+        const float* query = queries.query + row * queries.stride;
         for (std::uint32_t r = 0; r < rank; ++r) {
-            const std::uint16_t* p = run.block.factor_p(pass.head) + std::uint64_t{r} * pass.key_dim;
-            s.along_key[row * max_rank + r] = pass.kernels.attention.dot_half(query, p, pass.key_dim);
+            const std::uint16_t* p = run.block.factor_p(pass.head) + std::uint64_t{r} * queries.dim;
+            s.along_key[row * max_rank + r] = pass.kernels.attention.dot_half(query, p, queries.dim);
         }
     }
 }
@@ -30,7 +31,7 @@ KeyScorer::KeyScorer(const RowPass& pass, const TensorRun& run) noexcept
 void KeyScorer::score(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
     if (run_.block.header == nullptr) {
-        std::fill_n(s.scores, pass_.n_rows * tile_tokens, 0.0f);
+        if (!adds_) std::fill_n(s.scores, pass_.n_rows * tile_tokens, 0.0f);
         score_rows(tile);
         return;
     }
@@ -53,26 +54,25 @@ void KeyScorer::score(const Tile& tile) noexcept {
 void KeyScorer::score_rows(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
     const std::size_t at = pass_.head * run_.head_stride + tile.first * run_.row_stride;
-    RawRows rows = {nullptr, run_.row_stride, tile.n_tokens, pass_.key_dim, tile.key};
+    RawRows rows = {nullptr, run_.row_stride, tile.n_tokens, queries_.dim, tile.key};
     const auto& attention = pass_.kernels.attention;
     if (run_.is_float) {
         rows.rows = static_cast<const float*>(run_.rows) + at;
-        attention.score_float(s.scores, tile_tokens, rows, s.query, s.query_stride, pass_.n_rows);
+        attention.score_float(s.scores, tile_tokens, rows, queries_.query, queries_.stride, pass_.n_rows);
     } else {
         rows.rows = static_cast<const std::uint16_t*>(run_.rows) + at;
-        attention.score_half(s.scores, tile_tokens, rows, s.query, s.query_stride, pass_.n_rows);
+        attention.score_half(s.scores, tile_tokens, rows, queries_.query, queries_.stride, pass_.n_rows);
     }
 }
 
 void KeyScorer::fold_group(std::uint32_t group) noexcept {
     if (group == folded_group_) return;
     folded_group_ = group;
-    const AttendScratch& s = pass_.scratch;
-    const std::uint64_t at = std::uint64_t{group} * pass_.key_dim;
+    const std::uint64_t at = std::uint64_t{group} * queries_.dim;
     const std::uint16_t* scales = run_.block.scales(pass_.head) + at;
     const std::uint16_t* zeros = run_.block.zeros(pass_.head) + at;
     pass_.kernels.attention.fold_halves(
-        {scales, zeros, pass_.key_dim, s.query, s.folded, s.query_stride, bias_, pass_.n_rows});
+        {scales, zeros, queries_.dim, queries_.query, queries_.folded, queries_.stride, bias_, pass_.n_rows});
 }
 
 void KeyScorer::score_channel_scales(const Tile& tile) noexcept {
@@ -90,8 +90,8 @@ void KeyScorer::score_channel_scales(const Tile& tile) noexcept {
         args.n_tiles = static_cast<std::uint32_t>(ceil_div(n, 16));
         args.n_channels = header.dim;
         args.dim = header.dim;
-        args.query = s.folded;
-        args.query_stride = s.query_stride;
+        args.query = queries_.folded;
+        args.query_stride = queries_.stride;
         args.scores = s.scores + (t - tile.first);
         args.score_stride = tile_tokens;
         args.bias = bias_;
@@ -120,8 +120,8 @@ void KeyScorer::score_token_scales(const Tile& tile) noexcept {
         args.first_channel = first;
         args.n_channels = n;
         args.dim = header.dim;
-        args.query = s.query + first;
-        args.query_stride = s.query_stride;
+        args.query = queries_.query + first;
+        args.query_stride = queries_.stride;
         args.scores = s.partial;
         args.score_stride = tile_tokens;
         args.bias = no_bias;
@@ -132,7 +132,7 @@ void KeyScorer::score_token_scales(const Tile& tile) noexcept {
         const std::uint16_t* scales = run_.block.scales(pass_.head) + at;
         const std::uint16_t* zeros = run_.block.zeros(pass_.head) + at;
         for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-            const float* query = s.query + row * s.query_stride + first;
+            const float* query = queries_.query + row * queries_.stride + first;
             float sum = 0.0f;
             for (std::uint32_t c = 0; c < n; ++c)
                 sum += query[c];
@@ -157,26 +157,24 @@ void KeyScorer::add_low_rank(const Tile& tile) noexcept {
 
 // What all sections of a run share.
 void KeyScorer::order_query() noexcept {
-    const AttendScratch& s = pass_.scratch;
     const TrellisProfile profile = trellis_profile(run_.block, pass_.head);
     static constexpr float nothing[max_dim] = {};
     static_assert(max_dim % lane_tile == 0);
     std::uint16_t order[max_dim];
-    std::fill(std::copy_n(profile.order, pass_.key_dim, order), order + round_up(pass_.key_dim, lane_tile),
+    std::fill(std::copy_n(profile.order, queries_.dim, order), order + round_up(queries_.dim, lane_tile),
               std::uint16_t{0});
     for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
-        const float* query = s.query + row * s.query_stride;
-        float* ordered = s.ordered + row * s.query_stride;
-        pass_.kernels.codec.order_row(ordered, query, order, nothing, pass_.key_dim);
-        std::fill(ordered + pass_.key_dim, ordered + s.query_stride, 0.0f);
-        bias_[row] = pass_.kernels.attention.dot_half(query, profile.mean, pass_.key_dim);
+        const float* query = queries_.query + row * queries_.stride;
+        float* ordered = queries_.ordered + row * queries_.stride;
+        pass_.kernels.codec.order_row(ordered, query, order, nothing, queries_.dim);
+        std::fill(ordered + queries_.dim, ordered + queries_.stride, 0.0f);
+        bias_[row] = pass_.kernels.attention.dot_half(query, profile.mean, queries_.dim);
     }
 }
 
 // Scales and zeros of a section, to be folded into the ordered queries; bias starts with that of the means.
 FoldKeys KeyScorer::fold_of(std::uint32_t section, float* bias) const noexcept {
-    const AttendScratch& s = pass_.scratch;
-    const SectionLayout at = section_layout(TensorKind::key, pass_.key_dim);
+    const SectionLayout at = section_layout(TensorKind::key, queries_.dim);
     const unsigned char* side = run_.block.section(pass_.head, section);
     std::int16_t base;
     std::memcpy(&base, side + at.base, sizeof(base));
@@ -186,10 +184,10 @@ FoldKeys KeyScorer::fold_of(std::uint32_t section, float* bias) const noexcept {
     fold.zeros = reinterpret_cast<const std::int8_t*>(side + at.zeros);
     fold.widths = side + at.widths;
     fold.base = base;
-    fold.dim = pass_.key_dim;
-    fold.query = s.ordered;
-    fold.folded = s.folded;
-    fold.query_stride = s.query_stride;
+    fold.dim = queries_.dim;
+    fold.query = queries_.ordered;
+    fold.folded = queries_.folded;
+    fold.query_stride = queries_.stride;
     fold.bias = bias;
     fold.n_rows = pass_.n_rows;
     return fold;
@@ -202,21 +200,35 @@ void KeyScorer::estimate(std::uint32_t section, float* mean, float* spread) cons
     pass_.kernels.attention.fold_keys(fold);
 }
 
+void RunScorer::estimate(std::uint32_t section, float* mean, float* spread) const noexcept {
+    keys_.estimate(section, mean, spread);
+    if (!latents_) return;
+    float more_mean[max_rows], more_spread[max_rows];
+    latents_->estimate(section, more_mean, more_spread);
+    for (std::uint32_t row = 0; row < n_rows_; ++row) {
+        mean[row] += more_mean[row];
+        spread[row] += more_spread[row];
+    }
+}
+
 // One section of a trellis block:  sum_c (q_c S_c) level_tc + sum_c q_c (zero_c + mean_c), channels in stored
 // order.
 void KeyScorer::score_section(const Tile& tile) noexcept {
     const AttendScratch& s = pass_.scratch;
     const std::uint32_t index = tile.first / section_tokens;
-    const std::uint32_t dim = pass_.key_dim;
+    const std::uint32_t dim = queries_.dim;
     float bias[max_rows];
     const FoldKeys fold = fold_of(index, bias);
     std::uint8_t widths[round_up(max_dim / key_granule, 8)];
     read_nibbles(widths, fold.widths, dim / key_granule);
     pass_.kernels.attention.fold_keys(fold);
-    for (std::uint32_t row = 0; row < pass_.n_rows; ++row)
-        std::fill_n(s.scores + row * tile_tokens, tile_tokens, bias[row]);
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        float* scores = s.scores + row * tile_tokens;
+        for (std::uint32_t t = 0; t < tile_tokens; ++t)
+            scores[t] = (adds_ ? scores[t] : 0.0f) + bias[row];
+    }
     const std::uint32_t* words = run_.block.section_codes(pass_.head, index);
-    pass_.kernels.attention.score_trellis({words, widths, dim / key_granule, s.folded, s.query_stride,
+    pass_.kernels.attention.score_trellis({words, widths, dim / key_granule, queries_.folded, queries_.stride,
                                            s.scores, tile_tokens, pass_.n_rows, tile.key, tile.also});
 }
 

@@ -86,7 +86,7 @@ struct Known {
 // Scores of rows that are attended in any case.
 void add_scores(const RowPass& pass, const RowGroup& rows, const RowLift* lift, const KvRun& run,
                 std::uint64_t start, Known* known) {
-    KeyScorer scorer(pass, run.key);
+    RunScorer scorer(pass, run);
     for (std::uint32_t i = 0; i < tiles_of(run); ++i) {
         const Tile tile = tile_at(run, i);
         scorer.score(tile);
@@ -104,8 +104,12 @@ bool is_short(const KvRun& run, std::size_t i, std::size_t n_runs) {
     return run.key.block.header == nullptr && !run.is_gap() && (i == 0 || i + 1 == n_runs) &&
            run.n_hidden == 0 && run.shift == 0;
 }
-bool is_trellis(const KvRun& run) {
-    return run.key.block.header != nullptr && run.key.block.trellis();
+// Whether what is scored has sections, whose side information tells of it.
+bool is_trellis(const KvRun& run, bool latent) {
+    const auto is = [](const TensorRun& tensor) {
+        return tensor.block.header != nullptr && tensor.block.trellis();
+    };
+    return is(run.key) && (!latent || is(run.value));
 }
 
 std::uint64_t choose_all(std::uint64_t* chosen, const KvRun* runs, std::size_t n_runs) {
@@ -146,7 +150,7 @@ std::uint32_t measure_sections(const RowPass& pass, const RowGroup& rows, const 
     for (std::size_t i = 0; i < n_runs; ++i) {
         const KvRun& run = runs[i];
         const std::uint32_t n_tiles = tiles_of(run);
-        if (!is_trellis(run)) {
+        if (!is_trellis(run, pass.dims.latent)) {
             if (is_short(run, i, n_runs)) {
                 if (shift != 0) set_queries(pass, rows, lift, scale, {}, false);
                 shift = 0;
@@ -156,7 +160,7 @@ std::uint32_t measure_sections(const RowPass& pass, const RowGroup& rows, const 
         } else {
             if (run.shift != shift) set_queries(pass, rows, lift, scale, run.turn, false);
             shift = run.shift;
-            const KeyScorer scorer(pass, run.key);
+            const RunScorer scorer(pass, run);
             for (std::uint32_t t = 0; t < n_tiles; ++t) {
                 ask_ahead(run, pass.head, t);
                 const Shown shown = shown_of(run, start, tile_at(run, t));
@@ -224,7 +228,8 @@ std::uint64_t select_scratch_bytes(std::uint64_t n_tiles) noexcept {
 SelectResult select_tiles(const RowPass& pass, const RowGroup& rows, const KvRun* runs, std::size_t n_runs,
                           float scale, const SelectRule& rule, void* memory, std::uint64_t* chosen) noexcept {
     const std::uint64_t n_tiles = choose_all(chosen, runs, n_runs);
-    if (std::none_of(runs, runs + n_runs, is_trellis)) return {};
+    const auto has_sections = [&](const KvRun& run) { return is_trellis(run, pass.dims.latent); };
+    if (std::none_of(runs, runs + n_runs, has_sections)) return {};
     RowLift lift[max_rows];
     Known known;
     for (std::uint32_t row = 0; row < pass.n_rows; ++row) {

@@ -67,6 +67,7 @@ Status take_queries(const gearkv_queries* in, Queries* out) noexcept {
     out->out_query_stride = taken.out_query_stride;
     out->out_head_stride = taken.out_head_stride;
     if (taken.out_channel_stride > 0) out->out_channel_stride = taken.out_channel_stride;
+    out->latents = taken.latents;
     if (Status status = take_type(taken.type, "queries", &out->type); !status.ok()) return status;
     return take_type(taken.out_type, "the output", &out->out_type);
 }
@@ -137,6 +138,7 @@ Status take_config(const gearkv_config* in, CacheConfig* out) noexcept {
     out->key_dim = taken.key_dim;
     out->value_dim = taken.value_dim;
     out->dims = cpp(taken.dims);
+    out->latent = taken.latent != 0;
     out->max_tokens = taken.max_tokens;
     out->spread_tokens = taken.spread_tokens;
     out->block_tokens = taken.block_tokens;

@@ -23,6 +23,7 @@ Status give_info(const StateInfo& info, gearkv_state_info* out) noexcept {
     given.n_kv_heads = info.config.n_kv_heads;
     given.key_dim = info.config.key_dim;
     given.value_dim = info.config.value_dim;
+    given.latent = info.config.latent;
     given.max_tokens = info.config.max_tokens;
     given.n_bytes = info.n_bytes;
     given.n_tokens = info.n_tokens;

@@ -20,6 +20,7 @@ struct Job {
     CacheAccess::Impl* cache;
     LayerStream* layer;
     LayerDims dims;
+    HeadDims head_dims;
     Queries queries;  // within the window of the layer
     OutRows out;
     KvRun* runs;
@@ -62,7 +63,12 @@ void add_row(const Job& job, const AttendScratch& scratch, const RowPlace& at, R
     const std::uint32_t i = rows->n_rows++;
     const std::size_t query = at.query, head = at.head;
     rows->query[i] = row_floats(job.cache->context.kernels->codec, query_rows(queries), query, head, key_dim,
-                                scratch.given + i * std::size_t{key_dim});
+                                scratch.keys.given + i * std::size_t{key_dim});
+    if (job.head_dims.latent) {
+        const std::uint32_t dim = job.dims.value_dim;
+        rows->latent[i] = row_floats(job.cache->context.kernels->codec, latent_rows(queries), query, head,
+                                     dim, scratch.latents.given + i * std::size_t{dim});
+    }
     rows->out[i] = is_direct(job.out) ? static_cast<float*>(job.out.data) + query * job.out.token_stride +
                                             head * job.out.head_stride
                                       : scratch.out + i * scratch.out_stride;
@@ -134,6 +140,7 @@ Status begin_job(std::uint32_t layer, const AttendRequest& request, Executor& ex
     job->cache = &cache;
     job->layer = stream;
     job->dims = config.dims_of(layer);
+    job->head_dims = head_dims(config, job->dims);
     job->queries = queries;
     job->out = output_rows(queries, job->dims.value_dim, request.out, request.n_floats);
     job->n_runs = stream->tokens().n_runs();
@@ -364,11 +371,11 @@ class Call {
         }
     }
     static void choose_tiles(const Job& job, std::uint64_t unit, void* slot_memory, void* room) noexcept {
-        const AttendScratch scratch = place_attend_scratch(slot_memory, job.dims.key_dim, job.dims.value_dim);
+        const AttendScratch scratch = place_attend_scratch(slot_memory, job.head_dims);
         const RowGroup rows = rows_of(job, scratch, unit);
         std::uint64_t* chosen = job.chosen + unit * chosen_words(job.n_tiles);
-        const RowPass pass = {*job.cache->context.kernels, scratch,          rows.n_rows,
-                              head_of(job, unit),          job.dims.key_dim, job.dims.value_dim};
+        const RowPass pass = {*job.cache->context.kernels, scratch, rows.n_rows, head_of(job, unit),
+                              job.head_dims};
         SelectResult found;
         if (job.queries.ranges != nullptr) {
             found = list_tiles(rows, job.runs, job.n_runs, chosen);
@@ -457,8 +464,7 @@ class Call {
         while ((at = next_task_.fetch_add(1, std::memory_order_relaxed)) < n_tasks_) {
             while (at - job->first_task >= job->n_tasks())
                 ++job;
-            const LayerDims& dims = job->dims;
-            const AttendScratch scratch = place_attend_scratch(slot_memory, dims.key_dim, dims.value_dim);
+            const AttendScratch scratch = place_attend_scratch(slot_memory, job->head_dims);
             const std::uint64_t task = at - job->first_task;
             const std::uint64_t unit = task / job->n_parts, part = task % job->n_parts;
             TileRange range = {job->n_tiles * part / job->n_parts, job->n_tiles * (part + 1) / job->n_parts,
@@ -469,7 +475,7 @@ class Call {
             }
             const RowGroup rows = rows_of(*job, scratch, unit);
             attend_rows(*job->cache->context.kernels, scratch, rows, job->runs, job->n_runs,
-                        head_of(*job, unit), dims.key_dim, dims.value_dim, job->queries.scale, range,
+                        head_of(*job, unit), job->head_dims, job->queries.scale, range,
                         job->n_parts > 1 ? job->parts + task * part_stride(*job) : nullptr);
             if (job->n_parts == 1) write_rows(*job, rows, unit);
         }
@@ -478,8 +484,7 @@ class Call {
     void merge(const Job& job) noexcept {
         if (job.n_parts == 1) return;
         const std::size_t stride = part_stride(job);
-        const AttendScratch scratch =
-            place_attend_scratch(work_.attend.data(), job.dims.key_dim, job.dims.value_dim);
+        const AttendScratch scratch = place_attend_scratch(work_.attend.data(), job.head_dims);
         for (std::uint64_t unit = 0; unit < job.n_units(); ++unit) {
             const RowGroup rows = rows_of(job, scratch, unit);
             merge_parts(rows, job.parts + unit * job.n_parts * stride, stride, job.n_parts,

@@ -101,7 +101,12 @@ Queries within_window(const CacheConfig& config, std::uint32_t layer, const Quer
 Status check_queries(const CacheContext& context, std::uint32_t layer, const Queries& queries,
                      std::uint64_t n_tokens, void* out, std::size_t n_floats) noexcept {
     const LayerDims dims = context.config.dims_of(layer);
+    const bool latent = context.config.latent;
     if (Status status = check_layout(query_rows(queries), "queries"); !status.ok()) return status;
+    if (latent != (queries.latents != nullptr)) {
+        return Status::error(Code::invalid_argument, "%s latents in queries of a cache %s",
+                             latent ? "no" : "there are", latent ? "of latents" : "without any");
+    }
     if (queries.n_heads == 0 || queries.n_heads % dims.n_kv_heads != 0) {
         return Status::error(Code::wrong_size,
                              "%u query heads, expected a multiple of the %u KV heads of layer %u",
@@ -127,10 +132,15 @@ Status check_queries(const CacheContext& context, std::uint32_t layer, const Que
     for (std::size_t i = 0; i < queries.n_queries; ++i) {
         for (std::size_t head = 0; head < queries.n_heads; ++head) {
             float most = 0.0f;
-            for_each_part(query_rows(queries), one_row(i, head, dims.key_dim),
-                          [&](std::size_t, std::size_t, std::size_t, const void* part, std::size_t n) {
-                              most = std::max(most, max_abs(context.kernels->codec, queries.type, part, n));
-                          });
+            const auto look = [&](const Rows& rows, std::uint32_t dim) {
+                for_each_part(rows, one_row(i, head, dim),
+                              [&](std::size_t, std::size_t, std::size_t, const void* part, std::size_t n) {
+                                  const float largest = max_abs(context.kernels->codec, rows.type, part, n);
+                                  most = std::isfinite(most) ? std::max(most, largest) : most;
+                              });
+            };
+            look(query_rows(queries), dims.key_dim);
+            if (latent) look(latent_rows(queries), dims.value_dim);
             if (!std::isfinite(most)) {
                 return Status::error(Code::non_finite,
                                      "query %zu, head %zu holds NaN or Inf, expected finite", i, head);

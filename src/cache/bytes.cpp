@@ -64,6 +64,22 @@ Status check_rules(const CacheConfig& config) {
     return {};
 }
 
+// Latents are scored and mixed: in layouts that can be both.
+Status check_latents(const CacheConfig& config) {
+    if (!config.latent) return {};
+    const auto check = [](const TensorSpec& values) {
+        if (values.raw() || values.backbone == Backbone::trellis) return Status();
+        return Status::error(Code::bad_spec,
+                             "v= of latents, expected f32, f16, gear-1 to gear-4 or trellis-RATE");
+    };
+    if (config.spec.auto_bits > 0.0f)
+        return Status::error(Code::bad_spec, "auto:BITS of latents, expected rates that are told");
+    Status status = check(config.spec.value);
+    for (std::uint32_t i = 0; status.ok() && i < config.spec.n_layer_rules; ++i)
+        status = check(config.spec.layer_rules[i].value);
+    return status;
+}
+
 // Adds as many of something to *sum. Errors: wrong_size, when 64 bits do not hold it.
 Status add_times(std::uint64_t n_bytes, std::uint64_t times, std::uint64_t* sum) {
     std::uint64_t all;
@@ -93,8 +109,8 @@ Status add_layers(const CacheConfig& config, std::uint32_t layer, std::uint32_t 
         std::uint64_t at = n_sinks;
         const auto add_units = [&](const Unit& unit, std::uint64_t times) {
             BlockHeader header;
-            Status status =
-                lay_out_unit(dims, kind == TensorKind::key ? spec.key : spec.value, kind, unit, &header);
+            Status status = lay_out_unit(config, dims, kind == TensorKind::key ? spec.key : spec.value, kind,
+                                         unit, &header);
             const std::uint64_t n_gone =
                 first_seen > at ? std::min((first_seen - at) / unit.n_tokens, times) : 0;
             std::uint64_t sum = total->bytes;
@@ -151,6 +167,7 @@ Status check_config(const CacheConfig& config) noexcept {
     if (status.ok()) status = check_max_tokens(config.max_tokens);
     if (status.ok()) status = validate_spec(config.spec);
     if (status.ok()) status = check_rules(config);
+    if (status.ok()) status = check_latents(config);
     for (std::uint32_t layer = 0; status.ok() && layer < config.n_layers; ++layer) {
         KvSpec rates;
         const bool is_alike = layer > 0 && config.dims_of(layer) == config.dims_of(layer - 1);

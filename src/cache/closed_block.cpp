@@ -291,7 +291,9 @@ bool BlockTable::keep_profiles(const Memory& memory) noexcept {
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         if (size_ == 0 || profiles_[static_cast<int>(kind)] != nullptr || profiles(kind) == nullptr) continue;
         const BlockHeader& header = header_of(kind == TensorKind::key ? blocks_[0].key : blocks_[0].value);
-        if (!set_profiles(memory, kind, profiles(kind), profile_part_bytes(kind, header.n_heads, header.dim)))
+        if (!set_profiles(
+                memory, kind, profiles(kind),
+                profile_part_bytes(static_cast<TensorKind>(header.kind), header.n_heads, header.dim)))
             return false;
     }
     return true;

@@ -14,12 +14,13 @@ void run_piece(const PieceRun& run, std::uint32_t i, Executor& executor) noexcep
         std::memory_order_relaxed);
 }
 
-Status ClosingPlan::lay_out(const LayerDims& dims, const TensorSpec (&specs)[2], std::uint32_t n_tokens,
-                            bool prompt, const bool (&first)[2]) noexcept {
+Status ClosingPlan::lay_out(const CacheConfig& config, std::uint32_t layer, const TensorSpec (&specs)[2],
+                            std::uint32_t n_tokens, bool prompt, const bool (&first)[2]) noexcept {
+    const LayerDims dims = config.dims_of(layer);
     unit = {n_tokens, prompt, false};
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         const int i = static_cast<int>(kind);
-        Status status = lay_out_unit(dims, specs[i], kind, {n_tokens, prompt, first[i]}, &headers[i]);
+        Status status = lay_out_unit(config, dims, specs[i], kind, {n_tokens, prompt, first[i]}, &headers[i]);
         if (!status.ok()) return status;
         scratch_bytes = std::max(scratch_bytes, compress_scratch_bytes(headers[i]));
     }

@@ -42,8 +42,8 @@ struct ClosingPlan {
     Unit unit;
 
     // Errors: as lay_out_unit.
-    Status lay_out(const LayerDims& dims, const TensorSpec (&specs)[2], std::uint32_t n_tokens, bool prompt,
-                   const bool (&first)[2]) noexcept;
+    Status lay_out(const CacheConfig& config, std::uint32_t layer, const TensorSpec (&specs)[2],
+                   std::uint32_t n_tokens, bool prompt, const bool (&first)[2]) noexcept;
     std::uint64_t block_bytes() const noexcept { return headers[0].n_bytes + headers[1].n_bytes; }
 };
 

@@ -43,6 +43,7 @@ bool ErrorEstimate::keep(const Kernels& kernels, const Memory& memory, std::uint
     Query& kept = queries_[layer];
     Query query;
     query.dims = dims;
+    query.latent = queries.latents != nullptr;
     query.n_heads = queries.n_heads;
     query.scale = queries.scale;
     query.soft_cap = queries.soft_cap;
@@ -60,12 +61,15 @@ bool ErrorEstimate::keep(const Kernels& kernels, const Memory& memory, std::uint
         memory.give_back(kept.rows, kept.n_bytes(), Use::table);
     }
     kept = query;
-    for (std::size_t head = 0; head < query.n_heads; ++head) {
-        float* to = query.rows + head * dims.key_dim;
-        const float* row =
-            row_floats(kernels.codec, query_rows(queries), queries.n_queries - 1, head, dims.key_dim, to);
-        if (row != to) std::copy_n(row, dims.key_dim, to);
-    }
+    float* to = query.rows;
+    const auto copy = [&](const Rows& rows, std::uint32_t dim) {
+        for (std::size_t head = 0; head < query.n_heads; ++head, to += dim) {
+            const float* row = gearkv::row_floats(kernels.codec, rows, queries.n_queries - 1, head, dim, to);
+            if (row != to) std::copy_n(row, dim, to);
+        }
+    };
+    copy(query_rows(queries), dims.key_dim);
+    if (query.latent) copy(latent_rows(queries), dims.value_dim);
     return true;
 }
 
@@ -73,10 +77,11 @@ void ErrorEstimate::attend(const Kernels& kernels, const Query& query, const KvR
                            float* out, Executor& executor) noexcept {
     const LayerDims& dims = query.dims;
     const std::uint32_t n_shared = query.n_heads / dims.n_kv_heads;
-    const std::uint64_t slot_bytes = attend_scratch_bytes(dims.key_dim, dims.value_dim);
+    const HeadDims head_dims = {dims.key_dim, dims.value_dim, query.latent};
+    const std::uint64_t slot_bytes = attend_scratch_bytes(head_dims);
     parallel_for(executor, dims.n_kv_heads, [&](std::size_t kv_head) {
-        const AttendScratch slot = place_attend_scratch(
-            static_cast<unsigned char*>(scratch) + kv_head * slot_bytes, dims.key_dim, dims.value_dim);
+        const AttendScratch slot =
+            place_attend_scratch(static_cast<unsigned char*>(scratch) + kv_head * slot_bytes, head_dims);
         for (std::uint32_t row = 0; row < n_shared;) {
             RowGroup rows = {};
             rows.soft_cap = query.soft_cap;
@@ -84,11 +89,12 @@ void ErrorEstimate::attend(const Kernels& kernels, const Query& query, const KvR
                 const std::uint32_t i = rows.n_rows++;
                 const std::size_t head = kv_head * n_shared + row;
                 rows.query[i] = query.rows + head * dims.key_dim;
+                if (query.latent) rows.latent[i] = query.latents() + head * dims.value_dim;
                 rows.visible[i] = run.n_tokens;
                 rows.out[i] = out + head * dims.value_dim;
             }
-            attend_rows(kernels, slot, rows, &run, 1, static_cast<std::uint32_t>(kv_head), dims.key_dim,
-                        dims.value_dim, query.scale);
+            attend_rows(kernels, slot, rows, &run, 1, static_cast<std::uint32_t>(kv_head), head_dims,
+                        query.scale);
         }
     });
 }

@@ -27,6 +27,10 @@ class ErrorEstimate {
     static std::uint64_t created_bytes(const CacheConfig& config) noexcept {
         return config.error_every == 0 ? 0 : config.n_layers * (sizeof(ErrorSample) + sizeof(Query));
     }
+    // Of one query that is kept.
+    static std::uint64_t row_floats(const LayerDims& dims, bool latent) noexcept {
+        return std::uint64_t{dims.key_dim} + (latent ? dims.value_dim : 0);
+    }
     void reset() noexcept;
 
     // The last of them. False when memory is short; the query before stays then.
@@ -42,15 +46,15 @@ class ErrorEstimate {
 
   private:
     struct Query {
-        float* rows = nullptr;  // [head][key_dim]
+        float* rows = nullptr;  // [head][key_dim], and of latents [head][value_dim] behind them
         LayerDims dims;
+        bool latent = false;
         std::uint32_t n_heads = 0;  // 0: there was none yet
         float scale = 0.0f;         // 0: there is none
         float soft_cap = 0.0f;
 
-        std::uint64_t n_bytes() const noexcept {
-            return std::uint64_t{n_heads} * dims.key_dim * sizeof(float);
-        }
+        std::uint64_t n_bytes() const noexcept { return n_heads * row_floats(dims, latent) * sizeof(float); }
+        const float* latents() const noexcept { return rows + std::uint64_t{n_heads} * dims.key_dim; }
         std::uint64_t n_out() const noexcept { return std::uint64_t{n_heads} * dims.value_dim; }
     };
     std::uint64_t outputs_bytes() const noexcept { return 2 * most_out_ * sizeof(float); }

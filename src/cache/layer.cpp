@@ -95,7 +95,7 @@ Status LayerStream::begin_unit(CacheContext* context, std::uint32_t n_tokens, bo
         first[static_cast<int>(kind)] = blocks.profiles(kind) == nullptr;
         plan.plane_starts[static_cast<int>(kind)] = rates_.planes(kind);
     }
-    Status status = plan.lay_out(context->config.dims_of(index_), rates_.specs(), n_tokens, prompt, first);
+    Status status = plan.lay_out(context->config, index_, rates_.specs(), n_tokens, prompt, first);
     if (!status.ok()) return status;
     fold_squares(context);
     key_weights_ = weigh_buffered(n_tokens);

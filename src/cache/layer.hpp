@@ -29,6 +29,7 @@ struct Lowering {
     BlockOwner* source = nullptr;  // of the old pair, of which this is a user; null when there is none
     NewBlock pair;
     BlockHeader lower = {};
+    TensorKind tensor = TensorKind::key;
     std::uint64_t block = 0;
     std::uint32_t n_sections = 0, n_done = 0;  // of each head
     bool compares = false;
@@ -137,13 +138,13 @@ class LayerStream {
     // What it loses: the square of the error that comes on top beside that of what varies, of keys by the
     // queries that were seen. Of the first section of block i; negative when memory is short. Nothing
     // changes.
-    double measure_lower(CacheContext* context, std::uint64_t i, const BlockHeader& lower,
+    double measure_lower(CacheContext* context, std::uint64_t i, TensorKind tensor, const BlockHeader& lower,
                          Executor& executor) const noexcept;
     // Keys or values of block i are encoded again: a smaller pair is begun, which counts as the cache's, gets
     // n more sections of every head, and takes the place of the old one when it has all. Errors of begin:
     // out_of_memory, over_budget, damaged; nothing has changed then.
-    Status begin_lower(CacheContext* context, std::uint64_t i, const BlockHeader& lower, Executor& executor,
-                       Lowering* out) const noexcept;
+    Status begin_lower(CacheContext* context, std::uint64_t i, TensorKind tensor, const BlockHeader& lower,
+                       Executor& executor, Lowering* out) const noexcept;
     bool can_go_on(const Lowering& lowering) const noexcept {
         const BlockTable& blocks = tokens_.blocks();
         return lowering.block < blocks.size() && blocks[lowering.block].owner == lowering.source;

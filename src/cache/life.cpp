@@ -118,7 +118,7 @@ Status Cache::truncate(std::uint64_t n_tokens, bool* lossless) noexcept {
         any = true;
     }
     // Whether blocks shrink, and which, depends on all memory that was ever taken.
-    exact &= !any || config().soft_bytes == 0 || !can_shrink(config().spec);
+    exact &= !any || config().soft_bytes == 0 || !can_shrink(config());
     for (std::uint32_t i = 0; !exact && i < n_layers; ++i) {
         if (this->n_tokens(i) > 0 && !impl_->layers[i]->is_shared()) impl_->layers[i]->note(n_tokens);
     }

@@ -166,7 +166,10 @@ class LayerLife {
             tally().replace(shared_.outputs_bytes, n_bytes, Use::table);
             shared_.outputs_bytes = n_bytes;
         }
-        if (!has_query_) tally().take(sizeof(float) * std::uint64_t{n_heads} * dims_.key_dim, Use::table);
+        if (!has_query_) {
+            const std::uint64_t n_floats = n_heads * ErrorEstimate::row_floats(dims_, config_.latent);
+            tally().take(n_floats * sizeof(float), Use::table);
+        }
         has_query_ = true;
     }
     Status compress() {
@@ -326,7 +329,8 @@ class LayerLife {
         }
         ClosingPlan plan;
         const bool first[2] = {!has_profiles_, !has_profiles_};
-        if (Status status = plan.lay_out(dims_, specs_, n, prompt_, first); !status.ok()) return status;
+        if (Status status = plan.lay_out(config_, layer_, specs_, n, prompt_, first); !status.ok())
+            return status;
         fold_squares(buffer_start() - n_aside_);
         std::copy(plan.headers, plan.headers + 2, open_.headers);
         tally().take_block(open_.headers);
@@ -415,7 +419,7 @@ class LayerLife {
             const BlockHeader& header = runs_[0].headers[kind];
             if (kept_profile_[kind] > 0 || header.profile == 0) continue;
             kept_profile_[kind] =
-                profile_part_bytes(static_cast<TensorKind>(kind), header.n_heads, header.dim);
+                profile_part_bytes(static_cast<TensorKind>(header.kind), header.n_heads, header.dim);
             tally().take(kept_profile_[kind], Use::table);
         }
         const std::uint64_t n_gone = end - n_sinks_ - n_forgotten_;

@@ -11,6 +11,12 @@ inline Rows query_rows(const Queries& queries) noexcept {
     return {queries.data, queries.query_stride, queries.head_stride, queries.type, queries.channel_stride};
 }
 
+inline Rows latent_rows(const Queries& queries) noexcept {
+    Rows rows = query_rows(queries);
+    rows.data = queries.latents;
+    return rows;
+}
+
 inline OutRows output_rows(const Queries& queries, std::uint32_t value_dim, void* out,
                            std::size_t n_elements) noexcept {
     const std::size_t head = queries.out_head_stride == 0 ? value_dim : queries.out_head_stride;

@@ -59,6 +59,8 @@ class LayerMeasure {
     std::uint32_t n_shared() const { return sample_.n_heads / dims_.n_kv_heads; }
     std::uint32_t n_rows() const { return sample_.n_queries * n_shared(); }
 
+    // No latents: auto:BITS, which this is for, does not go with them.
+    HeadDims head_dims() const { return {dims_.key_dim, dims_.value_dim, false}; }
     BlockView compress(const MeasureMemory& memory, TensorKind kind, float rate, Executor& executor) const {
         CompressTask task;
         task.kernels = context_.kernels;
@@ -69,10 +71,10 @@ class LayerMeasure {
     }
 
     void attend(const MeasureMemory& memory, float* out, Executor& executor) const {
-        const std::uint64_t slot_bytes = attend_scratch_bytes(dims_.key_dim, dims_.value_dim);
+        const std::uint64_t slot_bytes = attend_scratch_bytes(head_dims());
         parallel_for(executor, dims_.n_kv_heads, [&](std::size_t head) {
             const AttendScratch scratch =
-                place_attend_scratch(memory.attend + head * slot_bytes, dims_.key_dim, dims_.value_dim);
+                place_attend_scratch(memory.attend + head * slot_bytes, head_dims());
             for (std::uint32_t row = 0; row < n_rows();) {
                 RowGroup rows = {};
                 for (; row < n_rows() && rows.n_rows < max_rows; ++row) {
@@ -83,7 +85,7 @@ class LayerMeasure {
                     rows.out[i] = out + (head * n_rows() + row) * dims_.value_dim;
                 }
                 attend_rows(*context_.kernels, scratch, rows, runs_, n_runs_,
-                            static_cast<std::uint32_t>(head), dims_.key_dim, dims_.value_dim, sample_.scale);
+                            static_cast<std::uint32_t>(head), head_dims(), sample_.scale);
             }
         });
     }
@@ -124,7 +126,7 @@ MeasureBytes bytes_to_measure(const LayerDims& dims, const LayerStream& layer,
         bytes.block = std::max(bytes.block, round_up(header.n_bytes, block_alignment));
         bytes.compress = std::max(bytes.compress, round_up(compress_scratch_bytes(header), block_alignment));
     }
-    bytes.attend = round_up(attend_scratch_bytes(dims.key_dim, dims.value_dim) * dims.n_kv_heads,
+    bytes.attend = round_up(attend_scratch_bytes({dims.key_dim, dims.value_dim, false}) * dims.n_kv_heads,
                             std::uint64_t{block_alignment});
     bytes.out = round_up(std::uint64_t{sample.n_queries} * sample.n_heads * dims.value_dim * sizeof(float),
                          std::uint64_t{block_alignment});

@@ -39,14 +39,14 @@ double error_of(const SectionSquares& squares) {
 
 }  // namespace
 
-double LayerStream::measure_lower(CacheContext* context, std::uint64_t i, const BlockHeader& lower,
-                                  Executor& executor) const noexcept {
+double LayerStream::measure_lower(CacheContext* context, std::uint64_t i, TensorKind tensor,
+                                  const BlockHeader& lower, Executor& executor) const noexcept {
     if (!tokens_.blocks().check(i + 1, executor).ok()) return 0.0;  // told by who encodes it
-    const auto kind = static_cast<TensorKind>(lower.kind);
-    const Memory memory = context->memory();  // others may show the stream
-    const KeyWeights weights(memory, squares_, kind);
+    const auto kind = static_cast<TensorKind>(lower.kind);          // of latents that of keys
+    const Memory memory = context->memory();                        // others may show the stream
+    const KeyWeights weights(memory, squares_, tensor);
     if (weights.is_short()) return -1.0;
-    ReencodeTask task = {context->kernels, tokens_.blocks().view(i, kind), {}, weights.data()};
+    ReencodeTask task = {context->kernels, tokens_.blocks().view(i, tensor), {}, weights.data()};
     const BlockShape shape = {kind, std::min(lower.n_tokens, section_tokens), lower.n_heads, lower.dim};
     if (!lay_out_block(shape, spec_of(lower), 0, &task.header, false).ok()) return 0.0;
     void* trial = memory.take(task.header.n_bytes, Use::scratch);
@@ -56,11 +56,11 @@ double LayerStream::measure_lower(CacheContext* context, std::uint64_t i, const 
     return error_of(found);
 }
 
-Status LayerStream::begin_lower(CacheContext* context, std::uint64_t i, const BlockHeader& lower,
-                                Executor& executor, Lowering* out) const noexcept {
+Status LayerStream::begin_lower(CacheContext* context, std::uint64_t i, TensorKind tensor,
+                                const BlockHeader& lower, Executor& executor, Lowering* out) const noexcept {
     if (Status status = tokens_.blocks().check(i + 1, executor); !status.ok()) return status;
     const ClosedBlock& old = tokens_.blocks()[i];
-    const bool keys = lower.kind == static_cast<std::uint8_t>(TensorKind::key);
+    const bool keys = tensor == TensorKind::key;
     const std::uint64_t beside = static_cast<const BlockHeader*>(keys ? old.value : old.key)->n_bytes;
     Lowering begun;
     if (!take_block(context->memory(), keys ? lower.n_bytes : beside, keys ? beside : lower.n_bytes,
@@ -70,12 +70,13 @@ Status LayerStream::begin_lower(CacheContext* context, std::uint64_t i, const Bl
     }
     std::memcpy(keys ? begun.pair.value : begun.pair.key, keys ? old.value : old.key, beside);
     ReencodeTask task;
-    task.source = tokens_.blocks().view(i, static_cast<TensorKind>(lower.kind));
+    task.source = tokens_.blocks().view(i, tensor);
     task.header = lower;
     begin_reencoding(keys ? begun.pair.key : begun.pair.value, task);
     begun.source = old.owner;
     begun.source->add_user();
     begun.lower = lower;
+    begun.tensor = tensor;
     begun.block = i;
     begun.n_sections = block_sizes(lower).n_sections;
     *out = begun;
@@ -84,13 +85,13 @@ Status LayerStream::begin_lower(CacheContext* context, std::uint64_t i, const Bl
 
 Status LayerStream::go_on_lower(CacheContext* context, Lowering* lowering, std::uint32_t n,
                                 Executor& executor) const noexcept {
-    const auto kind = static_cast<TensorKind>(lowering->lower.kind);
-    const KeyWeights weights(context->memory(), squares_, kind);
+    const TensorKind tensor = lowering->tensor;
+    const KeyWeights weights(context->memory(), squares_, tensor);
     if (weights.is_short()) return memory_error(*context, "for weights of the channels of layer %u", index_);
-    const ReencodeTask task = {context->kernels, tokens_.blocks().view(lowering->block, kind),
+    const ReencodeTask task = {context->kernels, tokens_.blocks().view(lowering->block, tensor),
                                lowering->lower, weights.data(), lowering->compares};
     n = std::min(n, lowering->n_sections - lowering->n_done);
-    void* block = kind == TensorKind::key ? lowering->pair.key : lowering->pair.value;
+    void* block = tensor == TensorKind::key ? lowering->pair.key : lowering->pair.value;
     const SectionSquares found =
         reencode_sections(block, context->compress_scratch->data(), task, lowering->n_done, n, executor);
     lowering->squares.error += found.error;

@@ -24,9 +24,9 @@ std::uint32_t block_tokens(const CacheConfig& config, std::uint32_t layer) noexc
 
 }  // namespace
 
-Status lay_out_unit(const LayerDims& dims, const TensorSpec& spec, TensorKind kind, const Unit& unit,
-                    BlockHeader* out) noexcept {
-    const BlockShape shape = {kind, unit.n_tokens, dims.n_kv_heads, dim_of(dims, kind)};
+Status lay_out_unit(const CacheConfig& config, const LayerDims& dims, const TensorSpec& spec,
+                    TensorKind tensor, const Unit& unit, BlockHeader* out) noexcept {
+    const BlockShape shape = {coded_as(config, tensor), unit.n_tokens, dims.n_kv_heads, dim_of(dims, tensor)};
     return lay_out_block(shape, spec, unit.prompt ? spec.rank_prompt : spec.rank_decode, out, unit.first);
 }
 
@@ -59,14 +59,15 @@ std::uint64_t buffer_bytes(const CacheConfig& config, std::uint32_t layer, Tenso
     return n_tokens * dims.n_kv_heads * round_up(dim_of(dims, kind), 16) * element_bytes;
 }
 
-bool can_shrink(const KvSpec& spec) noexcept {
+bool can_shrink(const CacheConfig& config) noexcept {
     const auto can = [](const TensorSpec& tensor) {
         return tensor.sparsity > 0.0f || tensor.rank_prompt > 0 || tensor.rank_decode > 0;
     };
     const auto can_either = [&](const TensorSpec& key, const TensorSpec& value) {
         return can(key) || can(value) || lower_rate(TensorKind::key, key.rate) > 0.0f ||
-               lower_rate(TensorKind::value, value.rate) > 0.0f;
+               lower_rate(coded_as(config, TensorKind::value), value.rate) > 0.0f;
     };
+    const KvSpec& spec = config.spec;
     bool any = spec.auto_bits > 0.0f || can_either(spec.key, spec.value);
     for (std::uint32_t i = 0; i < spec.n_layer_rules; ++i)
         any |= can_either(spec.layer_rules[i].key, spec.layer_rules[i].value);

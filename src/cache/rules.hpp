@@ -2,6 +2,7 @@
 // that takes.
 #pragma once
 
+#include "attention/attend.hpp"
 #include "format/block.hpp"
 #include "gearkv/cache.hpp"
 
@@ -18,14 +19,22 @@ inline std::uint32_t dim_of(const LayerDims& dims, TensorKind kind) noexcept {
     return kind == TensorKind::key ? dims.key_dim : dims.value_dim;
 }
 
+inline HeadDims head_dims(const CacheConfig& config, const LayerDims& dims) noexcept {
+    return {dims.key_dim, dims.value_dim, config.latent};
+}
+// As what the keys or values of a cache are coded: latents are keys.
+inline TensorKind coded_as(const CacheConfig& config, TensorKind tensor) noexcept {
+    return config.latent ? TensorKind::key : tensor;
+}
+
 // A run of tokens that is closed as one block.
 struct Unit {
     std::uint32_t n_tokens = 0;
     bool prompt = false;  // it came in an append of a block's worth of tokens or more
     bool first = false;   // of its stream
 };
-Status lay_out_unit(const LayerDims& dims, const TensorSpec& spec, TensorKind kind, const Unit& unit,
-                    BlockHeader* out) noexcept;
+Status lay_out_unit(const CacheConfig& config, const LayerDims& dims, const TensorSpec& spec,
+                    TensorKind tensor, const Unit& unit, BlockHeader* out) noexcept;
 // The configured number, as far as it is allowed.
 std::uint32_t spread_tokens(const CacheConfig& config) noexcept;
 // Rollbacks of so many tokens are without a trace, for which units that close keep their rows.
@@ -45,7 +54,7 @@ std::uint64_t buffer_bytes(const CacheConfig& config, std::uint32_t layer, Tenso
                            std::uint64_t n_tokens) noexcept;
 
 // Whether blocks of any layer have a part that can go, when memory is short.
-bool can_shrink(const KvSpec& spec) noexcept;
+bool can_shrink(const CacheConfig& config) noexcept;
 
 // Of a layer; 0 without one.
 inline std::uint32_t window_of(const CacheConfig& config, std::uint32_t layer) noexcept {

@@ -123,7 +123,8 @@ bool Sequence::find_lower(std::uint32_t layer, TensorKind kind, std::size_t pres
     for (std::uint32_t i = first; i < blocks.size(); ++i) {
         const BlockHeader& now = header_of(blocks[i], kind);
         BlockHeader lower;
-        if (blocks[i].is_mapped || lower_rate(kind, now.rate) != rate_of(kind, preset) ||
+        const auto coded = static_cast<TensorKind>(now.kind);
+        if (blocks[i].is_mapped || lower_rate(coded, now.rate) != rate_of(coded, preset) ||
             !lay_out_lower(now, &lower)) {
             if (i == first) ++first;
             continue;
@@ -152,10 +153,11 @@ Status Sequence::find_cheapest(std::uint64_t too_large, std::uint64_t n_sections
                     if (*n_done >= n_sections) return {};
                     *n_done += step.lower.n_heads;
                     error = static_cast<float>(
-                        layers[layer]->measure_lower(&context, step.block, step.lower, executor));
+                        layers[layer]->measure_lower(&context, step.block, kind, step.lower, executor));
                     if (error < 0.0f) return memory_error(context, "to try a lower rate of layer %u", layer);
                 }
-                const double price = price_of(kind, error, step.lower.n_tokens, step.n_saved);
+                const double price =
+                    price_of(coded_as(context.config, kind), error, step.lower.n_tokens, step.n_saved);
                 if (any && !(price < least)) continue;
                 least = price;
                 *out = step;
@@ -179,8 +181,8 @@ Status Sequence::lower_steps(std::uint64_t target_bytes, std::uint64_t n_section
             status = find_cheapest(too_large, n_sections, executor, &n_done, &lowered, &found);
             if (!status.ok()) return status;
             if (!found) return short_of;
-            status = layers[lowered.layer]->begin_lower(&context, lowered.block, lowered.lower, executor,
-                                                        &lowering);
+            status = layers[lowered.layer]->begin_lower(&context, lowered.block, lowered.kind, lowered.lower,
+                                                        executor, &lowering);
             // Of some blocks the price is looked at again, which takes time.
             lowering.compares = lowered.block % price_every == 0;
         }
@@ -241,7 +243,7 @@ Status Sequence::plan_far(std::uint64_t target_bytes, FarRate* plan, Executor& e
                     far[preset].n_tokens += lower.n_tokens;
                     if (rates[preset].error >= 0.0f) continue;
                     rates[preset].error =
-                        static_cast<float>(layers[layer]->measure_lower(&context, i, lower, executor));
+                        static_cast<float>(layers[layer]->measure_lower(&context, i, kind, lower, executor));
                     if (rates[preset].error < 0.0f)
                         return memory_error(context, "to try a lower rate of layer %u", layer);
                 }
@@ -263,8 +265,8 @@ Status Sequence::plan_far(std::uint64_t target_bytes, FarRate* plan, Executor& e
                     before = error;
                     continue;
                 }
-                const double price =
-                    price_of(kind, std::max(error - before, 0.0f), far.n_tokens, far.n_saved);
+                const double price = price_of(coded_as(context.config, kind), std::max(error - before, 0.0f),
+                                              far.n_tokens, far.n_saved);
                 if (best == nullptr || price < least) {
                     best = &far;
                     least = price;
@@ -303,7 +305,7 @@ Status Sequence::lower_far(std::uint64_t target_bytes, Executor& executor) noexc
                     at = lower;
                 if (at.rate == rate) continue;
                 Lowering far_down;
-                status = stream.begin_lower(&context, i, at, executor, &far_down);
+                status = stream.begin_lower(&context, i, kind, at, executor, &far_down);
                 if (!status.ok()) break;
                 status = stream.go_on_lower(&context, &far_down, far_down.n_sections, executor);
                 if (status.ok()) (void)stream.finish_lower(&context, &far_down);

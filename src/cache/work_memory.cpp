@@ -21,7 +21,7 @@ bool most_compress_bytes(const CacheConfig& config, std::uint64_t* most) noexcep
                 BlockHeader header;
                 const TensorSpec& tensor = kind == TensorKind::key ? spec.key : spec.value;
                 const Unit unit = {config.spec.buffer_tokens, prompt, true};
-                if (!lay_out_unit(dims, tensor, kind, unit, &header).ok()) return false;
+                if (!lay_out_unit(config, dims, tensor, kind, unit, &header).ok()) return false;
                 *most = std::max(*most, compress_scratch_bytes(header));
             }
         }
@@ -34,7 +34,7 @@ AttendBytes most_attend_bytes(const CacheConfig& config) noexcept {
     for (std::uint32_t layer = 0; layer < config.n_layers; ++layer) {
         const LayerDims dims = config.dims_of(layer);
         if (!dims.has_keys()) continue;
-        const std::uint64_t slot = attend_scratch_bytes(dims.key_dim, dims.value_dim);
+        const std::uint64_t slot = attend_scratch_bytes(head_dims(config, dims));
         most.of_slot = std::max(most.of_slot, slot);
         most.of_heads = std::max(most.of_heads, slot * dims.n_kv_heads);
         if (config.dims == nullptr) break;

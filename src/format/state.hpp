@@ -77,7 +77,8 @@ struct StateHeader {
     std::uint64_t max_tokens;  // of the cache that was saved; another one may have more or less
     std::uint64_t seed;
     std::uint32_t spread_tokens;
-    std::uint32_t flags;                    // bit 0: the rates of auto:BITS are chosen
+    std::uint32_t flags;                    // bit 0: the rates of auto:BITS are chosen; bit 1: values are
+                                            // latents, whose blocks and profiles are of the kind of keys
     std::uint32_t rope_pairs;               // channels turned by a rotary embedding, in pairs
     std::uint32_t rope_interleaved;         // 0 or 1
     std::uint64_t rope_checksum;            // of double [rope_pairs], the frequencies

@@ -224,7 +224,8 @@ StateHeader make_header(const CacheAccess::Impl& impl, const SaveOptions& option
     header.max_tokens = config.max_tokens;
     header.seed = config.seed;
     header.spread_tokens = config.spread_tokens;
-    header.flags = config.spec.auto_bits != 0.0f && !impl.rates.waits() ? 1 : 0;
+    header.flags =
+        (config.spec.auto_bits != 0.0f && !impl.rates.waits() ? 1u : 0u) | (config.latent ? 2u : 0u);
     header.rope_pairs = config.rope.n_pairs;
     header.rope_interleaved = config.rope.interleaved;
     header.rope_checksum = xxh64(config.rope.frequencies, config.rope.n_pairs * sizeof(double));

@@ -80,8 +80,9 @@ Status StateFile::read_header(StateInput* input) noexcept {
     config.max_tokens = h.max_tokens;
     config.seed = h.seed;
     config.spread_tokens = h.spread_tokens;
+    config.latent = (h.flags & 2) != 0;
     const bool has_dims = h.version == state_dims_version;
-    if (h.spec[state_spec_chars - 1] != 0 || h.flags > 1 || h.rope_interleaved > 1 ||
+    if (h.spec[state_spec_chars - 1] != 0 || h.flags > 3 || h.rope_interleaved > 1 ||
         !all_zero(h.reserved, sizeof(h.reserved)) || (!has_dims && h.dims_checksum != 0) ||
         !all_zero(h.spec + std::strlen(h.spec), state_spec_chars - std::strlen(h.spec))) {
         return Status::error(Code::corrupt_state, "unknown flags, or something where zeros should be");
@@ -161,6 +162,11 @@ Status match_config(const StateFile& file, const CacheConfig& config,
         if (field.found == field.expected) continue;
         return Status::error(Code::other_model, "the state has %llu %s, expected %llu",
                              static_cast<Ull>(field.found), field.name, static_cast<Ull>(field.expected));
+    }
+    if (found.latent != config.latent) {
+        return Status::error(Code::other_model, "the state has %s, expected %s",
+                             found.latent ? "latents" : "values that are no keys",
+                             config.latent ? "latents" : "values that are no keys");
     }
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         const LayerDims held = found.dims_of(i), expected = config.dims_of(i);

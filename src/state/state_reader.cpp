@@ -245,7 +245,8 @@ bool StateReader::any_layout(const StateLayerSections& sections, TensorKind kind
     if (n_tokens == 0 || n_tokens > max_block_tokens) return false;
     for (const bool prompt : {false, true}) {
         BlockHeader whole, reduced;
-        if (!lay_out_unit(sections.dims, spec, kind, {n_tokens, prompt, first}, &whole).ok()) continue;
+        if (!lay_out_unit(config_, sections.dims, spec, kind, {n_tokens, prompt, first}, &whole).ok())
+            continue;
         if (is_like(whole)) return true;
         for (const bool low_rank : {false, true}) {
             if (lay_out_reduced(whole, low_rank, &reduced) && is_like(reduced)) return true;
@@ -330,14 +331,16 @@ Status StateReader::read_blocks(std::uint32_t layer, StateLayerSections* out) no
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         const TensorSpec& spec = kind == TensorKind::key ? out->spec.key : out->spec.value;
         const int i = static_cast<int>(kind);
-        out->profile_bytes[i] = profile_part_bytes(kind, out->dims.n_kv_heads, dim_of(out->dims, kind));
+        out->profile_bytes[i] =
+            profile_part_bytes(coded_as(config_, kind), out->dims.n_kv_heads, dim_of(out->dims, kind));
         Status status =
             read(state_kind(StateKind::key_profiles, kind), layer, out->profile_bytes[i], &out->profiles[i]);
         if (!status.ok()) return status;
         if (out->profiles[i] == nullptr) continue;
         BlockHeader header;
         if (spec.backbone != Backbone::trellis ||
-            !lay_out_unit(out->dims, spec, kind, {config_.spec.buffer_tokens, false, false}, &header).ok())
+            !lay_out_unit(config_, out->dims, spec, kind, {config_.spec.buffer_tokens, false, false}, &header)
+                 .ok())
             return Status::error(Code::corrupt_state, "profiles of layer %u, whose codec has none", layer);
         if (status = check_profiles(header, out->profiles[i]); !status.ok()) return status;
     }

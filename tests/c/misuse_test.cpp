@@ -3,10 +3,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 #include "support/catch.hpp"
 
+#include "gearkv/cache.hpp"
 #include "gearkv/gearkv.h"
 #include "gearkv/status.hpp"
 #include "support/temporary_file.hpp"
@@ -50,6 +52,53 @@ struct Life {
 constexpr auto invalid = GEARKV_INVALID_ARGUMENT;
 
 }  // namespace
+
+TEST_CASE("latents in C are those of C++, and told of a file", "[c]") {
+    constexpr std::size_t n = 150, width = 48;
+    std::vector<float> rows(n * width);
+    for (std::size_t i = 0; i < rows.size(); ++i)
+        rows[i] = std::sin(0.37f * static_cast<float>(i * i % 8191));
+    gearkv_config config = usual();
+    config.key_dim = 16, config.value_dim = 32, config.max_tokens = 200, config.latent = 1;
+    gearkv_cache* cache = nullptr;
+    Text text;
+    REQUIRE(gearkv_cache_create(&config, &cache, text) == GEARKV_OK);
+    const gearkv_rows keys = {rows.data() + 32, width, width}, latents = {rows.data(), width, width};
+    REQUIRE(gearkv_cache_append(cache, 0, &keys, &latents, n, nullptr, text) == GEARKV_OK);
+    gearkv_queries queries;
+    gearkv_queries_init(&queries, sizeof(queries));
+    queries.latents = rows.data(), queries.data = rows.data() + 32;
+    queries.query_stride = queries.head_stride = width;
+    queries.n_queries = 1, queries.n_heads = 2, queries.scale = 0.5f;
+    std::vector<float> out(64), expected(64);
+    REQUIRE(gearkv_cache_attend(cache, 0, &queries, out.data(), out.size(), nullptr, text) == GEARKV_OK);
+
+    gearkv::CacheConfig same;
+    REQUIRE(gearkv::parse_spec("gear-4", &same.spec).ok());
+    same.n_layers = same.n_kv_heads = 1, same.key_dim = 16, same.value_dim = 32, same.max_tokens = 200;
+    same.latent = true;
+    std::unique_ptr<gearkv::Cache> other;
+    REQUIRE(gearkv::Cache::create(same, &other).ok());
+    REQUIRE(other->append(0, {keys.data, width, width}, {latents.data, width, width}, n,
+                          gearkv::serial_executor()).ok());
+    gearkv::Queries asked = {queries.data, width, width, 1, 2, 0.5f, true};
+    asked.latents = queries.latents;
+    REQUIRE(other->attend(0, asked, expected.data(), expected.size(), gearkv::serial_executor()).ok());
+    CHECK(out == expected);
+    const gearkv::testing::TemporaryFile file;
+    REQUIRE(gearkv_cache_save(cache, file.path(), nullptr, nullptr, nullptr, text) == GEARKV_OK);
+    gearkv_state_info info = {};
+    info.struct_size = sizeof(info);
+    REQUIRE(gearkv_inspect_state(file.path(), &info, text) == GEARKV_OK);
+    CHECK(info.latent == 1);
+
+    queries.latents = nullptr;
+    CHECK(gearkv_cache_attend(cache, 0, &queries, out.data(), out.size(), nullptr, text) == invalid);
+    CHECK(text.says("no latents"));
+    gearkv_cache_destroy(cache);
+    config.spec = "kivi-4";
+    CHECK(gearkv_cache_create(&config, &cache, text) == GEARKV_BAD_SPEC);
+}
 
 TEST_CASE("codes of the C ABI have the names of the library's", "[c]") {
     const auto name_of = [](int code) {

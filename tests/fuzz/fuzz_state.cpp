@@ -58,7 +58,8 @@ void use(Cache* cache) {
                                      0.5f);
         const Rows keys = {row.data(), 0, dims.key_dim}, values = {row.data(), 0, dims.value_dim};
         std::vector<float> out(std::size_t{dims.n_kv_heads} * dims.value_dim);
-        const Queries queries = {row.data(), 0, dims.key_dim, 1, dims.n_kv_heads, 0.3f, true};
+        Queries queries = {row.data(), 0, dims.key_dim, 1, dims.n_kv_heads, 0.3f, true};
+        if (config.latent) queries.latents = row.data();
         if (cache->n_tokens(layer) > 0 &&
             cache->attend(layer, queries, out.data(), out.size(), serial_executor()).ok()) {
             for (const float x : out) {

@@ -468,3 +468,26 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_it_knows_nothing_of_the_tree():
     assert os.environ["GEARKV_SOURCE"] not in os.path.dirname(gearkv.__file__)
+
+
+def test_latents_are_keys_and_values():
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((200, 1, 64 + 16), np.float32)
+    latents, keys = rows[..., :64], rows[..., 64:]
+    settings = dict(n_layers=1, n_kv_heads=1, head_dim=16, value_dim=64, latent=True)
+    queries = rng.standard_normal((4, 64 + 16), np.float32)
+    for spec, most in (("f32", 1e-5), ("gear-4", 0.12)):
+        cache = gearkv.Cache(config(spec=spec, **settings))
+        cache.append(0, keys, latents)
+        cache.compress()
+        out = cache.attend(0, queries, scale=0.1)
+        scores = 0.1 * queries.astype(np.float64) @ rows[:, 0].T.astype(np.float64)
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        expected = weights / weights.sum(axis=1, keepdims=True) @ latents[:, 0]
+        assert np.linalg.norm(out - expected) < most * np.linalg.norm(expected)
+        with pytest.raises(ValueError, match="without a scale"):
+            cache.attend(0, queries)
+        with pytest.raises(ValueError, match="80"):
+            cache.attend(0, queries[:, :16], scale=0.1)
+    with pytest.raises(gearkv.Error):
+        gearkv.Cache(config(spec="kivi-4", **settings))

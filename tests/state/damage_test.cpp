@@ -168,7 +168,8 @@ TEST_CASE("every cause has its code", "[damage][once]") {
     CHECK(with([](FileBytes*, StateHeader* h) { h->block_version = 9; }) == Code::bad_version);
     CHECK(with([](FileBytes*, StateHeader* h) { h->seed = 9; }, false) == Code::damaged);
     CHECK(with([](FileBytes*, StateHeader* h) { h->reserved[3] = 1; }) == Code::corrupt_state);
-    CHECK(with([](FileBytes*, StateHeader* h) { h->flags = 2; }) == Code::corrupt_state);
+    CHECK(with([](FileBytes*, StateHeader* h) { h->flags = 4; }) == Code::corrupt_state);
+    CHECK(with([](FileBytes*, StateHeader* h) { h->flags = 2; }) == Code::other_model);
     CHECK(with([](FileBytes*, StateHeader* h) { h->spec[0] = '?'; }) == Code::corrupt_state);
     CHECK(with([](FileBytes*, StateHeader* h) { std::memset(h->spec, 'g', sizeof(h->spec)); }) ==
           Code::corrupt_state);

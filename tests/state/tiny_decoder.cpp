@@ -486,12 +486,12 @@ class Reader {
                "version");
         demand(header_.checksum == xxh64(file_.data, 504), "checksum of the header");
         demand(header_.n_bytes == file_.n && file_.n % 64 == 0, "size of the file");
-        demand((header_.flags & ~1u) == 0 && header_.rope_interleaved <= 1, "flags");
+        demand((header_.flags & ~3u) == 0 && header_.rope_interleaved <= 1, "flags");
         demand(file_.part(392, 112).zero(), "reserved fields of the header");
         demand(header_.rope_pairs > 0 || header_.rope_checksum == xxh64(file_.data, 0), "no frequencies");
         demand(header_.spec[127] == 0, "spec");
         read_shapes();
-        state_.rates_chosen = header_.flags == 1;
+        state_.rates_chosen = (header_.flags & 1) != 0;
         state_.spec = header_.spec;
         demand(file_.part(128 + state_.spec.size(), 256 - state_.spec.size()).zero(), "end of the spec");
     }
@@ -665,7 +665,7 @@ class Reader {
                    "a pair that is not alike");
             const bool again = at > 0 && sections[at - 1].offset == s.offset;
             if (again) saw("cut block");
-            const Block block(bytes_of(s), key);
+            const Block block(bytes_of(s), key || (header_.flags & 2) != 0);  // latents are keys
             const BlockHeader& header = block.header();
             demand(header.n_heads == layer.n_heads && header.dim == dim, "shape of a block");
             demand(s.n_tokens > 0 && size_t{s.first} + s.n_tokens <= header.n_tokens, "tokens of a block");

@@ -92,11 +92,14 @@ struct Subject {
         for (std::uint32_t layer = 0; layer < n_layers(); ++layer) {
             if (!has_keys(layer)) continue;
             const LayerDims dims = cache->config().dims_of(layer);
-            const Tensor q = gaussian(20, 2 * dims.n_kv_heads, dims.key_dim, 9);
+            const bool latent = cache->config().latent;
+            const std::uint32_t dim = latent ? std::max(dims.key_dim, dims.value_dim) : dims.key_dim;
+            const Tensor q = gaussian(20, 2 * dims.n_kv_heads, dim, 9);
             const std::vector<float> data = to_floats(q);
             std::vector<float> out(q.n_tokens * q.n_heads * dims.value_dim);
-            REQUIRE(cache->attend(layer, queries_of(data, q, true), out.data(), out.size(), serial_executor())
-                        .ok());
+            Queries queries = queries_of(data, q, true);
+            if (latent) queries.latents = data.data();
+            REQUIRE(cache->attend(layer, queries, out.data(), out.size(), serial_executor()).ok());
         }
     }
     void compress() {
@@ -259,6 +262,15 @@ TEST_CASE("and where layers have different shapes, or no keys", "[state][dims][o
         run(config, spec, &seen);
         run(config, spec, &seen, ropes);
         CHECK(seen.contains("shapes of layers"));
+    }
+}
+
+TEST_CASE("and where values are latents, coded as keys", "[state][latent][once]") {
+    for (const char* spec : {"gear-3", "k=kivi-3:nb=128;v=trellis-1.5", "f16"}) {
+        std::set<std::string> seen;
+        CacheConfig config = make_config(spec, n_heads, 72, 40, 1024, 2);
+        config.latent = true;
+        run(config, spec, &seen);
     }
 }
 

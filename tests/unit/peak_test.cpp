@@ -42,7 +42,8 @@ Status live(const Case& c, std::uint64_t max_bytes, Executor& executor, Counting
                 CHECK(cache->n_tokens(layer) == n_before);
                 return status;
             }
-            const Queries queries = {data, width, dims.key_dim, n, c.life.n_heads, 0.1f, true};
+            Queries queries = {data, width, dims.key_dim, n, c.life.n_heads, 0.1f, true};
+            if (config.latent) queries.latents = data + 1;
             if (c.life.n_heads > 0) {
                 Status status = cache->attend(layer, queries, out.data(), out.size(), executor);
                 if (!status.ok()) return status;
@@ -124,6 +125,10 @@ TEST_CASE("what is told suffices, and a byte less does not", "[peak][once]") {
         c.config.error_every = any({0, 0, 3});
         c.config.close_prompts = any({0, 1}) == 1;
         c.config.max_tokens = any({700, 3000});
+        // Of the specs that go with them.
+        c.config.latent = any({0, 1, 1}) == 0;
+        CacheBytes stored;
+        if (!bytes_required(c.config, 1, 0, &stored).ok()) c.config.latent = false;
         if (any({0, 1, 1}) == 0) {
             for (std::uint32_t layer = 0; layer < n_layers; ++layer)
                 c.dims.push_back({any({1, 2, 4}), 8 * any({1, 3, 8}), 8 * any({1, 3, 8})});
@@ -144,7 +149,7 @@ TEST_CASE("what is told suffices, and a byte less does not", "[peak][once]") {
                  std::to_string(c.life.prompt_tokens) + " and " + std::to_string(c.life.n_tokens) +
                  " tokens, spread " + std::to_string(c.config.spread_tokens) + ", rollback " +
                  std::to_string(c.config.rollback_tokens) + ", windows " + std::to_string(c.windows.size()) +
-                 ", heads " + std::to_string(c.life.n_heads);
+                 ", heads " + std::to_string(c.life.n_heads) + (c.config.latent ? ", latent" : "");
         check(c, c.life.n_threads == 1 ? serial_executor() : *threads);
     }
 }

@@ -241,7 +241,7 @@ TEST_CASE("a unit closes in the pieces that are due, whatever way it takes", "[p
         const TensorSpec specs[2] = {config.spec.key, config.spec.value};
         const bool first[2] = {true, true};
         ClosingPlan plan;
-        REQUIRE(plan.lay_out(config.dims_of(0), specs, 128, false, first).ok());
+        REQUIRE(plan.lay_out(config, 0, specs, 128, false, first).ok());
         PieceSource source;
         source.kernels = bench.context.kernels;
         source.shared_scratch = &bench.scratch;
@@ -315,7 +315,7 @@ TEST_CASE("tokens lie in sinks, gap, blocks and buffer, and keep their order as 
         const TensorSpec specs[2] = {context.config.spec.key, context.config.spec.value};
         const bool first[2] = {false, false};
         ClosingPlan plan;
-        REQUIRE(plan.lay_out(context.config.dims_of(0), specs, 64, false, first).ok());
+        REQUIRE(plan.lay_out(context.config, 0, specs, 64, false, first).ok());
         PieceSource source;
         source.kernels = context.kernels;
         source.shared_scratch = &bench.scratch;

@@ -101,6 +101,10 @@ void choose_config(std::mt19937* random, Life* life) {
         if (life->is_told && (*random)() % 2 == 0) config.rope = {};
     }
     if ((*random)() % 12 == 0) config.soft_bytes = 60000;
+    // Of the specs that go with them.
+    CacheBytes bytes;
+    config.latent = (*random)() % 4 == 0;
+    if (!bytes_required(config, 1, 0, &bytes).ok()) config.latent = false;
 }
 
 // What is done to a cache, so that it can be done to another one.
@@ -138,13 +142,14 @@ Status attend_layers(Cache* cache, Step* step, Outputs* out) {
     out->assign(n_out * most, 0.0f);
     for (std::uint32_t layer = 0; layer < most; ++layer) {
         const float* rows = all_queries().data() + step->first * n_query_heads * key_dim;
-        const Queries queries = {rows,
-                                 n_query_heads * key_dim,
-                                 cache->config().dims_of(layer).key_dim,
-                                 static_cast<std::uint32_t>(step->n),
-                                 n_query_heads,
-                                 0.25f,
-                                 true};
+        Queries queries = {rows,
+                           n_query_heads * key_dim,
+                           cache->config().dims_of(layer).key_dim,
+                           static_cast<std::uint32_t>(step->n),
+                           n_query_heads,
+                           0.25f,
+                           true};
+        if (cache->config().latent) queries.latents = rows;
         const Status status =
             cache->attend(layer, queries, out->data() + layer * n_out, n_out, serial_executor());
         if (status.ok()) continue;
