@@ -132,7 +132,7 @@ int main(int argc, char** argv) {
     }
     const llama_pos end = llama_memory_seq_pos_max(memory, 0);
     if (end + 1 != depth) fail("the state holds " + std::to_string(end + 1) + " tokens");
-    const std::size_t n_bytes = llama_state_seq_get_size(context, 0);
+    const std::size_t n_bytes = llama_state_get_size(context);  // all cells that are in use
     decode(context, tokens.next(1));
     llama_memory_seq_rm(memory, 0, depth, -1);
     const double start = now();
