@@ -50,7 +50,8 @@ class SectionReader {
     const float* gains() const noexcept { return gain_; }
     const std::uint16_t* order() const noexcept { return order_; }
 
-    // Calls visit(granule, first place, channels) for every one, in stored order.
+    // Calls visit(granule, first place, channels) for every one, in stored order. The usual numbers of channels
+    // are constants.
     template <class Visit>
     void for_granules(const Visit& visit) noexcept {
         Granule granule;
@@ -63,7 +64,13 @@ class SectionReader {
                 find_levels(granule.level[c], first + c, width);
                 find_indices(granule.index[c], plane, c, width);
             }
-            visit(granule, first, n);
+            if (n == key_granule) {
+                visit(granule, first, std::integral_constant<std::uint32_t, key_granule>());
+            } else if (n == value_granule) {
+                visit(granule, first, std::integral_constant<std::uint32_t, value_granule>());
+            } else {
+                visit(granule, first, n);
+            }
             plane += width * plane_words(kind_);
         }
     }
@@ -116,19 +123,12 @@ void read_section(const BlockView& view, std::uint32_t head, std::uint32_t secti
     SectionReader reader(view, head, section);
     const std::uint32_t dim = view.header->dim, n_tokens = reader.n_tokens();
     const bool mean_has_gain = view.header->version > 1;
-    const auto write = [&](const Granule& granule, std::uint32_t first, auto n) {
+    reader.for_granules([&](const Granule& granule, std::uint32_t first, auto n) {
         for (std::uint32_t t = 0; t < n_tokens; ++t) {
             float* __restrict to = x + t * stride + first;
             for (std::uint32_t c = 0; c < n; ++c)
                 to[c] = granule.level[c][granule.index[c][t]];
         }
-    };
-    reader.for_granules([&](const Granule& granule, std::uint32_t first, std::uint32_t n) {
-        if (n == key_granule)
-            return write(granule, first, std::integral_constant<std::uint32_t, key_granule>());
-        if (n == value_granule)
-            return write(granule, first, std::integral_constant<std::uint32_t, value_granule>());
-        write(granule, first, n);
     });
     for (std::uint32_t t = 0; t < n_tokens; ++t) {
         float* __restrict row = x + t * stride;
@@ -150,13 +150,15 @@ SectionSquares compare_section(const BlockView& view, std::uint32_t head, std::u
                                const float* x, std::size_t stride, const float* weights) noexcept {
     SectionReader reader(view, head, section);
     SectionSquares all;
-    reader.for_granules([&](const Granule& granule, std::uint32_t first, std::uint32_t n) {
-        float error[most_channels] = {}, signal[most_channels] = {};
+    reader.for_granules([&](const Granule& granule, std::uint32_t first, auto n) {
+        float error[most_channels] = {}, signal[most_channels] = {}, found[most_channels];
         for (std::uint32_t t = 0; t < reader.n_tokens(); ++t) {
-            const float* row = x + t * stride + first;
+            const float* __restrict row = x + t * stride + first;
             const float gain = reader.gains()[t];
+            for (std::uint32_t c = 0; c < n; ++c)
+                found[c] = granule.level[c][granule.index[c][t]];
             for (std::uint32_t c = 0; c < n; ++c) {
-                const float e = row[c] - gain * granule.level[c][granule.index[c][t]];
+                const float e = row[c] - gain * found[c];
                 error[c] += e * e;
                 signal[c] += row[c] * row[c];
             }
