@@ -325,9 +325,9 @@ class Cache {
                                Executor& executor) noexcept;
 
     // Compresses now all that fills blocks. Calling it after attend frees the room of a long prompt. With
-    // auto:BITS it does nothing until every layer was attended. What is behind the window of the last token
-    // is given back, which queries of tokens before it may still want: attend first. Errors:
-    // invalid_argument, out_of_memory, over_budget; the tokens stay in the buffer then.
+    // auto:BITS it does nothing until every layer was attended and has as many tokens. What is behind the
+    // window of the last token is given back, which queries of tokens before it may still want: attend first.
+    // Errors: invalid_argument, out_of_memory, over_budget; the tokens stay in the buffer then.
     Status compress(std::uint32_t layer, Executor& executor) noexcept;
 
     // Writes tokens [first, first + n_tokens) as they are attended, [n_tokens, n_kv_heads, dim] of `type`

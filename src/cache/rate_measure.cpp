@@ -6,25 +6,54 @@
 namespace gearkv {
 namespace {
 
+// Buffered tokens that are compressed, those in the middle, and what a query must see to have exact ones
+// behind them.
+struct Stretch {
+    std::uint32_t first, n;
+    std::uint64_t least_visible;
+};
+Stretch stretch_of(std::uint64_t n_buffered, const QuerySample& sample) noexcept {
+    const std::uint64_t* end = sample.visible + sample.n_queries;
+    const std::uint64_t last = *std::max_element(sample.visible, end);
+    const std::uint64_t all = exact_tokens + last - *std::min_element(sample.visible, end);
+    const std::uint64_t behind = std::min(all, n_buffered / 2), before = n_buffered - behind;
+    const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(before, most_tokens));
+    // In a short prompt some queries lie too near.
+    return {static_cast<std::uint32_t>((before - n) / 2), n,
+            last - (behind - std::min<std::uint64_t>(exact_tokens, behind / 2))};
+}
+
 // One layer, attended with one tensor compressed at one rate.
 class LayerMeasure {
   public:
-    LayerMeasure(const CacheContext& context, std::uint32_t index, const LayerStream& layer,
+    LayerMeasure(const CacheContext& context, std::uint32_t index, LayerStream& layer,
                  const QuerySample& sample)
-        : context_(context), dims_(context.config.dims_of(index)), layer_(layer), sample_(sample) {
+        : context_(context),
+          dims_(context.config.dims_of(index)),
+          layer_(layer),
+          sample_(sample),
+          key_weights_(layer.weigh_buffered(layer.tokens().n_buffered())) {
         layer.tokens().list_runs(runs_);
-        n_runs_ = layer.tokens().n_runs();
-        first_ = n_runs_ - 1;
-        // The tokens that are compressed, and those behind them, which are not.
-        const KvRun buffered = runs_[first_];
-        runs_[first_].n_tokens = std::min(buffered.n_tokens, most_tokens);
-        const std::uint32_t n_left = buffered.n_tokens - n_tokens();
-        if (n_left == 0) return;
-        runs_[n_runs_] = buffered;
-        runs_[n_runs_].n_tokens = n_left;
-        for (TensorRun* run : {&runs_[n_runs_].key, &runs_[n_runs_].value})
-            run->rows = static_cast<const std::uint16_t*>(run->rows) + n_tokens() * run->row_stride;
-        ++n_runs_;
+        n_runs_ = layer.tokens().n_runs() - 1;
+        // The tokens that are compressed, and those before and behind them, which are not.
+        const KvRun buffered = runs_[n_runs_];
+        stretch_ = stretch_of(buffered.n_tokens, sample);
+        const std::uint32_t end = stretch_.first + stretch_.n;
+        const auto add = [&](std::uint32_t first, std::uint32_t n) {
+            if (n == 0) return;
+            runs_[n_runs_] = buffered;
+            runs_[n_runs_].n_tokens = n;
+            for (TensorRun* run : {&runs_[n_runs_].key, &runs_[n_runs_].value})
+                run->rows = static_cast<const std::uint16_t*>(run->rows) + first * run->row_stride;
+            ++n_runs_;
+        };
+        add(0, stretch_.first);
+        compressed_ = n_runs_;
+        add(stretch_.first, stretch_.n);
+        add(end, buffered.n_tokens - end);
+        for (std::uint32_t i = 0; i < sample.n_queries; ++i) {
+            if (sample.visible[i] >= stretch_.least_visible) queries_[n_queries_++] = i;
+        }
     }
 
     // Writes the squares of the heads.
@@ -35,7 +64,7 @@ class LayerMeasure {
         for (std::size_t i = 0; i < dims_.n_kv_heads * n; ++i)
             output += static_cast<double>(memory.exact[i]) * memory.exact[i];
         for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
-            TensorRun& run = kind == TensorKind::key ? runs_[first_].key : runs_[first_].value;
+            TensorRun& run = kind == TensorKind::key ? runs_[compressed_].key : runs_[compressed_].value;
             const TensorRun rows = run;
             for (std::uint32_t rate = 1; rate <= most_rate(kind); ++rate) {
                 run = run_of_block(compress(memory, kind, static_cast<float>(rate), executor));
@@ -55,17 +84,17 @@ class LayerMeasure {
     }
 
   private:
-    std::uint32_t n_tokens() const { return runs_[first_].n_tokens; }
     std::uint32_t n_shared() const { return sample_.n_heads / dims_.n_kv_heads; }
-    std::uint32_t n_rows() const { return sample_.n_queries * n_shared(); }
+    std::uint32_t n_rows() const { return n_queries_ * n_shared(); }
 
     // No latents: auto:BITS, which this is for, does not go with them.
     HeadDims head_dims() const { return {dims_.key_dim, dims_.value_dim, false}; }
     BlockView compress(const MeasureMemory& memory, TensorKind kind, float rate, Executor& executor) const {
         CompressTask task;
         task.kernels = context_.kernels;
-        task.rows = layer_.tokens().buffer(kind).source(0);
-        task.header = lay_out(kind, dims_, n_tokens(), rate, true);
+        task.rows = layer_.tokens().buffer(kind).source(stretch_.first);
+        task.header = lay_out(kind, dims_, stretch_.n, rate, true);
+        if (kind == TensorKind::key) task.key_weights = key_weights_;
         compress_into(memory.block, memory.compress, task, executor);
         return trusted_block(memory.block);
     }
@@ -78,7 +107,7 @@ class LayerMeasure {
             for (std::uint32_t row = 0; row < n_rows();) {
                 RowGroup rows = {};
                 for (; row < n_rows() && rows.n_rows < max_rows; ++row) {
-                    const std::uint32_t query = row / n_shared(), i = rows.n_rows++;
+                    const std::uint32_t query = queries_[row / n_shared()], i = rows.n_rows++;
                     const std::size_t query_head = head * n_shared() + row % n_shared();
                     rows.query[i] = sample_.rows + (query * sample_.n_heads + query_head) * dims_.key_dim;
                     rows.visible[i] = sample_.visible[query];
@@ -94,9 +123,13 @@ class LayerMeasure {
     const LayerDims dims_;
     const LayerStream& layer_;
     const QuerySample& sample_;
-    KvRun runs_[3];  // sinks, compressed tokens, tokens behind them
+    const float* key_weights_;
+    Stretch stretch_ = {};
+    KvRun runs_[5];  // sinks, a gap, tokens before the compressed ones, these, and tokens behind them
     std::size_t n_runs_ = 0;
-    std::size_t first_ = 0;  // the compressed ones
+    std::size_t compressed_ = 0;  // their run
+    std::uint32_t queries_[QuerySample::most_queries];
+    std::uint32_t n_queries_ = 0;
 };
 
 }  // namespace
@@ -118,8 +151,7 @@ void MeasureBytes::include(const MeasureBytes& other) noexcept {
 
 MeasureBytes bytes_to_measure(const LayerDims& dims, const LayerStream& layer,
                               const QuerySample& sample) noexcept {
-    const auto n_tokens =
-        static_cast<std::uint32_t>(std::min<std::uint64_t>(layer.tokens().n_buffered(), most_tokens));
+    const std::uint32_t n_tokens = stretch_of(layer.tokens().n_buffered(), sample).n;
     MeasureBytes bytes;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         const BlockHeader header = lay_out(kind, dims, n_tokens, static_cast<float>(most_rate(kind)), true);
@@ -148,7 +180,7 @@ MeasureMemory place_memory(const MeasureBytes& bytes, unsigned char* base) noexc
     return memory;
 }
 
-void measure_layer(const CacheContext& context, std::uint32_t index, const LayerStream& layer,
+void measure_layer(const CacheContext& context, std::uint32_t index, LayerStream& layer,
                    const QuerySample& sample, const MeasureMemory& memory, Squares* squares,
                    Executor& executor) noexcept {
     LayerMeasure(context, index, layer, sample).run(memory, squares, executor);

@@ -7,6 +7,7 @@
 namespace gearkv {
 
 inline constexpr std::uint32_t most_tokens = 1024;       // that are compressed to measure
+inline constexpr std::uint32_t exact_tokens = 64;        // behind them, before every query
 inline constexpr std::uint32_t n_rates = max_key_width;  // 1 to 6 bits; values to 4
 
 constexpr std::uint32_t most_rate(TensorKind kind) {
@@ -42,8 +43,9 @@ MeasureBytes bytes_to_measure(const LayerDims& dims, const LayerStream& layer,
 // In a run of so many bytes.
 MeasureMemory place_memory(const MeasureBytes& bytes, unsigned char* base) noexcept;
 
-// Writes the squares of the heads of a layer without blocks, at each rate of each tensor alone.
-void measure_layer(const CacheContext& context, std::uint32_t index, const LayerStream& layer,
+// Writes the squares of the heads of a layer without blocks, at each rate of each tensor alone. The cache as
+// it is used: the last tokens are exact, and queries tell the widths of keys.
+void measure_layer(const CacheContext& context, std::uint32_t index, LayerStream& layer,
                    const QuerySample& sample, const MeasureMemory& memory, Squares* squares,
                    Executor& executor) noexcept;
 

@@ -15,8 +15,6 @@
 namespace gearkv {
 namespace {
 
-// Errors of keys move attention to other tokens, which a model bears less well than noise in its values.
-constexpr double key_weight = 3.0;  // of squares
 // Few tokens and queries say little of one head, so its curve is drawn half way to the geometric mean of all
 // heads.
 constexpr double own_share = 0.5;
@@ -70,7 +68,7 @@ Squares mean_of(const Squares* squares, std::uint64_t n) {
     return mean;
 }
 
-// Error of one tensor of one head against its planes.
+// Squared error of one tensor of one head against its planes: what heads and layers lose adds up.
 struct Curve {
     double log_error[n_rates];  // at 1, 2, ... bits
     std::uint32_t n_measured = 0;
@@ -102,9 +100,8 @@ Curve make_curve(const LayerDims& dims, TensorKind kind, const Squares& squares,
     curve.most = curve.n_granules * curve.n_measured;
     curve.planes = static_cast<std::uint32_t>(double{least_rate} * curve.n_granules);
     for (std::uint32_t i = 0; i < curve.n_measured; ++i) {
-        const double square =
+        curve.log_error[i] =
             own_share * squares.log_error[i_kind][i] + (1.0 - own_share) * mean.log_error[i_kind][i];
-        curve.log_error[i] = (square + (keys ? std::log(key_weight) : 0.0)) / 2;
     }
     curve.find_saved();
     return curve;
@@ -259,9 +256,10 @@ Status RateChooser::keep(CacheContext* context, std::uint32_t layer, const Queri
     }
     sample.scale = queries.scale;
     sample.n_tokens = n_tokens;
-    // Evenly out of the second half of the call.
+    // The last ones, or every other of them, so that those of a long call still have tokens to be measured on
+    // before them.
     const std::uint32_t n = std::min(queries.n_queries, QuerySample::most_queries);
-    const std::uint32_t step = std::max(queries.n_queries / (2 * n), 1u);
+    const std::uint32_t step = std::clamp(queries.n_queries / (4 * n), 1u, 2u);
     for (std::uint32_t i = 0; i < n; ++i) {
         const std::size_t query = queries.n_queries - 1 - std::size_t{i} * step;
         const std::uint32_t slot = sample.next;
@@ -316,21 +314,38 @@ Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Ex
     }
     const Squares mean = mean_of(squares, n_heads);
     n = 0;
-    std::int64_t n_units = 0;  // what the layers have now are their even shares
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
-        if (!is_measured(i)) continue;
-        const LayerDims dims = config.dims_of(i);
-        for (std::uint32_t head = 0; head < dims.n_kv_heads; ++head, ++squares) {
-            for (const TensorKind kind : {TensorKind::key, TensorKind::value})
-                new (shares + n++) Share{make_curve(dims, kind, *squares, mean), i, head, kind};
-        }
-        const auto even_planes = [&](TensorKind kind) {
-            return std::int64_t{section_planes(kind, dims.n_kv_heads, dim_of(dims, kind),
-                                               layers[i]->rates().spec(kind).rate)};
+        // Layers share with those of the same window, which hold as many tokens: bytes move between no
+        // others.
+        const auto shares_with = [&](std::uint32_t j) {
+            return is_measured(j) && window_of(config, j) == window_of(config, i);
         };
-        n_units += even_planes(TensorKind::key) + std::int64_t{value_units} * even_planes(TensorKind::value);
+        bool is_first = is_measured(i);
+        for (std::uint32_t j = 0; j < i; ++j)
+            is_first = is_first && !shares_with(j);
+        if (!is_first) continue;
+        const std::size_t first = n;
+        const Squares* of_head = squares;
+        std::int64_t n_units = 0;  // what the layers have now are their even shares
+        for (std::uint32_t j = 0; j < config.n_layers; ++j) {
+            if (!is_measured(j)) continue;
+            const LayerDims dims = config.dims_of(j);
+            const Squares* of_layer = of_head;
+            of_head += dims.n_kv_heads;
+            if (!shares_with(j)) continue;
+            for (std::uint32_t head = 0; head < dims.n_kv_heads; ++head) {
+                for (const TensorKind kind : {TensorKind::key, TensorKind::value})
+                    new (shares + n++) Share{make_curve(dims, kind, of_layer[head], mean), j, head, kind};
+            }
+            const auto even_planes = [&](TensorKind kind) {
+                return std::int64_t{section_planes(kind, dims.n_kv_heads, dim_of(dims, kind),
+                                                   layers[j]->rates().spec(kind).rate)};
+            };
+            n_units +=
+                even_planes(TensorKind::key) + std::int64_t{value_units} * even_planes(TensorKind::value);
+        }
+        spend(shares + first, n - first, n_units);
     }
-    spend(shares, n, n_units);
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         if (!is_measured(i)) continue;
         const LayerDims dims = config.dims_of(i);

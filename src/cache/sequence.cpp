@@ -115,8 +115,10 @@ std::uint32_t Sequence::longest_layer() const noexcept {
 
 bool Sequence::can_choose() const noexcept {
     if (!rates.waits()) return false;
+    const std::uint64_t n = n_tokens(longest_layer());
     for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {
-        if (!is_passed_over(i) && (layers[i] == nullptr || !rates.can_measure(i, *layers[i]))) return false;
+        if (is_passed_over(i)) continue;
+        if (layers[i] == nullptr || n_tokens(i) < n || !rates.can_measure(i, *layers[i])) return false;
     }
     return true;
 }

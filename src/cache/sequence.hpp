@@ -67,7 +67,8 @@ struct Sequence {
     // over_budget.
     Status own(std::uint32_t layer) noexcept;
     Status own_all() noexcept;
-    // Whether every layer that is not passed over has tokens and queries to choose rates by.
+    // Whether every layer that is not passed over has queries to choose rates by, and as many tokens as the
+    // others: what is measured on a shorter prompt lies nearer, and counts more.
     bool can_choose() const noexcept;
     // Before this layer compresses, if it is about to for the first time. Errors: as above.
     // A layer of fewer than n_needed tokens would not be.

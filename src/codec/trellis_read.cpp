@@ -50,8 +50,8 @@ class SectionReader {
     const float* gains() const noexcept { return gain_; }
     const std::uint16_t* order() const noexcept { return order_; }
 
-    // Calls visit(granule, first place, channels) for every one, in stored order. The usual numbers of channels
-    // are constants.
+    // Calls visit(granule, first place, channels) for every one, in stored order. The usual numbers of
+    // channels are constants.
     template <class Visit>
     void for_granules(const Visit& visit) noexcept {
         Granule granule;

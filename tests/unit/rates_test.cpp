@@ -133,6 +133,79 @@ TEST_CASE("a choice of rates loses less of the output than an even share of the 
     }
 }
 
+TEST_CASE("what is attended among the last tokens needs few bits", "[rates]") {
+    // In layer 1 keys turn as places do, and queries find those a little before them, which are in the buffer.
+    // Of a short prompt too.
+    const std::size_t n = GENERATE(136, 512);
+    constexpr double before = 24;
+    Tensor keys = zeros(n, n_heads, dim), near_queries = zeros(n, n_query_heads, dim);
+    for (std::size_t t = 0; t < n; ++t) {
+        for (std::size_t c = 0; c < dim; ++c) {
+            const double turn = 0.1 * std::sqrt(static_cast<double>(c / 2 + 1));
+            const double angle = turn * static_cast<double>(t) + (c % 2 == 0 ? 0.0 : 1.570796327);
+            for (std::size_t head = 0; head < n_heads; ++head)
+                keys.at(t, head, c) = static_cast<float>(std::cos(angle));
+            for (std::size_t head = 0; head < n_query_heads; ++head)
+                near_queries.at(t, head, c) = static_cast<float>(3.0 * std::cos(angle - before * turn));
+        }
+    }
+    const Tensor far = gaussian(n, n_heads, dim, 90), values = gaussian(n, n_heads, dim, 91),
+                 far_queries = gaussian(n, n_query_heads, dim, 92);
+    auto cache = make_cache(make_config("auto:3", n_heads, dim, dim, 1024, 2));
+    const KvSpec even = layer_spec(*cache, 0);
+    for (const std::uint32_t layer : {0u, 1u}) {
+        REQUIRE(append(cache.get(), layer == 0 ? far : keys, values, 0, n, layer).ok());
+        attend_layer(cache.get(), layer, layer == 0 ? far_queries : near_queries);
+    }
+    for (const std::uint32_t layer : {0u, 1u})
+        REQUIRE(cache->compress(layer, serial_executor()).ok());
+    const KvSpec chosen[] = {layer_spec(*cache, 0), layer_spec(*cache, 1)};
+    CHECK(chosen[0].key.rate + chosen[0].value.rate > even.key.rate + even.value.rate + 0.5f);
+    CHECK(chosen[1].value.rate < 1.5f);
+}
+
+TEST_CASE("bits move between layers of one window only, which hold as many tokens", "[rates]") {
+    CacheConfig config = config_of("auto:3.5");
+    const std::uint32_t windows[n_layers] = {200, 0, 200};
+    config.windows = windows;
+    auto cache = make_cache(config);
+    const KvSpec even = layer_spec(*cache, 0);
+    feed(cache.get(), 0, n_chunk);
+    feed(cache.get(), n_chunk, 1);
+    float bits[n_layers];
+    for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
+        const KvSpec spec = layer_spec(*cache, layer);
+        CHECK_FALSE(spec == even);
+        bits[layer] = spec.key.rate + spec.value.rate;
+    }
+    const float share = even.key.rate + even.value.rate, step = 0.1f;
+    CHECK(bits[1] == Approx(share).margin(step));
+    CHECK(bits[1] <= share + 1e-4f);
+    CHECK(bits[0] + bits[2] == Approx(2 * share).margin(step));
+    CHECK(bits[0] + bits[2] <= 2 * share + 1e-4f);
+    CHECK(bits[2] < share - step);
+}
+
+TEST_CASE("rates are chosen when all layers have come as far, in chunks as at once", "[rates]") {
+    KvSpec chosen[2][n_layers];
+    for (const std::size_t n_chunk : {64u, 192u}) {
+        auto cache = make_cache(config_of("auto:3.5"));
+        for (std::size_t first = 0; first < 192; first += n_chunk) {
+            for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
+                REQUIRE(append(cache.get(), model().keys[layer], model().values[layer], first, n_chunk, layer)
+                            .ok());
+                attend_layer(cache.get(), layer, model().some_queries(layer, first, n_chunk));
+                REQUIRE(cache->compress(layer, serial_executor()).ok());
+                CHECK(cache->stats().n_blocks == (first + n_chunk < 192 || layer + 1 < n_layers ? 0 : 2));
+            }
+        }
+        for (std::uint32_t layer = 0; layer < n_layers; ++layer)
+            chosen[n_chunk == 64][layer] = layer_spec(*cache, layer);
+    }
+    for (std::uint32_t layer = 0; layer < n_layers; ++layer)
+        CHECK(chosen[0][layer] == chosen[1][layer]);
+}
+
 TEST_CASE("what is asked for is never exceeded, and bytes are known beforehand", "[rates][shapes]") {
     for (const char* text : {"auto:1.5", "auto:2.5", "auto:3", "auto:4.25,nb=256", "auto:5,sinks=0"}) {
         const CacheConfig config = config_of(text);
