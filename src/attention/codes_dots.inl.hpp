@@ -35,10 +35,12 @@ template <class L, std::uint32_t bits, std::uint32_t p, std::uint32_t from>
     }
 }
 
-// Vectors of lanes lie vector_step words apart, and side by side in the output.
-template <class L, std::uint32_t bits, std::size_t n_rows, std::size_t n_vectors, std::size_t n>
+// Two vectors of lanes, vector_step words apart and side by side in the output; with a step of 0 they are the
+// same, and one is stored.
+template <class L, std::uint32_t bits, std::size_t n_rows, std::size_t n>
 void add_dot_strips(const CodeStrip& strip, std::size_t lane, std::size_t vector_step,
                     const DotFactors<n>& factors, const CodeRows& rows, std::size_t row, AheadLines& lines) {
+    constexpr std::size_t n_vectors = 2;
     LocalAhead ahead(&lines);
     using Words = typename L::Words;
     DotSums<L, n_rows, n_vectors> sums;
@@ -77,6 +79,7 @@ void add_dot_strips(const CodeStrip& strip, std::size_t lane, std::size_t vector
         float* out = rows.out + (row + r) * rows.out_stride + lane;
         const typename L::Float bias = L::broadcast(rows.bias[row + r]);
         unroll<n_vectors>([&](auto v) GEARKV_INLINE {
+            if (v == 1 && vector_step == 0) return;
             put_sum<L>(out + v * L::width, sums.template sum<r.value, v.value>(factors.scale + row) + bias,
                        rows.is_added);
         });
@@ -91,24 +94,19 @@ void add_strips_dots(CodeStrip strip, CodeRows rows, std::size_t n_rows) {
                           n_rows);
     constexpr std::size_t at_once = 2 * L::width < lane_tile ? lane_tile : 2 * L::width;  // lanes
     AheadLines ahead(strip.ahead, strip.n_units * ((strip.n_strips * lane_tile + at_once - 1) / at_once));
-    const auto add = [&](auto n_vectors, std::size_t lane, std::size_t step) {
-        for_rows<most_dot_sums<L> / n_vectors.value>(n_rows, [&](std::size_t row, auto n_now) {
-            add_dot_strips<L, bits, n_now.value, n_vectors.value>(strip, lane, step, factors, rows, row,
-                                                                  ahead);
+    const auto add = [&](std::size_t lane, std::size_t step) {
+        for_rows<most_dot_sums<L> / 2>(n_rows, [&](std::size_t row, auto n_now) {
+            add_dot_strips<L, bits, n_now.value>(strip, lane, step, factors, rows, row, ahead);
         });
     };
     for (std::size_t i = 0; i < strip.n_strips;) {
         std::size_t n_done = 1;
         if constexpr (L::width == lane_tile) {  // two strips at once where there are
-            if (i + 2 <= strip.n_strips) {
-                add(Index<2>(), 0, strip.strip_step);
-                n_done = 2;
-            } else {
-                add(Index<1>(), 0, 0);
-            }
+            if (i + 2 <= strip.n_strips) n_done = 2;
+            add(0, n_done == 2 ? strip.strip_step : 0);
         } else {
             for (std::size_t lane = 0; lane < lane_tile; lane += 2 * L::width)
-                add(Index<2>(), lane, L::width);
+                add(lane, L::width);
         }
         i += n_done;
         strip.low += n_done * strip.strip_step;
