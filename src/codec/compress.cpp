@@ -75,7 +75,7 @@ void write_raw_head(const BlockWork& work, std::size_t head) {
                   });
 }
 
-bool is_trellis(const BlockHeader& header) {
+bool uses_trellis(const BlockHeader& header) {
     return header.backbone == static_cast<std::uint8_t>(Backbone::trellis);
 }
 
@@ -86,7 +86,7 @@ std::uint64_t trellis_slot_bytes(const BlockHeader& header) {
 
 // Heads whose profiles are pieces of their own, before the sections.
 std::uint32_t n_profiles(const BlockHeader& header) {
-    return is_trellis(header) && header.profile != 0 ? header.n_heads : 0;
+    return uses_trellis(header) && header.profile != 0 ? header.n_heads : 0;
 }
 
 void compress_parts(const BlockWork& work, Executor& executor) {
@@ -156,7 +156,7 @@ Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& sh
 
 std::uint64_t compress_scratch_bytes(const BlockHeader& header) noexcept {
     if (header.bits >= 16) return 0;
-    if (is_trellis(header)) return piece_slots(header) * trellis_slot_bytes(header);
+    if (uses_trellis(header)) return piece_slots(header) * trellis_slot_bytes(header);
     BlockWork work;
     return place_scratch(&work, header, nullptr);
 }
@@ -165,7 +165,7 @@ void begin_block(void* block, const CompressTask& task) noexcept {
     // Alignment gaps and unused fields are part of the block's bytes: equal inputs give equal blocks.
     std::memset(block, 0, task.header.n_bytes);
     std::memcpy(block, &task.header, sizeof(task.header));
-    if (!is_trellis(task.header) || task.header.profile == 0) return;
+    if (!uses_trellis(task.header) || task.header.profile == 0) return;
     const BlockView view = trusted_block(block);
     auto* starts = const_cast<std::uint32_t*>(view.plane_starts);
     const std::uint64_t n_heads = task.header.n_heads;
@@ -177,7 +177,7 @@ void begin_block(void* block, const CompressTask& task) noexcept {
 }
 
 std::uint32_t n_pieces(const BlockHeader& header) noexcept {
-    if (!is_trellis(header)) return 1;
+    if (!uses_trellis(header)) return 1;
     return n_profiles(header) + header.n_heads * block_sizes(header).n_sections;
 }
 
@@ -187,7 +187,7 @@ std::uint32_t stage_left(const BlockHeader& header, std::uint32_t next) noexcept
 }
 
 std::uint32_t piece_slots(const BlockHeader& header) noexcept {
-    return is_trellis(header) ? header.n_heads : 1;
+    return uses_trellis(header) ? header.n_heads : 1;
 }
 
 void compress_piece(void* block, void* scratch, const CompressTask& task, std::uint32_t piece,

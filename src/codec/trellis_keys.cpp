@@ -65,7 +65,7 @@ void gather_keys(Section* s, std::uint32_t head, std::uint32_t first) {
 }
 
 // Words of the granules of a panel: a byte holds 8 tokens of a channel.
-void write_planes(const Section& s, const Places& p, const std::uint8_t* codes) {
+void write_key_planes(const Section& s, const Places& p, const std::uint8_t* codes) {
     for (std::uint32_t i = 0; i < p.width; ++i) {
         PlaneBytes bytes;
         s.work.kernels->codec.gather_bits(bytes[0], codes, i);
@@ -143,7 +143,7 @@ void encode_key_panel(Section* s, const Places& p, const Range* ranges, int base
             }
         }
     }
-    write_planes(*s, p, s->scratch.best);
+    write_key_planes(*s, p, s->scratch.best);
 }
 
 }  // namespace

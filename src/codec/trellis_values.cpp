@@ -97,7 +97,7 @@ void choose_gains(Section* s, std::uint32_t n, Gains* gains, float* sum, float* 
 }
 
 // Words of a granule: a word holds 32 tokens of a channel.
-void write_planes(const Section& s, const Places& p, const std::uint8_t* codes) {
+void write_value_planes(const Section& s, const Places& p, const std::uint8_t* codes) {
     std::uint32_t* plane = granule_words(s, p.at[0] / value_granule);
     for (std::uint32_t i = 0; i < p.width; ++i, plane += value_plane_words) {
         PlaneBytes bytes;
@@ -148,7 +148,7 @@ void encode_value_panel(Section* s, const Places& p, const Gains& gains, const f
     for (std::uint32_t lane = 0; lane < p.n; ++lane)
         shift[lane] = (sum[p.at[lane]] - level[lane] * scale[lane]) / section_tokens;
     run();
-    write_planes(*s, p, s->scratch.codes);
+    write_value_planes(*s, p, s->scratch.codes);
 }
 
 }  // namespace

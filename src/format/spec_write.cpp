@@ -12,9 +12,9 @@ namespace {
 // ---- writing ----
 
 // Text into a buffer that may be too short; keeps counting.
-class Writer {
+class SpecWriter {
   public:
-    Writer(char* text, std::size_t n_chars) noexcept : text_(text), n_chars_(n_chars) {}
+    SpecWriter(char* text, std::size_t n_chars) noexcept : text_(text), n_chars_(n_chars) {}
     void add(std::string_view word) noexcept {
         for (const char c : word) {
             if (n_ + 1 < n_chars_) text_[n_] = c;
@@ -41,7 +41,7 @@ class Writer {
 };
 
 // `preset` names both tensors at once; with `both`, what they share is written too.
-void write_tensor(const TensorSpec& spec, const KvSpec* both, const Preset* preset, Writer* out) noexcept {
+void write_tensor(const TensorSpec& spec, const KvSpec* both, const Preset* preset, SpecWriter* out) noexcept {
     const bool is_auto = both != nullptr && both->auto_bits != 0.0f;
     char separator = is_auto ? ',' : ':';
     const auto option = [&](std::string_view name, auto number) {
@@ -93,7 +93,7 @@ const Preset* find_preset(const TensorSpec& key, const TensorSpec& value) noexce
 }
 
 // `both` as in write_tensor.
-void write_pair(const TensorSpec& key, const TensorSpec& value, const KvSpec* both, Writer* out) noexcept {
+void write_pair(const TensorSpec& key, const TensorSpec& value, const KvSpec* both, SpecWriter* out) noexcept {
     const Preset* preset = find_preset(key, value);
     if (preset != nullptr || (both != nullptr && both->auto_bits != 0.0f) || key == value) {
         write_tensor(key, both, preset, out);
@@ -106,7 +106,7 @@ void write_pair(const TensorSpec& key, const TensorSpec& value, const KvSpec* bo
 }
 
 // What names the layers of a rule.
-void write_layers(const LayerRule& rule, Writer* out) noexcept {
+void write_layers(const LayerRule& rule, SpecWriter* out) noexcept {
     out->add(rule.edge_layers > 0 ? "edge-" : "layers-");
     out->add_number(rule.edge_layers > 0 ? rule.edge_layers : rule.first);
     if (rule.first == rule.last) return;
@@ -114,7 +114,7 @@ void write_layers(const LayerRule& rule, Writer* out) noexcept {
     out->add_number(rule.last);
 }
 
-void write_spec(const KvSpec& spec, Writer* out) noexcept {
+void write_spec(const KvSpec& spec, SpecWriter* out) noexcept {
     write_pair(spec.key, spec.value, &spec, out);
     for (std::uint32_t i = 0; i < spec.n_layer_rules; ++i) {
         const LayerRule& rule = spec.layer_rules[i];
@@ -200,7 +200,7 @@ Status validate_rule(const KvSpec& spec, std::uint32_t i) noexcept {
                              i, rule.first, rule.last, max_rule_layer);
     }
     char layers[24], keys[40], values[40];
-    Writer writer(layers, sizeof(layers));
+    SpecWriter writer(layers, sizeof(layers));
     write_layers(rule, &writer);
     writer.finish();
     std::snprintf(keys, sizeof(keys), "keys of %s", layers);
@@ -269,7 +269,7 @@ Status validate_spec(const KvSpec& spec) noexcept {
                              "buffer of %u tokens, expected a multiple of %u, the section of a trellis",
                              spec.buffer_tokens, trellis_buffer_tokens);
     }
-    Writer counter(nullptr, 0);
+    SpecWriter counter(nullptr, 0);
     write_spec(spec, &counter);
     if (counter.n() < max_spec_chars) return {};
     return Status::error(Code::bad_spec, "a SPEC of %zu characters, expected rules for layers of at most %zu",
@@ -280,7 +280,7 @@ Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept
     const FloatMode mode;
     if (text == nullptr) return Status::error(Code::invalid_argument, "text is null");
     if (Status status = validate_spec(spec); !status.ok()) return status;
-    Writer writer(text, n_chars);
+    SpecWriter writer(text, n_chars);
     write_spec(spec, &writer);
     if (writer.finish()) return {};
     return Status::error(Code::wrong_size, "room for %zu characters, expected %zu", n_chars, writer.n() + 1);
