@@ -52,7 +52,7 @@ install_all() {
       release) install_packages python3-dev python3-cffi python3-numpy python3-pytest python3-venv ||
         echo "the tests of the Python package will be skipped" >&2
         install_packages g++-riscv64-linux-gnu g++-arm-linux-gnueabihf g++-i686-linux-gnu qemu-user clang libc++-dev \
-          libc++abi-dev || echo "the tests of some targets will be skipped" >&2 ;;
+          libc++abi-dev musl-dev || echo "the tests of some targets will be skipped" >&2 ;;
     esac
   done
 }

@@ -18,25 +18,27 @@ Status take_type(gearkv_type type, const char* name, ElementType* out) noexcept 
     return {};
 }
 
+// What rows that are read and those that are written have both.
+template <class In, class Out>
+Status take_layout(const In* in, const char* name, In* taken, Out* out) noexcept {
+    if (Status status = take(in, name, taken); !status.ok()) return status;
+    out->data = taken->data;
+    out->token_stride = taken->token_stride;
+    out->head_stride = taken->head_stride;
+    if (taken->channel_stride > 0) out->channel_stride = taken->channel_stride;
+    return take_type(taken->type, name, &out->type);
+}
+
 Status take_rows(const gearkv_typed_rows* in, const char* name, Rows* out) noexcept {
     gearkv_typed_rows taken = {};
-    if (Status status = take(in, name, &taken); !status.ok()) return status;
-    out->data = taken.data;
-    out->token_stride = taken.token_stride;
-    out->head_stride = taken.head_stride;
-    if (taken.channel_stride > 0) out->channel_stride = taken.channel_stride;
-    return take_type(taken.type, name, &out->type);
+    return take_layout(in, name, &taken, out);
 }
 
 Status take_rows(const gearkv_out_rows* in, const char* name, OutRows* out) noexcept {
     gearkv_out_rows taken = {};
-    if (Status status = take(in, name, &taken); !status.ok()) return status;
-    out->data = taken.data;
+    Status status = take_layout(in, name, &taken, out);
     out->n_elements = taken.n_elements;
-    out->token_stride = taken.token_stride;
-    out->head_stride = taken.head_stride;
-    if (taken.channel_stride > 0) out->channel_stride = taken.channel_stride;
-    return take_type(taken.type, name, &out->type);
+    return status;
 }
 
 Status take_queries(const gearkv_queries* in, Queries* out) noexcept {
