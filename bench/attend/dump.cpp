@@ -6,6 +6,7 @@
 
 #include "inputs.hpp"
 #include "npy.hpp"
+#include "pools.hpp"
 #include "rounds.hpp"
 
 namespace gearkv::bench {
@@ -242,10 +243,8 @@ bool time_dumps(const DumpOptions& options, nlohmann::json* rows) {
     std::vector<Timed> cases;
     std::vector<float> out;
     std::size_t most_bytes = 0;
-    for (const unsigned n_threads : options.threads) {
-        executors.emplace_back();
-        require(create_executor(n_threads, &executors.back()));
-    }
+    for (const unsigned n_threads : options.threads)
+        executors.push_back(make_pool(options.pool, n_threads));
     for (const Data& d : data) {
         for (const std::string& level_text : options.levels) {
             Level level = Level::automatic;

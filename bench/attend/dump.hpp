@@ -15,6 +15,7 @@ struct DumpOptions {
     std::vector<unsigned> threads;
     std::size_t n_rounds = 15;
     bool warm = false;
+    std::string pool;
 };
 
 // Prints the tables, and adds them to the rows. False, with a word on standard error, if there are no dumps.

@@ -12,6 +12,7 @@
 #include "gearkv/cache.hpp"
 #include "inputs.hpp"
 #include "output.hpp"
+#include "pools.hpp"
 #include "rounds.hpp"
 
 using namespace gearkv;
@@ -70,6 +71,7 @@ struct Timing {
     std::vector<std::uint32_t> tokens;
     std::size_t n_rounds = 15;
     bool warm = false;
+    std::string pool = pool_names[0];
 };
 
 // Each has two cases, its own and that of the plain read.
@@ -86,10 +88,8 @@ void time_shape(const Timing& timing, nlohmann::json* rows) {
     const Shape& shape = timing.shape;
     const std::vector<float> q = make_rows(shape.n_queries, shape.n_heads, shape.dim, 3);
     std::vector<std::unique_ptr<Executor>> executors;
-    for (const unsigned n : timing.threads) {
-        executors.emplace_back();
-        require(create_executor(n, &executors.back()));
-    }
+    for (const unsigned n : timing.threads)
+        executors.push_back(make_pool(timing.pool, n));
     std::vector<Attention> all;
     std::size_t most_bytes = 0, n_cases = 0;
     for (const std::uint32_t n_tokens : timing.tokens) {
@@ -210,6 +210,10 @@ int main(int argc, char** argv) {
     app.add_option("--levels", timing.levels, "instruction-set levels; those the machine lacks are left out")
         ->capture_default_str();
     app.add_option("--threads", timing.threads, "thread counts")->capture_default_str();
+    app.add_option("--pool", timing.pool,
+                   "threads: those this build prefers, of the standard library, oneTBB")
+        ->check(CLI::IsMember(pool_names))
+        ->capture_default_str();
     app.add_option("--tokens", timing.tokens, "tokens in the cache")->capture_default_str();
     app.add_option("--heads", shape.n_heads)->capture_default_str();
     app.add_option("--kv-heads", shape.n_kv_heads)->capture_default_str();
@@ -238,8 +242,8 @@ int main(int argc, char** argv) {
         time_shape(timing, &json["rows"]);
     }
     if (!dumps.empty()) {
-        const DumpOptions options = {dumps,          timing.specs,    timing.levels,
-                                     timing.threads, timing.n_rounds, timing.warm};
+        const DumpOptions options = {dumps,           timing.specs, timing.levels, timing.threads,
+                                     timing.n_rounds, timing.warm,  timing.pool};
         if (!time_dumps(options, &json["rows"])) return 1;
     }
     return write_json(json_path, json) ? 0 : 1;

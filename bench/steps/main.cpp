@@ -1,5 +1,6 @@
 // Latency of decode steps across block boundaries: append one token and attend, in every layer. The median is
-// what a user waits for a token, the 99th percentile what compression adds to some.
+// what a user waits for a token, the 99th percentile what compression adds to some; the longest piece of
+// compression, and the longest time that a call's attention had ended and such a piece had not.
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
@@ -11,6 +12,7 @@
 #include "gearkv/cache.hpp"
 #include "inputs.hpp"
 #include "output.hpp"
+#include "pools.hpp"
 #include "rounds.hpp"
 
 using namespace gearkv;
@@ -19,11 +21,12 @@ using namespace gearkv::bench;
 namespace {
 
 struct Shape {
-    std::uint32_t n_layers = 4, n_kv_heads = 8, n_heads = 32, dim = 128, prompt = 4096, steps = 1024;
+    std::uint32_t n_layers = 4, n_kv_heads = 8, n_heads = 32, dim = 128, prompt = 4096, steps = 2000;
 };
 
-// Seconds of every step.
-std::vector<double> run_steps(const Shape& shape, const CacheConfig& config, Executor& executor) {
+// Seconds of every step; prompts are not timed.
+std::vector<double> run_steps(const Shape& shape, const CacheConfig& config, Executor& executor,
+                              PieceTimer* timer) {
     std::unique_ptr<Cache> cache;
     require(Cache::create(config, &cache));
     const std::vector<float> k = make_rows(shape.prompt, shape.n_kv_heads, shape.dim, 1),
@@ -42,8 +45,8 @@ std::vector<double> run_steps(const Shape& shape, const CacheConfig& config, Exe
         for (std::uint32_t layer = 0; layer < shape.n_layers; ++layer) {
             const std::size_t token = step % shape.prompt;
             require(cache->append(layer, rows_of(k, shape.n_kv_heads, shape.dim, token),
-                                  rows_of(v, shape.n_kv_heads, shape.dim, token), 1, executor));
-            require(cache->attend(layer, queries, out.data(), out.size(), executor));
+                                  rows_of(v, shape.n_kv_heads, shape.dim, token), 1, *timer));
+            require(cache->attend(layer, queries, out.data(), out.size(), *timer));
         }
         const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
         seconds.push_back(taken.count());
@@ -59,7 +62,10 @@ int main(int argc, char** argv) {
     std::vector<std::string> specs = {"f16", "gear-4", "gear-2", "paper:gear-2", "kivi-2"};
     std::vector<unsigned> threads = {1, 2};
     std::vector<std::uint32_t> spreads = {0, CacheConfig{}.spread_tokens};
-    std::string json_path;
+    std::string json_path, pool = pool_names[0];
+    app.add_option("--pool", pool, "threads: those this build prefers, of the standard library, oneTBB")
+        ->check(CLI::IsMember(pool_names))
+        ->capture_default_str();
     app.add_option("--kv", specs, "SPECs of the cache")->capture_default_str();
     app.add_option("--threads", threads, "thread counts")->capture_default_str();
     app.add_option("--spread", spreads, "tokens a compression is spread over; 0 compresses at once")
@@ -79,14 +85,13 @@ int main(int argc, char** argv) {
         "%u layers, %u/%u heads of %u channels, %u tokens and %u steps, level %s; microseconds a step\n",
         shape.n_layers, shape.n_heads, shape.n_kv_heads, shape.dim, shape.prompt, shape.steps,
         level_name(level));
-    std::printf("%-14s %7s %7s %9s %9s %9s %10s\n", "spec", "threads", "spread", "median", "p99", "largest",
-                "p99/median");
+    std::printf("%-14s %7s %7s %9s %9s %9s %10s %9s %9s\n", "spec", "threads", "spread", "median", "p99",
+                "largest", "p99/median", "piece", "waited");
     nlohmann::json json = {
         {"schema_version", 1}, {"level", level_name(level)}, {"rows", nlohmann::json::array()}};
     for (const std::string& text : specs) {
         for (const unsigned n : threads) {
-            std::unique_ptr<Executor> executor;
-            require(create_executor(n, &executor));
+            const std::unique_ptr<Executor> executor = make_pool(pool, n);
             for (const std::uint32_t spread_tokens : spreads) {
                 CacheConfig config;
                 config.n_layers = shape.n_layers;
@@ -95,17 +100,26 @@ int main(int argc, char** argv) {
                 config.max_tokens = shape.prompt + shape.steps;
                 config.spread_tokens = spread_tokens;
                 require(parse_spec(text.c_str(), &config.spec));
-                const std::vector<double> seconds = run_steps(shape, config, *executor);
+                PieceTimer timer(*executor);
+                const std::vector<double> seconds = run_steps(shape, config, *executor, &timer);
                 const double middle = 1e6 * median(seconds), late = 1e6 * quantile(seconds, 0.99),
                              most = 1e6 * quantile(seconds, 1.0);
-                std::printf("%-14s %7u %7u %9.0f %9.0f %9.0f %10.2f\n", text.c_str(), n, spread_tokens,
-                            middle, late, most, late / middle);
+                std::printf("%-14s %7u %7u %9.0f %9.0f %9.0f %10.2f", text.c_str(), n, spread_tokens, middle,
+                            late, most, late / middle);
+                // What is compressed at once is not beside attention.
+                if (spread_tokens > 0) {
+                    std::printf(" %9.0f %9.0f\n", timer.longest_us(), timer.longest_wait_us());
+                } else {
+                    std::printf(" %9s %9s\n", "-", "-");
+                }
                 json["rows"].push_back({{"spec", text},
                                         {"threads", n},
                                         {"spread_tokens", spread_tokens},
                                         {"median_us", middle},
                                         {"p99_us", late},
-                                        {"largest_us", most}});
+                                        {"largest_us", most},
+                                        {"longest_piece_us", timer.longest_us()},
+                                        {"longest_wait_us", timer.longest_wait_us()}});
             }
         }
     }
