@@ -17,6 +17,17 @@ namespace {
 
 constexpr unsigned max_threads = 1024;
 
+// Calls of a decode step follow one another within microseconds, and to be woken takes tens of them: some 20
+// are spent looking before a thread sleeps. Returns whether it came.
+template <class Condition>
+bool look_for(const Condition& came) {
+    constexpr unsigned n_looks = 1 << 14;
+    for (unsigned i = 0; i < n_looks; ++i) {
+        if (came()) return true;
+    }
+    return false;
+}
+
 class ThreadsExecutor final : public Executor {
   public:
     // Throws std::system_error or std::bad_alloc; threads already started are joined then.
@@ -45,15 +56,20 @@ class ThreadsExecutor final : public Executor {
             context_ = context;
             n_tasks_ = n_tasks;
             next_.store(0, std::memory_order_relaxed);
-            open_ = true;
+            open_.store(true, std::memory_order_release);
         }
         for (std::size_t i = std::min(n_tasks - 1, workers_.size()); i > 0; --i)
             wake_.notify_one();
         run_tasks();
         {
+            const std::lock_guard lock(mutex_);
+            open_.store(false, std::memory_order_relaxed);
+        }
+        // Nobody joins from here on.
+        const auto is_done = [this] { return n_working_.load(std::memory_order_acquire) == 0; };
+        if (!look_for(is_done)) {
             std::unique_lock lock(mutex_);
-            open_ = false;
-            done_.wait(lock, [this] { return n_working_ == 0; });
+            done_.wait(lock, is_done);
         }
         busy_.store(0, std::memory_order_release);
     }
@@ -69,15 +85,19 @@ class ThreadsExecutor final : public Executor {
 
     void work() noexcept {
         std::unique_lock lock(mutex_);
+        const auto is_called = [this] { return stopping_ || open_.load(std::memory_order_relaxed); };
         while (true) {
-            wake_.wait(lock, [this] { return stopping_ || open_; });
+            wake_.wait(lock, is_called);
             if (stopping_) return;
-            ++n_working_;
+            n_working_.fetch_add(1, std::memory_order_relaxed);
             lock.unlock();
             run_tasks();
             lock.lock();
-            open_ = false;
-            if (--n_working_ == 0) done_.notify_one();
+            open_.store(false, std::memory_order_relaxed);
+            if (n_working_.fetch_sub(1, std::memory_order_release) == 1) done_.notify_one();
+            lock.unlock();
+            (void)look_for([this] { return open_.load(std::memory_order_relaxed); });
+            lock.lock();
         }
     }
 
@@ -102,10 +122,10 @@ class ThreadsExecutor final : public Executor {
     std::size_t n_tasks_ = 0;
     std::atomic<std::size_t> next_{0};
 
-    std::mutex mutex_;  // of all below
+    std::mutex mutex_;  // of all below; the first two are looked at without it
     std::condition_variable wake_, done_;
-    std::size_t n_working_ = 0;
-    bool open_ = false;  // tasks may be left
+    std::atomic<std::size_t> n_working_{0};
+    std::atomic<bool> open_{false};  // tasks may be left
     bool stopping_ = false;
 };
 
