@@ -268,8 +268,7 @@ SelectResult select_tiles(const RowPass& pass, const RowGroup& rows, const KvRun
         return room.share[a] != room.share[b] ? room.share[a] > room.share[b] : a < b;
     });
     // In float: a tenth of 10 sections is 1, though .1f is more than a tenth.
-    const auto n_most =
-        static_cast<std::uint32_t>(std::ceil(rule.most_share * static_cast<float>(n_listed)));
+    const auto n_most = static_cast<std::uint32_t>(std::ceil(rule.most_share * static_cast<float>(n_listed)));
     float least = 0.0f;
     std::uint32_t n_taken = 0;
     while (n_taken < n_listed) {

@@ -128,7 +128,8 @@ Status Cache::compress(std::uint32_t layer, Executor& caller) noexcept {
 
 Status Cache::Impl::compress(std::uint32_t layer, Executor& executor) noexcept {
     const LayerStream* stream = layers[layer];
-    if (stream == nullptr || unit_tokens(context.config, layer, stream->tokens().n_buffered()) == 0) return {};
+    if (stream == nullptr || unit_tokens(context.config, layer, stream->tokens().n_buffered()) == 0)
+        return {};
     // A caller that compresses layer after layer of the first chunk must not decide for those to come.
     if (rates.waits() && !can_choose()) return {};
     if (Status status = own(layer); !status.ok()) return status;

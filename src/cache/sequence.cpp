@@ -144,7 +144,8 @@ Status Sequence::own_all() noexcept {
 }
 
 Status Sequence::choose_rates(std::uint32_t layer, std::uint64_t n_needed, Executor& executor) noexcept {
-    if (!rates.waits() || unit_tokens(context.config, layer, layers[layer]->tokens().n_buffered()) == 0) return {};
+    if (!rates.waits() || unit_tokens(context.config, layer, layers[layer]->tokens().n_buffered()) == 0)
+        return {};
     if (Status status = own_all(); !status.ok()) return status;
     if (Status status = rates.choose(&context, layers, executor); !status.ok()) return status;
     for (std::uint32_t i = 0; i < context.config.n_layers; ++i) {

@@ -249,8 +249,8 @@ TEST_CASE("a draft that the budget of the cache has no room for costs no token t
                 const float* logits = decoder.logits();
                 REQUIRE(logits != nullptr);
                 const std::size_t n_vocab = session.model().params().n_vocab;
-                status = decoder.decode(
-                    static_cast<Token>(std::max_element(logits, logits + n_vocab) - logits));
+                status =
+                    decoder.decode(static_cast<Token>(std::max_element(logits, logits + n_vocab) - logits));
                 if (!status.ok()) CHECK(status.code() == Code::over_budget);
             }
             return n;

@@ -134,8 +134,8 @@ TEST_CASE("a choice of rates loses less of the output than an even share of the 
 }
 
 TEST_CASE("what is attended among the last tokens needs few bits", "[rates]") {
-    // In layer 1 keys turn as places do, and queries find those a little before them, which are in the buffer.
-    // Of a short prompt too.
+    // In layer 1 keys turn as places do, and queries find those a little before them, which are in the
+    // buffer. Of a short prompt too.
     const std::size_t n = GENERATE(136, 512);
     constexpr double before = 24;
     Tensor keys = zeros(n, n_heads, dim), near_queries = zeros(n, n_query_heads, dim);
