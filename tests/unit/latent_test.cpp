@@ -272,10 +272,10 @@ TEST_CASE("latents lose tokens at either end and in the middle, and only keys tu
         REQUIRE(cache->remove(200, 3).ok());
         const auto [kept_keys, kept] = read_all(cache.get());
         REQUIRE(kept.n_tokens == 487);
-        const auto is_row = [&](std::size_t to, std::size_t from) {
-            return std::equal(kept.data.begin() + static_cast<std::ptrdiff_t>(to * 64),
-                              kept.data.begin() + static_cast<std::ptrdiff_t>((to + 1) * 64),
-                              v.data.begin() + static_cast<std::ptrdiff_t>(from * 64));
+        const auto is_row = [&all = v.data, &left = kept.data](std::size_t to, std::size_t from) {
+            return std::equal(left.begin() + static_cast<std::ptrdiff_t>(to * 64),
+                              left.begin() + static_cast<std::ptrdiff_t>((to + 1) * 64),
+                              all.begin() + static_cast<std::ptrdiff_t>(from * 64));
         };
         CHECK(is_row(29, 29));
         CHECK(is_row(30, 130));
