@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <new>
@@ -17,14 +18,16 @@ namespace {
 
 constexpr unsigned max_threads = 1024;
 
-// Calls of a decode step follow one another within microseconds, and to be woken takes tens of them: some 20
-// are spent looking before a thread sleeps. Returns whether it came.
+// Calls of a decode step follow one another within microseconds, and to be woken takes tens of them: so long
+// a thread looks before it sleeps. Returns whether it came.
 template <class Condition>
 bool look_for(const Condition& came) {
-    constexpr unsigned n_looks = 1 << 14;
-    for (unsigned i = 0; i < n_looks; ++i) {
-        if (came()) return true;
-    }
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
+    do {
+        for (int i = 0; i < 64; ++i) {
+            if (came()) return true;
+        }
+    } while (std::chrono::steady_clock::now() < end);
     return false;
 }
 
