@@ -177,7 +177,7 @@ stage_arm() {
   QEMU_CPU=cortex-a72 GEARKV_TESTS="$GEARKV_TESTS~[fit]" run_tests arm arm-cortex-a72 --timeout-multiplier 10 \
     --suite neon --suite dotprod --no-suite unit || failed=1
   # What dotprod has of its own are kernels: those of the decoder alone, and lives of caches were lived at neon.
-  local lives='~[batch]~[dims]~[executor]~[life]~[machine]~[pieces]~[policy]~[pool]~[property]~[rates]~[removal]~[reserve]'
+  local lives='~[batch]~[dims]~[executor]~[life]~[machine]~[pieces]~[policy]~[pool]~[property]~[rates]~[removal]~[reserve]~[shrink]~[window]'
   QEMU_CPU=max GEARKV_TESTS="$GEARKV_TESTS$lives~[rows]~[step]~[truncate]" run_tests arm arm-max \
     --timeout-multiplier 10 --suite dotprod --no-suite decoder --no-suite engine || failed=1
   QEMU_CPU=max GEARKV_TESTS='[products]' run_tests arm arm-products --timeout-multiplier 10 decoder-dotprod || failed=1
