@@ -6,17 +6,25 @@
 namespace gearkv {
 namespace {
 
+// Those of the buffer that the last of the queries sees: it may have come before others of its tokens.
+std::uint64_t n_buffered_seen(const LayerStream& layer, const QuerySample& sample) noexcept {
+    const LayerShape shape = layer.tokens().shape();
+    const std::uint64_t last = *std::max_element(sample.visible, sample.visible + sample.n_queries);
+    return std::min(last - std::min(last, shape.buffer_start()), shape.n_buffered);
+}
+
 // Buffered tokens that are compressed, those in the middle, and what a query must see to have exact ones
 // behind them.
 struct Stretch {
     std::uint32_t first, n;
     std::uint64_t least_visible;
 };
-Stretch stretch_of(std::uint64_t n_buffered, const QuerySample& sample) noexcept {
+Stretch stretch_of(const LayerStream& layer, const QuerySample& sample) noexcept {
     const std::uint64_t* end = sample.visible + sample.n_queries;
     const std::uint64_t last = *std::max_element(sample.visible, end);
     const std::uint64_t all = exact_tokens + last - *std::min_element(sample.visible, end);
-    const std::uint64_t behind = std::min(all, n_buffered / 2), before = n_buffered - behind;
+    const std::uint64_t n_seen = n_buffered_seen(layer, sample);
+    const std::uint64_t behind = std::min(all, n_seen / 2), before = n_seen - behind;
     const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(before, most_tokens));
     // In a short prompt some queries lie too near.
     return {static_cast<std::uint32_t>((before - n) / 2), n,
@@ -37,7 +45,7 @@ class LayerMeasure {
         n_runs_ = layer.tokens().n_runs() - 1;
         // The tokens that are compressed, and those before and behind them, which are not.
         const KvRun buffered = runs_[n_runs_];
-        stretch_ = stretch_of(buffered.n_tokens, sample);
+        stretch_ = stretch_of(layer, sample);
         const std::uint32_t end = stretch_.first + stretch_.n;
         const auto add = [&](std::uint32_t first, std::uint32_t n) {
             if (n == 0) return;
@@ -149,9 +157,13 @@ void MeasureBytes::include(const MeasureBytes& other) noexcept {
     out = std::max(out, other.out);
 }
 
+bool tells_enough(const LayerStream& layer, const QuerySample& sample) noexcept {
+    return n_buffered_seen(layer, sample) >= exact_tokens;
+}
+
 MeasureBytes bytes_to_measure(const LayerDims& dims, const LayerStream& layer,
                               const QuerySample& sample) noexcept {
-    const std::uint32_t n_tokens = stretch_of(layer.tokens().n_buffered(), sample).n;
+    const std::uint32_t n_tokens = stretch_of(layer, sample).n;
     MeasureBytes bytes;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         const BlockHeader header = lay_out(kind, dims, n_tokens, static_cast<float>(most_rate(kind)), true);

@@ -38,6 +38,9 @@ struct MeasureBytes {
     void include(const MeasureBytes& other) noexcept;
     std::uint64_t sum() const noexcept { return block + compress + attend + 2 * out; }
 };
+// Whether the queries see enough of a layer with tokens and queries: of fewer, errors are those of the few,
+// or none at all.
+bool tells_enough(const LayerStream& layer, const QuerySample& sample) noexcept;
 MeasureBytes bytes_to_measure(const LayerDims& dims, const LayerStream& layer,
                               const QuerySample& sample) noexcept;
 // In a run of so many bytes.

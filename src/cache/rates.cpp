@@ -278,7 +278,7 @@ Status RateChooser::keep(CacheContext* context, std::uint32_t layer, const Queri
 Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Executor& executor) noexcept {
     const CacheConfig& config = context->config;
     const auto is_measured = [&](std::uint32_t i) {
-        return layers[i] != nullptr && can_measure(i, *layers[i]);
+        return layers[i] != nullptr && can_measure(i, *layers[i]) && tells_enough(*layers[i], samples_[i]);
     };
     std::uint64_t n_heads = 0;
     std::uint32_t most_heads = 0;  // of a layer

@@ -54,8 +54,8 @@ class RateChooser {
     bool can_measure(std::uint32_t i, const LayerStream& layer) const noexcept {
         return samples_[i].n_queries > 0 && layer.tokens().n_buffered() > 0;
     }
-    // Sets the planes of all layers that have tokens and queries; the others keep their even share. No layer
-    // has a block. Errors: out_of_memory; nothing is set then.
+    // Sets the planes of all layers whose queries see enough of their tokens; the others keep their even
+    // share. No layer has a block. Errors: out_of_memory; nothing is set then.
     Status choose(CacheContext* context, LayerStream* const* layers, Executor& executor) noexcept;
 
   private:

@@ -287,6 +287,24 @@ TEST_CASE("layers without queries keep an even share, and compress waits for all
     CHECK(cache->stats().n_blocks == 4);
 }
 
+TEST_CASE("queries that came before nearly all tokens choose no rates", "[rates]") {
+    auto cache = make_cache(config_of("auto:3.5"));
+    const KvSpec even = layer_spec(*cache, 0);
+    for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
+        REQUIRE(append(cache.get(), model().keys[layer], model().values[layer], 0, 8, layer).ok());
+        attend_layer(cache.get(), layer, model().some_queries(layer, 7, 1));
+        REQUIRE(append(cache.get(), model().keys[layer], model().values[layer], 8, 400, layer).ok());
+        if (layer != 1) attend_layer(cache.get(), layer, model().some_queries(layer, 400, 8));
+    }
+    REQUIRE(append(cache.get(), model().keys[0], model().values[0], 408, 1, 0).ok());
+    CHECK(layer_spec(*cache, 1) == even);
+    const KvSpec chosen[] = {layer_spec(*cache, 0), layer_spec(*cache, 2)};
+    for (const KvSpec& spec : chosen) {
+        CHECK(spec.key.rate > 1.5f);
+        CHECK(spec.value.rate > 1.5f);
+    }
+}
+
 TEST_CASE("memory that runs out while rates are chosen leaves a cache that still works", "[rates]") {
     bool finished = false;
     for (std::int64_t budget = 0; !finished; ++budget) {
