@@ -128,7 +128,10 @@ Status Cache::compress(std::uint32_t layer, Executor& caller) noexcept {
 
 Status Cache::Impl::compress(std::uint32_t layer, Executor& executor) noexcept {
     const LayerStream* stream = layers[layer];
-    if (stream == nullptr || unit_tokens(context.config, layer, stream->tokens().n_buffered()) == 0)
+    if (stream == nullptr) return {};
+    const std::uint64_t first = first_visible(context.config, layer, n_tokens(layer));
+    if (unit_tokens(context.config, layer, stream->tokens().n_buffered()) == 0 &&
+        stream->n_forgettable(first, false) == 0)
         return {};
     // A caller that compresses layer after layer of the first chunk must not decide for those to come.
     if (rates.waits() && !can_choose()) return {};

@@ -173,7 +173,8 @@ class LayerLife {
         has_query_ = true;
     }
     Status compress() {
-        if (unit_tokens(config_, layer_, n_buffered_) == 0) return {};
+        const std::uint64_t first_seen = first_visible(config_, layer_, n_tokens());
+        if (unit_tokens(config_, layer_, n_buffered_) == 0 && first_block_end() > first_seen) return {};
         if (n_open_ > 0 && n_appended_ == 0) drop_open();
         finish(false);
         forget_aside();

@@ -171,6 +171,28 @@ TEST_CASE("blocks of a prompt are as long as an eighth of a window, which leaves
     }
 }
 
+TEST_CASE("compress gives back what the last token's window has left, also where nothing fills a block",
+          "[window]") {
+    const struct { std::uint32_t window, rollback, spread; } cases[] = {{100, 0, 16}, {7, 64, 64}};
+    for (const auto& [window, rollback, spread] : cases) {
+        CacheConfig config = make_config("gear-2", source_heads, source_dim, source_dim, 1000);
+        config.windows = &window;
+        config.rollback_tokens = rollback;
+        config.spread_tokens = spread;
+        auto cache = make_cache(config);
+        // The first block ends with the first token that is behind the window and the rollback.
+        const std::size_t n = 4 + 128 + window + rollback;
+        for (std::size_t t = 0; t < n; ++t)
+            REQUIRE(append(cache.get(), source().keys, source().values, t, 1).ok());
+        CHECK(cache->stats().n_blocks == 2);
+        REQUIRE(cache->compress(0, serial_executor()).ok());
+        CHECK(cache->stats().n_blocks == 0);
+        CHECK(cache->first_token(0) == 4 + 128);
+        check_planned(*cache, n, 0);
+        CHECK(cache->truncate(n - rollback).ok());
+    }
+}
+
 TEST_CASE("the buffer of a windowed layer takes memory as its tokens come, and no more than others do",
           "[window]") {
     for (const char* spec : {"gear-4", "kivi-4:nb=64,recent=10", "f32:nb=64"}) {
