@@ -123,7 +123,8 @@ TEST_CASE("windows stay whole for rollbacks longer than a buffer, which are loss
     CHECK(make_cache(make_config("f16", n_heads, dim, dim))->first_token(1) == 0);
 }
 
-TEST_CASE("blocks of a prompt are as long as an eighth of a window, which leaves little behind", "[window][once]") {
+TEST_CASE("blocks of a prompt are as long as an eighth of a window, which leaves little behind",
+          "[window][once]") {
     for (const std::uint32_t block_tokens : {0u, 512u}) {
         constexpr std::size_t n_layers = 4, n_chunk = 512, n = 6 * n_chunk;
         const std::uint32_t windows[n_layers] = {0, 100, 512, 2048}, rollback = 16;
