@@ -1,5 +1,6 @@
 // Reference of the attention kernels: each does what kernels/kernels.hpp says, one number at a time.
 #include <math.h>
+#include <string.h>
 
 #include "level.hpp"
 #include "tables.hpp"
@@ -228,10 +229,29 @@ void fold_keys(const FoldKeys& args) {
             const size_t at = row * args.query_stride + c;
             args.folded[at] = args.query[at] * exp2_sixteenths(args.base + args.scales[c]);
             args.bias[row] += args.folded[at] * (static_cast<float>(args.zeros[c]) * unit);
-            if (args.spread == nullptr) continue;
-            const float wide = args.folded[at] *
-                               key_spread(read_nibble(args.widths, static_cast<uint32_t>(c / key_granule)));
-            args.spread[row] += wide * wide;
+        }
+    }
+}
+
+void estimate_keys(const EstimateKeys& args) {
+    const SectionLayout at = section_layout(TensorKind::key, args.dim);
+    for (size_t i = 0; i < args.n_sections; ++i) {
+        const unsigned char* side = args.sections + i * args.stride;
+        int16_t base;
+        memcpy(&base, side + at.base, sizeof(base));
+        for (size_t row = 0; row < args.n_rows; ++row) {
+            float mean = 0.0f, spread = 0.0f;
+            for (uint32_t c = 0; c < args.dim; ++c) {
+                const uint32_t width = read_nibble(side + at.widths, c / key_granule);
+                const float folded =
+                    args.query[row * args.query_stride + c] * exp2_sixteenths(base + side[at.scales + c]);
+                const float zero = static_cast<int8_t>(side[at.zeros + c]);
+                mean += folded * (zero * zero_unit(width));
+                const float wide = folded * key_spread(width);
+                spread += wide * wide;
+            }
+            args.mean[row * args.out_stride + i] += mean;
+            args.spread[row * args.out_stride + i] += spread;
         }
     }
 }
@@ -298,6 +318,7 @@ constinit const AttentionKernels attention_scalar = {
     mix_trellis,
     mix_keys,
     fold_keys,
+    estimate_keys,
     fold_weights,
     add_scaled,
     score_outliers,

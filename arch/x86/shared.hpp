@@ -7,6 +7,7 @@ namespace gearkv {
 
 void fold_halves_avx2(const FoldHalves& args);
 void fold_keys_avx2(const FoldKeys& args);
+void estimate_keys_avx2(const EstimateKeys& args);
 void fold_weights_avx2(const FoldWeights& args);
 void add_scaled_avx2(const AddScaled& args);
 void score_outliers_avx2(const ScoreOutliers& args);
@@ -31,6 +32,7 @@ namespace {
 constexpr AttentionKernels with_shared(AttentionKernels kernels) {
     kernels.fold_halves = fold_halves_avx2;
     kernels.fold_keys = fold_keys_avx2;
+    kernels.estimate_keys = estimate_keys_avx2;
     kernels.fold_weights = fold_weights_avx2;
     kernels.add_scaled = add_scaled_avx2;
     kernels.score_outliers = score_outliers_avx2;

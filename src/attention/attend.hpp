@@ -164,9 +164,10 @@ class KeyScorer {
     void skip(const Tile& tile) noexcept {
         if (has_outliers()) (void)outliers_.next_tokens(tile.n_tokens);
     }
-    // Of a trellis: for every row the mean of the scores of a section's keys and half their variance,
-    // estimated from its side information.
-    void estimate(std::uint32_t section, float* mean, float* spread) const noexcept;
+    // Of a trellis: adds for every row the mean of the scores of the keys of n sections and half their
+    // variance, estimated from their side information, to mean and spread [n_rows][stride].
+    void estimate(std::uint32_t first, std::uint32_t n, float* mean, float* spread,
+                  std::size_t stride) const noexcept;
 
   private:
     FoldKeys fold_of(std::uint32_t section, float* bias) const noexcept;
@@ -203,7 +204,9 @@ class RunScorer {
         if (latents_) latents_->score({tile.first, tile.n_tokens, tile.value, {}});
     }
     void skip(const Tile& tile) noexcept { keys_.skip(tile); }
-    void estimate(std::uint32_t section, float* mean, float* spread) const noexcept;
+    // The same of keys and latents, and not added.
+    void estimate(std::uint32_t first, std::uint32_t n, float* mean, float* spread,
+                  std::size_t stride) const noexcept;
 
   private:
     std::uint32_t n_rows_;

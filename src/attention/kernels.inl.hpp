@@ -281,6 +281,7 @@ constexpr AttentionKernels make_attention_kernels() {
         mix_trellis<L>,
         mix_keys<L>,
         fold_keys<L>,
+        estimate_keys<L>,
         fold_weights<L>,
         add_scaled<L>,
         score_outliers<L>,

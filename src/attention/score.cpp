@@ -193,22 +193,25 @@ FoldKeys KeyScorer::fold_of(std::uint32_t section, float* bias) const noexcept {
     return fold;
 }
 
-void KeyScorer::estimate(std::uint32_t section, float* mean, float* spread) const noexcept {
-    std::fill_n(spread, pass_.n_rows, 0.0f);
-    FoldKeys fold = fold_of(section, mean);
-    fold.spread = spread;
-    pass_.kernels.attention.fold_keys(fold);
+void KeyScorer::estimate(std::uint32_t first, std::uint32_t n, float* mean, float* spread,
+                         std::size_t stride) const noexcept {
+    for (std::uint32_t row = 0; row < pass_.n_rows; ++row) {
+        for (std::uint32_t i = 0; i < n; ++i)
+            mean[row * stride + i] += bias_[row];
+    }
+    pass_.kernels.attention.estimate_keys({run_.block.section(pass_.head, first),
+                                           run_.block.sizes.section_bytes, n, queries_.dim, queries_.ordered,
+                                           queries_.stride, mean, spread, stride, pass_.n_rows});
 }
 
-void RunScorer::estimate(std::uint32_t section, float* mean, float* spread) const noexcept {
-    keys_.estimate(section, mean, spread);
-    if (!latents_) return;
-    float more_mean[max_rows], more_spread[max_rows];
-    latents_->estimate(section, more_mean, more_spread);
+void RunScorer::estimate(std::uint32_t first, std::uint32_t n, float* mean, float* spread,
+                         std::size_t stride) const noexcept {
     for (std::uint32_t row = 0; row < n_rows_; ++row) {
-        mean[row] += more_mean[row];
-        spread[row] += more_spread[row];
+        std::fill_n(mean + row * stride, n, 0.0f);
+        std::fill_n(spread + row * stride, n, 0.0f);
     }
+    keys_.estimate(first, n, mean, spread, stride);
+    if (latents_) latents_->estimate(first, n, mean, spread, stride);
 }
 
 // One section of a trellis block:  sum_c (q_c S_c) level_tc + sum_c q_c (zero_c + mean_c), channels in stored

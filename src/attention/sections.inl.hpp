@@ -40,61 +40,104 @@ class ScaleReader {
     typename L::FloatTable fractions_;
 };
 
-template <class L, std::size_t n_rows, bool with_spread>
-void fold_keys_rows(const FoldKeys& args, std::size_t first_row) {
-    using Float = typename L::Float;
-    static constexpr float units[16] = {zero_unit(0), zero_unit(1), zero_unit(2), zero_unit(3),
-                                        zero_unit(4), zero_unit(5), zero_unit(6)};
-    static constexpr float spreads[16] = {key_spread(0), key_spread(1), key_spread(2), key_spread(3),
-                                          key_spread(4), key_spread(5), key_spread(6)};
+constexpr float zero_units[16] = {zero_unit(0), zero_unit(1), zero_unit(2), zero_unit(3),
+                                  zero_unit(4), zero_unit(5), zero_unit(6)};
+constexpr float key_spreads[16] = {key_spread(0), key_spread(1), key_spread(2), key_spread(3),
+                                   key_spread(4), key_spread(5), key_spread(6)};
+
+// The widths of consecutive channels, of granules of four.
+template <class L>
+class WidthReader {
+  public:
+    WidthReader() : shifts_(L::load_words(lane_shifts)) {}
+    [[gnu::always_inline]] auto read(const std::uint8_t* nibbles, std::size_t c) const {
+        std::uint16_t widths;  // of 16 channels
+        __builtin_memcpy(&widths, nibbles + c / lane_tile * 2, sizeof(widths));
+        return L::float_index(L::shift_right_by(L::broadcast_word(widths >> (c % lane_tile)), shifts_) &
+                              L::broadcast_word(15));
+    }
+
+  private:
     static constexpr std::uint32_t lane_shifts[lane_tile] = {0, 0, 0, 0, 4,  4,  4,  4,
                                                              8, 8, 8, 8, 12, 12, 12, 12};
-    const auto shifts = L::load_words(lane_shifts);
-    const typename L::FloatTable unit_table = L::load_float_table(units);
-    const typename L::FloatTable spread_table = L::load_float_table(spreads);
+    decltype(L::load_words(lane_shifts)) shifts_;
+};
+
+template <class L, std::size_t n_rows>
+void fold_keys_rows(const FoldKeys& args, std::size_t first_row) {
+    using Float = typename L::Float;
+    const WidthReader<L> widths;
+    const typename L::FloatTable units = L::load_float_table(zero_units);
     const ScaleReader<L> scales(args.base);
     const std::size_t stride = args.query_stride;
     const float* query = args.query + first_row * stride;
     float* to = args.folded + first_row * stride;
-    Float bias[n_rows], spread[n_rows];
-    unroll<n_rows>([&](auto row) GEARKV_INLINE { bias[row] = spread[row] = L::broadcast(0.0f); });
+    Float bias[n_rows];
+    unroll<n_rows>([&](auto row) GEARKV_INLINE { bias[row] = L::broadcast(0.0f); });
     for (std::size_t c = 0; c < args.dim; c += L::width) {
-        // The widths of four granules are two bytes.
-        std::uint16_t widths;
-        __builtin_memcpy(&widths, args.widths + c / lane_tile * 2, sizeof(widths));
-        const auto nibbles =
-            L::shift_right_by(L::broadcast_word(widths >> (c % lane_tile)), shifts) & L::broadcast_word(15);
-        const Float unit = L::lookup_float(unit_table, L::float_index(nibbles));
-        Float of_width = unit;
-        if constexpr (with_spread) of_width = L::lookup_float(spread_table, L::float_index(nibbles));
+        const Float unit = L::lookup_float(units, widths.read(args.widths, c));
         const Float scale = scales.read(args.scales + c), zero = L::load_signed(args.zeros + c) * unit;
         unroll<n_rows>([&](auto row) GEARKV_INLINE {
             const Float folded = L::load(query + row * stride + c) * scale;
             L::store(to + row * stride + c, folded);
             bias[row] = L::fma(folded, zero, bias[row]);
-            if constexpr (with_spread) {
-                const Float wide = folded * of_width;
-                spread[row] = L::fma(wide, wide, spread[row]);
-            }
         });
     }
-    unroll<n_rows>([&](auto row) GEARKV_INLINE {
-        args.bias[first_row + row] += L::sum(bias[row]);
-        if constexpr (with_spread) args.spread[first_row + row] += L::sum(spread[row]);
-    });
+    unroll<n_rows>([&](auto row) GEARKV_INLINE { args.bias[first_row + row] += L::sum(bias[row]); });
 }
 
 template <class L>
 void fold_keys(const FoldKeys& args) {
-    // Estimates of a few rows take as long as reading scales and widths.
-    if (args.spread != nullptr && args.n_rows == 3) return fold_keys_rows<L, 3, true>(args, 0);
-    for_rows<max_rows>(args.n_rows, [&](std::size_t row, auto n) {
-        if (args.spread != nullptr) {
-            fold_keys_rows<L, n.value, true>(args, row);
-        } else {
-            fold_keys_rows<L, n.value, false>(args, row);
+    for_rows<max_rows>(args.n_rows, [&](std::size_t row, auto n) { fold_keys_rows<L, n.value>(args, row); });
+}
+
+template <class L, std::size_t n_rows>
+void estimate_keys_rows(const EstimateKeys& args, std::size_t first_row) {
+    using Float = typename L::Float;
+    constexpr std::size_t n_ahead = 8, line = 64;
+    const SectionLayout at = section_layout(TensorKind::key, args.dim);
+    const WidthReader<L> widths;
+    const typename L::FloatTable units = L::load_float_table(zero_units);
+    const typename L::FloatTable spreads = L::load_float_table(key_spreads);
+    const float* query = args.query + first_row * args.query_stride;
+    for (std::size_t i = 0; i < args.n_sections; ++i) {
+        const unsigned char* side = args.sections + i * args.stride;
+        if (first_row == 0 && i + n_ahead < args.n_sections) {
+            for (std::size_t byte = 0; byte < args.stride; byte += line)
+                __builtin_prefetch(side + n_ahead * args.stride + byte, 0, 3);
         }
-    });
+        std::int16_t base;
+        __builtin_memcpy(&base, side + at.base, sizeof(base));
+        const ScaleReader<L> scales(base);
+        Float mean[n_rows], spread[n_rows];
+        unroll<n_rows>([&](auto row) GEARKV_INLINE { mean[row] = spread[row] = L::broadcast(0.0f); });
+        for (std::size_t c = 0; c < args.dim; c += L::width) {
+            const auto width = widths.read(side + at.widths, c);
+            const Float scale = scales.read(side + at.scales + c);
+            const Float zero = L::load_signed(reinterpret_cast<const std::int8_t*>(side + at.zeros) + c) *
+                               L::lookup_float(units, width);
+            const Float range = L::lookup_float(spreads, width);
+            unroll<n_rows>([&](auto row) GEARKV_INLINE {
+                const Float folded = L::load(query + row * args.query_stride + c) * scale;
+                mean[row] = L::fma(folded, zero, mean[row]);
+                const Float wide = folded * range;
+                spread[row] = L::fma(wide, wide, spread[row]);
+            });
+        }
+        unroll<n_rows>([&](auto row) GEARKV_INLINE {
+            const std::size_t to = (first_row + row) * args.out_stride + i;
+            args.mean[to] += L::sum(mean[row]);
+            args.spread[to] += L::sum(spread[row]);
+        });
+    }
+}
+
+template <class L>
+void estimate_keys(const EstimateKeys& args) {
+    // A few rows take as long as reading scales and widths.
+    if (args.n_rows == 3) return estimate_keys_rows<L, 3>(args, 0);
+    for_rows<max_rows>(args.n_rows,
+                       [&](std::size_t row, auto n) { estimate_keys_rows<L, n.value>(args, row); });
 }
 
 template <class L, std::size_t n_rows, bool sums_scaled>

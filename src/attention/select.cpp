@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "attention/rules.hpp"
 #include "format/trellis.hpp"
@@ -129,13 +130,18 @@ bool sees(const RowGroup& rows, std::uint32_t row, const Shown& shown) {
     return rows.first[row] < shown.start + shown.n && rows.visible[row] > shown.start;
 }
 
-// The side information of a section some way behind section t.
-void ask_ahead(const KvRun& run, std::uint32_t head, std::uint32_t t) {
-    constexpr std::uint32_t n_ahead = 8;
-    if (t + n_ahead >= tiles_of(run)) return;
-    const unsigned char* side = run.key.block.section(head, t + n_ahead);
-    for (std::uint32_t at = 0; at < run.key.block.sizes.section_bytes; at += 64)
-        __builtin_prefetch(side + at, 0, 3);
+// The sections of a run that some row may see: `first` and the n from there on.
+struct Seen {
+    std::uint32_t first, n;
+};
+Seen seen_of(const KvRun& run, std::uint64_t run_start, const RowGroup& rows, std::uint32_t n_rows) {
+    const std::uint64_t from = *std::min_element(rows.first, rows.first + n_rows),
+                        to = *std::max_element(rows.visible, rows.visible + n_rows);
+    const std::uint64_t run_end = run_start + run.n_tokens - run.n_hidden;
+    const std::uint64_t first = std::max(from, run_start), end = std::min(to, run_end);
+    if (first >= end) return {0, 0};
+    const auto tile = static_cast<std::uint32_t>((first - run_start + run.n_hidden) / tile_tokens);
+    return {tile, static_cast<std::uint32_t>(ceil_div(end - run_start + run.n_hidden, tile_tokens)) - tile};
 }
 
 // Mean and spread of the scores of all sections that a row sees, by tile; these sections are listed. Returns
@@ -160,23 +166,20 @@ std::uint32_t measure_sections(const RowPass& pass, const RowGroup& rows, const 
         } else {
             if (run.shift != shift) set_queries(pass, rows, lift, scale, run.turn, false);
             shift = run.shift;
-            const RunScorer scorer(pass, run);
-            for (std::uint32_t t = 0; t < n_tiles; ++t) {
-                ask_ahead(run, pass.head, t);
+            const Seen seen = seen_of(run, start, rows, pass.n_rows);
+            RunScorer(pass, run).estimate(seen.first, seen.n, room.mass + tile + seen.first,
+                                          room.spread + tile + seen.first, room.stride);
+            for (std::uint32_t t = seen.first; t < seen.first + seen.n; ++t) {
                 const Shown shown = shown_of(run, start, tile_at(run, t));
                 bool is_seen = false;
-                for (std::uint32_t row = 0; row < pass.n_rows; ++row)
-                    is_seen |= sees(rows, row, shown);
-                if (shown.n == 0 || !is_seen) continue;
-                float mean[max_rows], spread[max_rows];
-                scorer.estimate(t, mean, spread);
                 for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
                     constexpr float most = 0x1p101f;  // squares may be beyond floats where sums are not
-                    const std::size_t at = row * room.stride + tile + t;
-                    room.mass[at] = mean[row];
-                    room.spread[at] = sees(rows, row, shown) ? std::min(spread[row], most) : 0.0f;
+                    float& spread = room.spread[row * room.stride + tile + t];
+                    const bool is_seen_by = sees(rows, row, shown);
+                    spread = is_seen_by ? std::min(spread, most) : 0.0f;
+                    is_seen |= is_seen_by;
                 }
-                room.order[n_listed++] = tile + t;
+                if (is_seen) room.order[n_listed++] = tile + t;
             }
         }
         start += run.n_tokens - run.n_hidden;
@@ -262,17 +265,21 @@ SelectResult select_tiles(const RowPass& pass, const RowGroup& rows, const KvRun
     }
     for (std::uint32_t i = 0; i < n_listed; ++i)
         drop(chosen, room.order[i]);
-    // The last one first, then by what they have.
-    std::swap(room.order[0], room.order[n_listed - 1]);
-    std::sort(room.order + 1, room.order + n_listed, [&](std::uint32_t a, std::uint32_t b) {
-        return room.share[a] != room.share[b] ? room.share[a] > room.share[b] : a < b;
-    });
+    // The last one first, then by what they have: integers, in the order of what is left over to one.
+    auto* by_share = reinterpret_cast<std::uint64_t*>(room.spread);
+    for (std::uint32_t i = 0; i < n_listed; ++i) {
+        std::uint32_t bits;
+        std::memcpy(&bits, &room.share[room.order[i]], sizeof(bits));
+        by_share[i] = std::uint64_t{~bits} << 32 | room.order[i];
+    }
+    std::swap(by_share[0], by_share[n_listed - 1]);
+    std::sort(by_share + 1, by_share + n_listed);
     // In float: a tenth of 10 sections is 1, though .1f is more than a tenth.
     const auto n_most = static_cast<std::uint32_t>(std::ceil(rule.most_share * static_cast<float>(n_listed)));
     float least = 0.0f;
     std::uint32_t n_taken = 0;
     while (n_taken < n_listed) {
-        const std::uint32_t tile = room.order[n_taken++];
+        const auto tile = static_cast<std::uint32_t>(by_share[n_taken++]);
         take(chosen, tile);
         least = 1.0f;
         for (std::uint32_t row = 0; row < pass.n_rows; ++row) {

@@ -232,8 +232,7 @@ struct MixTrellis {
 };
 
 // The side information of a section of keys folded into queries, in stored order: with S_c and zero_c as
-// floats, folded[row][c] = query[row][c] S_c and bias[row] += sum_c folded[row][c] zero_c. With `spread`,
-// spread[row] += sum_c (folded[row][c] key_spread(width of c))^2.
+// floats, folded[row][c] = query[row][c] S_c and bias[row] += sum_c folded[row][c] zero_c.
 struct FoldKeys {
     const std::uint8_t* scales;  // [dim], readable for round_up(dim, 16), as are zeros and widths
     const std::int8_t* zeros;    // [dim]
@@ -245,7 +244,20 @@ struct FoldKeys {
     std::size_t query_stride;
     float* bias;
     std::uint32_t n_rows;
-    float* spread = nullptr;
+};
+
+// What the scores of sections of keys may be, as what lies beside their codes tells (attention/select.hpp):
+//   mean[row][i] += sum_c q_c zero_c and spread[row][i] += sum_c (q_c range_c)^2, of section i
+struct EstimateKeys {
+    const unsigned char* sections;  // of the first, those of the next `stride` bytes on
+    std::size_t stride;
+    std::uint32_t n_sections;
+    std::uint32_t dim;
+    const float* query;  // as FoldKeys::query
+    std::size_t query_stride;
+    float *mean, *spread;  // [n_rows][out_stride]
+    std::size_t out_stride;
+    std::uint32_t n_rows;
 };
 
 // Gains of the 128 tokens of a section of values: scaled[row][t] = weight[row][t] gain_t and
@@ -326,6 +338,7 @@ struct AttentionKernels {
     // Slices are not left out, as far as weights are 0 they count for nothing.
     void (*mix_keys)(const MixTrellis& args);
     void (*fold_keys)(const FoldKeys& args);
+    void (*estimate_keys)(const EstimateKeys& args);
     void (*fold_weights)(const FoldWeights& args);
     void (*add_scaled)(const AddScaled& args);
 

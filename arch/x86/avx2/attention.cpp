@@ -12,6 +12,9 @@ void fold_halves_avx2(const FoldHalves& args) {
 void fold_keys_avx2(const FoldKeys& args) {
     fold_keys<Lanes>(args);
 }
+void estimate_keys_avx2(const EstimateKeys& args) {
+    estimate_keys<Lanes>(args);
+}
 void fold_weights_avx2(const FoldWeights& args) {
     fold_weights<Lanes>(args);
 }
