@@ -95,13 +95,16 @@ class StrangeExecutor final : public Executor {
 constexpr float largest = std::numeric_limits<float>::max();
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
-// Queries of n tokens of a layer with any rules, extreme ones among them.
+// Queries of n tokens of a layer with any rules, extreme ones among them; of latents [key, latent] side by
+// side.
 class Asked {
   public:
     Asked() = default;
     Asked(Asked&&) = default;  // what the queries point to stays where it is
     Asked& operator=(Asked&&) = default;
-    Asked(Choices& choices, const LayerDims& dims, std::uint64_t n) {
+    Asked(Choices& choices, const LayerDims& dims, bool latent, std::uint64_t n)
+        : n_before_latent_(latent ? dims.key_dim : 0) {
+        const std::uint32_t width = dims.key_dim + (latent ? dims.value_dim : 0);
         const auto extreme = [&](float usual) {
             constexpr float numbers[] = {0.0f, 1e-44f, 1e-30f, 1e20f, -1e30f, 1e37f, largest, -largest};
             return choices.one_in(6) ? choices.of(numbers) : usual;
@@ -110,8 +113,8 @@ class Asked {
         queries.n_queries = 1 + choices.below(choices.one_in(4) ? 20 : 2);
         queries.causal = !choices.one_in(4);
         if (queries.causal) queries.n_queries = std::min(queries.n_queries, static_cast<std::uint32_t>(n));
-        queries.head_stride = dims.key_dim;
-        queries.query_stride = std::size_t{queries.n_heads} * dims.key_dim;
+        queries.head_stride = width;
+        queries.query_stride = std::size_t{queries.n_heads} * width;
         data_.resize(queries.n_queries * queries.query_stride);
         const float factor = extreme(1.0f);
         for (float& x : data_)
@@ -122,8 +125,9 @@ class Asked {
             if (type == ElementType::bf16) x = std::clamp(x, -largest_bfloat, largest_bfloat);
         }
         data_ = testing::rounded(std::move(data_), type);
-        laid_ = testing::Laid(data_, queries.n_heads, dims.key_dim, type, choices.of(testing::all_orders));
+        laid_ = testing::Laid(data_, queries.n_heads, width, type, choices.of(testing::all_orders));
         queries.data = data_.data();
+        if (latent) queries.latents = data_.data() + n_before_latent_;
         queries.scale = extreme(0.2f);
         if (queries.scale == 0.0f) queries.scale = 1.0f;
         if (choices.one_in(4)) queries.soft_cap = std::fabs(extreme(3.0f));
@@ -151,7 +155,13 @@ class Asked {
     }
 
     // The same numbers in another layout.
-    Queries laid() const { return laid_.queries(queries); }
+    Queries laid() const {
+        Queries other = laid_.queries(queries);
+        if (queries.latents != nullptr)
+            other.latents =
+                laid_.bytes.data() + n_before_latent_ * other.channel_stride * testing::bytes_of(other.type);
+        return other;
+    }
 
     Queries queries;
 
@@ -180,6 +190,7 @@ class Asked {
     }
 
     testing::Laid laid_;
+    std::size_t n_before_latent_ = 0;  // channels of a query
     std::vector<float> data_, slopes_, sinks_, mask_;
     std::vector<TokenRange> ranges_;
     std::vector<std::size_t> range_ends_;

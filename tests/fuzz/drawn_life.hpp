@@ -27,6 +27,16 @@ constexpr const char* specs[] = {"f16",
                                  "k=gear-4;v=kivi-4:nb=128",
                                  "k=f16;v=q8",
                                  "gear-2;edge-1=q8"};
+constexpr const char* latent_specs[] = {"f32",
+                                        "f16",
+                                        "gear-4",
+                                        "gear-1",
+                                        "gear-3:recent=33,sinks=7",
+                                        "trellis-2",
+                                        "k=f16;v=gear-2",
+                                        "k=gear-3;v=f16",
+                                        "k=kivi-4:nb=128;v=gear-3",
+                                        "gear-2;edge-1=gear-4"};
 
 // All of it comes from the choices, which go on with the life.
 class DrawnLife {
@@ -87,6 +97,11 @@ class DrawnLife {
         }
         Choices aside = choices_.aside();
         if (aside.one_in(5)) config_.soft_bytes = 5000 + aside.below(aside.one_in(2) ? 100000 : 2000000);
+        if (aside.one_in(6)) {
+            config_.latent = true;
+            spec_ = aside.of(latent_specs);
+            (void)parse_spec(spec_.c_str(), &config_.spec).ok();
+        }
         if (std::getenv("GEARKV_LEVEL") == nullptr) {
             constexpr Level levels[] = {Level::scalar, Level::avx2, Level::avxvnni,
                                         Level::avx512, Level::neon, Level::dotprod};

@@ -408,7 +408,7 @@ class Life : DrawnLife {
     void attend(std::uint32_t layer) {
         const std::uint64_t n = layers_[layer].tokens.size();
         if (n == 0) return;
-        const Asked asked(choices_, dims_[layer], n);
+        const Asked asked(choices_, dims_[layer], config_.latent, n);
         const Queries& queries = asked.queries;
         const std::size_t room = asked.n_floats(dims_[layer]);
         std::vector<float> outs[2];
@@ -457,7 +457,7 @@ class Life : DrawnLife {
         bool lacks = false;
         for (std::size_t i = 0; i < n_requests; ++i) {
             if (i > 1) EXPECT(cache_->fork(&forks[i]).ok(), "no fork");
-            if (i != 1) asked[i] = Asked(choices_, dims_[layer], n);
+            if (i != 1) asked[i] = Asked(choices_, dims_[layer], config_.latent, n);
             const Asked& one = asked[i == 1 ? 0 : i];
             lacks |= sees_forgotten(layer, one.queries);
             outs[i].assign(one.n_floats(dims_[layer]), NAN);
@@ -504,10 +504,10 @@ class Life : DrawnLife {
         const PlainLayer& held = layers_[layer];
         const Largest hidden = largest_of(held.gone, held.largest(gap, gap_end - gap));
         // Other formats have no sections, and read everything whatever the mass.
-        const bool is_trellis = spec_.find("gear-1") == 0 || spec_.find("gear-2") == 0 ||
-                                spec_.find("gear-3") == 0 || spec_.find("gear-4") == 0 ||
-                                spec_.find("auto") == 0 || spec_.find("trellis") == 0 ||
-                                spec_.find("k=gear-4") == 0;
+        const bool is_trellis =
+            (config_.latent && spec_ != "f32" && spec_ != "f16") || spec_.find("gear-1") == 0 ||
+            spec_.find("gear-2") == 0 || spec_.find("gear-3") == 0 || spec_.find("gear-4") == 0 ||
+            spec_.find("auto") == 0 || spec_.find("trellis") == 0 || spec_.find("k=gear-4") == 0;
         const bool is_partial = is_trellis && (queries.mass < 1.0f || queries.most_share < 1.0f);
         const PlainAttention plain = {dims_[layer], seen,    keys,   values, n,
                                       gap,          gap_end, noise_, hidden, is_partial};

@@ -77,8 +77,10 @@ struct PlainAttention {
     // out [value_dim] in double; *margin is how far off each entry may be.
     void attend(std::uint32_t query, std::uint32_t head, std::vector<double>* out, double* margin) const {
         const std::uint32_t kv_head = head / (queries.n_heads / dims.n_kv_heads);
-        const float* q = static_cast<const float*>(queries.data) + query * queries.query_stride +
-                         head * queries.head_stride;
+        const std::size_t at = query * queries.query_stride + head * queries.head_stride;
+        const float* q = static_cast<const float*>(queries.data) + at;
+        const float* latent =
+            queries.latents == nullptr ? nullptr : static_cast<const float*>(queries.latents) + at;
         const std::uint64_t end = queries.causal ? n_tokens - (queries.n_queries - 1 - query) : n_tokens;
         const std::uint64_t first = queries.window > 0 && end > queries.window ? end - queries.window : 0;
         const bool has_sink = queries.sinks != nullptr && std::isfinite(queries.sinks[head]);
@@ -86,6 +88,9 @@ struct PlainAttention {
         double largest_query = 0.0, largest_key = hidden.key, largest_rule = 0.0, low = 0.0, high = 0.0;
         for (std::uint32_t c = 0; c < dims.key_dim; ++c)
             largest_query = std::max(largest_query, std::fabs(static_cast<double>(q[c])));
+        if (latent != nullptr) largest_key = std::max(largest_key, hidden.value);
+        for (std::uint32_t c = 0; latent != nullptr && c < dims.value_dim; ++c)
+            largest_query = std::max(largest_query, std::fabs(static_cast<double>(latent[c])));
         std::vector<double> scores(end, -HUGE_VAL);
         double largest_hidden = hidden.value;
         for (std::uint64_t t = 0; t < n_tokens; ++t) {
@@ -96,6 +101,10 @@ struct PlainAttention {
             for (std::uint32_t c = 0; c < dims.key_dim; ++c) {
                 score += static_cast<double>(q[c]) * static_cast<double>(k[c]);
                 largest_key = std::max(largest_key, std::fabs(static_cast<double>(k[c])));
+            }
+            for (std::uint32_t c = 0; latent != nullptr && c < dims.value_dim; ++c) {
+                score += static_cast<double>(latent[c]) * static_cast<double>(v[c]);
+                largest_key = std::max(largest_key, std::fabs(static_cast<double>(v[c])));
             }
             const bool is_seen = t >= first && t < end && is_listed(kv_head, t);
             const double ruled =
@@ -129,8 +138,9 @@ struct PlainAttention {
             x /= sum;
         // Scores that are off by so much change no weight by more than this factor, and no output by more
         // than the values reach.
-        double off = noise * largest_query * largest_key * dims.key_dim *
-                     std::fabs(static_cast<double>(queries.scale));
+        const std::uint32_t n_scored = dims.key_dim + (latent == nullptr ? 0 : dims.value_dim);
+        double off =
+            noise * largest_query * largest_key * n_scored * std::fabs(static_cast<double>(queries.scale));
         off = std::min(off, 1e300) + 0x1p-19 * (largest_rule + std::min(std::fabs(most), 1e300));
         // What is left out of the sections is no more than they weigh.
         const double reach = is_partial ? 1.0 : std::min(std::expm1(std::min(2.0 * off, 10.0)), 1.0);
