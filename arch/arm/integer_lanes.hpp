@@ -16,6 +16,7 @@ struct NeonIntegerLanes {
     template <CodeKind>
     static constexpr bool has_columns = false;
     static constexpr int bytes_offset = 0;
+    static constexpr void (*arrange_bytes)(CodeBlock*, std::size_t) = nullptr;
     using Floats = float32x4_t;
     using Words = uint32x4_t;
     struct Codes {

@@ -245,7 +245,7 @@ constexpr void set(IntegerKernels& kernels) {
 }
 
 constexpr IntegerKernels make_kernels() {
-    IntegerKernels kernels = {Level::scalar, {}, round};
+    IntegerKernels kernels = {Level::scalar, {}, round, {}};
     set<WeightType::q4_0, parts_q4_0, 32, false>(kernels);
     set<WeightType::q4_1, parts_q4_1, 32, true>(kernels);
     set<WeightType::q5_0, parts_q5_0, 32, false>(kernels);

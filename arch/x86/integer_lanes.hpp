@@ -233,6 +233,7 @@ template <class Self>
 struct VnniIntegerLanes : WideIntegerLanes<Self> {
     using Base = WideIntegerLanes<Self>;
     static constexpr int bytes_offset = 128;
+    static constexpr void (*arrange_bytes)(CodeBlock*, std::size_t) = nullptr;
     template <CodeKind>
     static constexpr bool has_columns = true;
 

@@ -124,6 +124,9 @@ int main(int argc, char** argv) {
                     run.integer = cases.size();
                     cases.push_back({[&, type, n_tokens] {
                         integer.round(codes.data(), x.data(), n_tokens * n_cols / code_block);
+                        if (integer.arrange[type] != nullptr) {
+                            integer.arrange[type](codes.data(), n_tokens * n_cols / code_block);
+                        }
                         for_rows(executor, m, [&](std::size_t first, std::size_t n) {
                             IntegerArgs args;
                             args.y = y.data() + first;

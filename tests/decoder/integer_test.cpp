@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "decoder/network/product.hpp"
 #include "kernels/guarded_array.hpp"
 #include "support/blocks.hpp"
 #include "support/catch.hpp"
@@ -87,8 +88,13 @@ IntegerArgs make_args(const TensorType& type, const Shape& shape, const std::uin
     return args;
 }
 
+void arrange(const IntegerKernels& by, const TensorType& type, CodeBlock* x, std::size_t n) {
+    if (const auto run = by.arrange[static_cast<std::size_t>(type.type)]) run(x, n);
+}
+
 std::vector<float> multiply(const IntegerKernels& by, const TensorType& type, const Shape& shape,
-                            const Bytes& w, const std::vector<CodeBlock>& x) {
+                            const Bytes& w, std::vector<CodeBlock> x) {
+    arrange(by, type, x.data(), x.size());
     std::vector<float> y(shape.n_rows * shape.n_tokens, NAN);
     by.multiply[static_cast<std::size_t>(type.type)](make_args(type, shape, w.data(), x.data(), y.data()));
     return y;
@@ -260,6 +266,7 @@ TEST_CASE("weights of any alignment are read and nothing beside the arrays is to
                 // Blocks are aligned.
                 GuardedArray<CodeBlock> guarded_x(x.size(), place == Place::odd ? Place::at_start : place);
                 kernels().round(guarded_x.data(), guarded_floats.data(), x.size());
+                arrange(kernels(), type, guarded_x.data(), x.size());
                 kernels().multiply[static_cast<std::size_t>(type.type)](
                     make_args(type, shape, guarded_w.data(), guarded_x.data(), y.data()));
                 CHECK(std::memcmp(y.data(), expected.data(), expected.size() * sizeof(float)) == 0);
@@ -275,8 +282,9 @@ TEST_CASE("a result has the same bits whatever is computed beside it, and is add
         CAPTURE(type.name);
         const Shape shape = {19, 2 * type.block, 11};
         const Bytes w = random_blocks(type.type, shape.n_rows * shape.n_cols, 13);
-        const auto x = round(kernels(), random_floats(shape.n_tokens * shape.n_cols, 14));
+        auto x = round(kernels(), random_floats(shape.n_tokens * shape.n_cols, 14));
         const std::vector<float> together = multiply(kernels(), type, shape, w, x);
+        arrange(kernels(), type, x.data(), x.size());
         std::vector<float> sum = random_floats(together.size(), 15), expected(sum);
         IntegerArgs args = make_args(type, shape, w.data(), x.data(), sum.data());
         args.accumulate = true;
@@ -294,5 +302,30 @@ TEST_CASE("a result has the same bits whatever is computed beside it, and is add
             }
         }
         CHECK(is_same(sum, expected));
+    }
+}
+
+TEST_CASE("neighbouring products of one vector have their own bits whatever their types", "[products]") {
+    constexpr WeightType types[] = {WeightType::q4_0,   WeightType::q8_0, WeightType::q8_0,
+                                    WeightType::iq4_nl, WeightType::q5_1, WeightType::q8_0};
+    constexpr std::size_t n = std::size(types), n_rows = 9, n_cols = 96;
+    ProductEngine engine(*find_linear_kernels(Level::automatic), &kernels(), 8 * n_cols, serial_executor());
+    for (const std::size_t n_tokens : {1, 8}) {
+        const std::vector<float> x = random_floats(n_tokens * n_cols, 16);
+        std::vector<Bytes> blocks;
+        std::vector<Weight> weights(n);
+        std::vector<Product> products(n);
+        std::vector<std::vector<float>> y(n, std::vector<float>(n_tokens * n_rows, NAN));
+        for (std::size_t i = 0; i < n; i++) {
+            blocks.push_back(random_blocks(types[i], n_rows * n_cols, static_cast<unsigned>(i)));
+            weights[i] = {blocks[i].data(), types[i], n_rows, n_cols, blocks[i].size() / n_rows};
+            products[i] = {&weights[i], x.data(), y[i].data(), false};
+        }
+        engine.multiply(products.data(), n, n_tokens);
+        for (std::size_t i = 0; i < n; i++) {
+            CAPTURE(i, n_tokens);
+            CHECK(is_same(y[i], multiply(integer_scalar, tensor_type(types[i]), {n_rows, n_cols, n_tokens},
+                                         blocks[i], round(integer_scalar, x))));
+        }
     }
 }

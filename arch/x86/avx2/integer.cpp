@@ -5,17 +5,25 @@ namespace {
 
 struct IntegerLanes : WideIntegerLanes<IntegerLanes> {
     static constexpr int bytes_offset = 0;
-    // Signed codes leave no room for sums in shorts.
-    template <CodeKind kind>
-    static constexpr bool has_columns = kind != CodeKind::bytes;
+    template <CodeKind>
+    static constexpr bool has_columns = true;
     // Pairs of products with codes below 64 reach 2 * 63 * 127 = 16002.
     static __m256i multiply_codes(__m256i codes, __m256i high, __m256i low) {
         return add_planes(_mm256_maddubs_epi16(codes, high), _mm256_maddubs_epi16(codes, low));
     }
-    // Those of signed codes 2 * 128 * 127 = 32512; unsigned ones would saturate.
-    static __m256i multiply_bytes(__m256i codes, __m256i high, __m256i low) {
-        const __m256i magnitudes = _mm256_abs_epi8(codes);
-        return multiply_codes(magnitudes, _mm256_sign_epi8(high, codes), _mm256_sign_epi8(low, codes));
+    // Signed codes leave no room for sums in shorts, so that they meet whole codes: shorts, the even entries
+    // first.
+    static __m256i multiply_bytes(__m256i codes, __m256i even, __m256i odd) {
+        return multiply_shorts(even_bytes(codes), even, odd_bytes(codes), odd);
+    }
+    static void arrange_bytes(CodeBlock* blocks, std::size_t n_blocks) {
+        for (CodeBlock* block = blocks; block < blocks + n_blocks; ++block) {
+            const __m256i high = load_codes(block->high), low = load_codes(block->low);
+            const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(high, 8), 1),
+                          odd = _mm256_srai_epi16(high & _mm256_set1_epi16(-256), 1);
+            store_codes(block->high, _mm256_add_epi16(even, even_bytes(low)));
+            store_codes(block->low, _mm256_add_epi16(odd, odd_bytes(low)));
+        }
     }
 
     template <CodeKind>
@@ -28,6 +36,10 @@ struct IntegerLanes : WideIntegerLanes<IntegerLanes> {
     [[gnu::always_inline]] static void column_products(__m256i (&sums)[n_tokens][n],
                                                        const __m256i (&columns)[n_rows], const CodeBlock* x,
                                                        std::size_t x_stride) {
+        if constexpr (kind == CodeKind::bytes) {
+            byte_columns(sums, columns, x, x_stride);
+            return;
+        }
         constexpr std::size_t n_words = 8 / n;
         constexpr std::size_t n_high = kind == CodeKind::six_bits ? 2 : 4;  // words whose products fit
         constexpr std::size_t n_low = 2 * n_high < n_words ? 2 * n_high : n_words;
@@ -47,6 +59,27 @@ struct IntegerLanes : WideIntegerLanes<IntegerLanes> {
     }
 
   private:
+    static __m256i even_bytes(__m256i a) { return _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8); }
+    static __m256i odd_bytes(__m256i a) { return _mm256_srai_epi16(a, 8); }
+    static __m256i multiply_shorts(__m256i even, __m256i even_x, __m256i odd, __m256i odd_x) {
+        return _mm256_add_epi32(_mm256_madd_epi16(even, even_x), _mm256_madd_epi16(odd, odd_x));
+    }
+    static void store_codes(void* x, __m256i a) { _mm256_storeu_si256(static_cast<__m256i*>(x), a); }
+
+    template <std::size_t n_tokens>
+    [[gnu::always_inline]] static void byte_columns(__m256i (&sums)[n_tokens][1],
+                                                    const __m256i (&columns)[n_rows], const CodeBlock* x,
+                                                    std::size_t x_stride) {
+        unroll<8>([&](auto word) GEARKV_INLINE {
+            const __m256i even = even_bytes(columns[word]), odd = odd_bytes(columns[word]);
+            unroll<n_tokens>([&](auto t) GEARKV_INLINE {
+                const CodeBlock& block = x[t * x_stride];
+                const __m256i products =
+                    multiply_shorts(even, word_of(block.high, word), odd, word_of(block.low, word));
+                sums[t][0] = word == 0 ? products : _mm256_add_epi32(sums[t][0], products);
+            });
+        });
+    }
     // Adds products of word j in shorts, and after every n words the shorts, times `factor`, to the sum, or
     // begins it.
     template <std::size_t j, std::size_t n, bool begins>

@@ -41,8 +41,8 @@ struct IntegerArgs {
     std::size_t y_stride = 0;         // floats from one vector's results to the next
     const std::uint8_t* w = nullptr;  // row 0, of any alignment
     std::size_t row_bytes = 0;
-    const CodeBlock* x = nullptr;
-    std::size_t x_stride = 0;  // blocks from one vector to the next
+    const CodeBlock* x = nullptr;  // arranged as the type wants them
+    std::size_t x_stride = 0;      // blocks from one vector to the next
     std::size_t n_rows = 0;
     std::size_t n_cols = 0;    // whole blocks of the type
     std::size_t n_tokens = 0;  // vectors
@@ -56,6 +56,9 @@ struct IntegerKernels {
     void (*multiply[n_weight_types])(const IntegerArgs& args);
     // Rounds n_blocks blocks of x, half to even. A block whose largest magnitude is below 2^-112 becomes 0.
     void (*round)(CodeBlock* out, const float* x, std::size_t n_blocks);
+    // What codes go through after that, in place, for products with weights of a type: an order of the
+    // level's own. Null where they stay as they are.
+    void (*arrange[n_weight_types])(CodeBlock* blocks, std::size_t n_blocks) = {};
 };
 
 // The tables, one per level of the build, filled in arch/.

@@ -24,6 +24,8 @@
 //                                      sum_c codes[r][c] (128 x.high[c] + x.low[c]), of all 32 or of the
 //                                      halves
 //   bytes_offset                       of CodeKind::bytes: products() has it added to every code
+//   arrange_bytes(CodeBlock*, n)       what blocks go through before products() and column_products() get
+//                                      them for CodeKind::bytes, or null
 //   has_columns<kind>                  whether several vectors are better met with codes turned round:
 //     to_columns<kind>(Codes (&codes)[n_rows])    word j of all rows in columns j, ready for
 //     column_products<kind>(sums[n_tokens], columns, x, x_stride)    the sums of products() with vectors that
@@ -294,8 +296,11 @@ void round_codes(CodeBlock* out, const float* x, std::size_t n_blocks) {
 
 template <class L, class... Types>
 constexpr IntegerKernels fill_kernels(Level level) {
-    IntegerKernels kernels = {level, {}, round_codes<L>};
+    IntegerKernels kernels = {level, {}, round_codes<L>, {}};
     ((kernels.multiply[static_cast<std::size_t>(Types::type)] = multiply_codes<L, Types>), ...);
+    ((kernels.arrange[static_cast<std::size_t>(Types::type)] =
+          Types::kind == CodeKind::bytes ? L::arrange_bytes : nullptr),
+     ...);
     return kernels;
 }
 

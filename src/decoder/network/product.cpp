@@ -74,7 +74,9 @@ std::size_t ProductEngine::count_tasks(const Weight& w, std::size_t n_tokens) co
 void ProductEngine::multiply(const Product* products, std::size_t n_products, std::size_t n_tokens) noexcept {
     while (n_products > 0) {
         std::size_t n = 1;
-        while (n < n_products && products[n].x == products->x && products[n].w->n_cols == products->w->n_cols)
+        while (n < n_products && products[n].x == products->x &&
+               products[n].w->n_cols == products->w->n_cols &&
+               arrangement(*products[n].w) == arrangement(*products->w))
             n++;
         multiply_shared(products, n, n_tokens);
         products += n;
@@ -82,7 +84,7 @@ void ProductEngine::multiply(const Product* products, std::size_t n_products, st
     }
 }
 
-// Products of the same vectors.
+// Products of the same vectors, arranged alike.
 void ProductEngine::multiply_shared(const Product* products, std::size_t n_products,
                                     std::size_t n_tokens) noexcept {
     std::size_t n_tasks = 0;
@@ -91,7 +93,9 @@ void ProductEngine::multiply_shared(const Product* products, std::size_t n_produ
         n_tasks += count_tasks(*products[i].w, n_tokens);
         any_codes |= in_integers(*products[i].w);
     }
-    if (any_codes) round_vectors(products->x, products->w->n_cols, n_tokens);
+    if (any_codes) {
+        round_vectors(products->x, products->w->n_cols, n_tokens, arrangement(*products->w));
+    }
     parallel_for(executor_, n_tasks, [&](std::size_t task) {
         const Product* product = products;
         for (std::size_t n; task >= (n = count_tasks(*product->w, n_tokens)); product++) {
@@ -108,12 +112,19 @@ void ProductEngine::multiply_shared(const Product* products, std::size_t n_produ
     });
 }
 
-void ProductEngine::round_vectors(const float* x, std::size_t n_cols, std::size_t n_tokens) noexcept {
+ProductEngine::Arrange ProductEngine::arrangement(const Weight& w) const noexcept {
+    return integer_ == nullptr ? nullptr : integer_->arrange[static_cast<std::size_t>(w.type)];
+}
+
+void ProductEngine::round_vectors(const float* x, std::size_t n_cols, std::size_t n_tokens,
+                                  Arrange arrange) noexcept {
     constexpr std::size_t tokens_per_task = 8;
     const std::size_t n_blocks = n_cols / code_block;
     parallel_for(executor_, (n_tokens + tokens_per_task - 1) / tokens_per_task, [&](std::size_t task) {
         const std::size_t first = task * tokens_per_task, n = std::min(tokens_per_task, n_tokens - first);
-        integer_->round(codes_.get() + first * n_blocks, x + first * n_cols, n * n_blocks);
+        CodeBlock* codes = codes_.get() + first * n_blocks;
+        integer_->round(codes, x + first * n_cols, n * n_blocks);
+        if (arrange != nullptr) arrange(codes, n * n_blocks);
     });
 }
 

@@ -50,7 +50,9 @@ class ProductEngine {
     bool in_integers(const Weight& w) const noexcept;
     std::size_t rows_per_task(const Weight& w, std::size_t n_tokens) const noexcept;
     std::size_t count_tasks(const Weight& w, std::size_t n_tokens) const noexcept;
-    void round_vectors(const float* x, std::size_t n_cols, std::size_t n_tokens) noexcept;
+    using Arrange = void (*)(CodeBlock* blocks, std::size_t n_blocks);
+    Arrange arrangement(const Weight& w) const noexcept;
+    void round_vectors(const float* x, std::size_t n_cols, std::size_t n_tokens, Arrange arrange) noexcept;
     void multiply_shared(const Product* products, std::size_t n_products, std::size_t n_tokens) noexcept;
     void multiply_codes(const Product& product, std::size_t first_row, std::size_t n_rows,
                         std::size_t n_tokens) noexcept;
