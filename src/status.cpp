@@ -31,6 +31,8 @@ const char* code_name(Code code) noexcept {
             return "unknown_level";
         case Code::unavailable_level:
             return "unavailable_level";
+        case Code::unavailable_spec:
+            return "unavailable_spec";
         case Code::bad_block:
             return "bad_block";
         case Code::not_a_state:

@@ -30,20 +30,20 @@ void scale_avx2(float* x, float alpha, std::size_t n);
 namespace {
 
 constexpr AttentionKernels with_shared(AttentionKernels kernels) {
-    kernels.fold_halves = fold_halves_avx2;
+    kernels.fold_halves = of_codes<fold_halves_avx2>;
     kernels.fold_keys = fold_keys_avx2;
     kernels.estimate_keys = estimate_keys_avx2;
     kernels.fold_weights = fold_weights_avx2;
     kernels.add_scaled = add_scaled_avx2;
-    kernels.score_outliers = score_outliers_avx2;
-    kernels.mix_outliers = mix_outliers_avx2;
+    kernels.score_outliers = of_codes<score_outliers_avx2>;
+    kernels.mix_outliers = of_codes<mix_outliers_avx2>;
     kernels.score_half = score_half_avx2;
     kernels.score_float = score_float_avx2;
     kernels.mix_half = mix_half_avx2;
     kernels.mix_float = mix_float_avx2;
     kernels.add_half = add_half_avx2;
     kernels.dot_half = dot_half_avx2;
-    kernels.scale_half = scale_half_avx2;
+    kernels.scale_half = of_codes<scale_half_avx2>;
     kernels.softmax_tile = softmax_tile_avx2;
     kernels.soft_cap = soft_cap_avx2;
     kernels.scale = scale_avx2;

@@ -101,7 +101,7 @@ struct BlockBytes {
     }
 };
 
-// Exact size of the block these arguments produce. Errors: bad_spec, wrong_size.
+// Exact size of the block these arguments produce. Errors: bad_spec, unavailable_spec, wrong_size.
 Status block_bytes(const BlockShape& shape, const BlockOptions& options, BlockBytes* out) noexcept;
 
 // Compresses (paper section 3, algorithm 1: outliers, backbone, residual, low rank). Reads rows, writes
@@ -114,10 +114,12 @@ Status compress_block(void* block, std::size_t n_bytes, const Rows& rows, const 
                       const Allocator& allocator = default_allocator()) noexcept;
 
 // Writes the reconstruction as [n_tokens, n_heads, dim] float, contiguous. The block may come from anywhere:
-// it is checked before it is read. Errors: invalid_argument, bad_block, wrong_size (n_floats too small).
+// it is checked before it is read. Errors: invalid_argument, bad_block, unavailable_spec, wrong_size
+// (n_floats too small).
 Status decompress_block(float* out, std::size_t n_floats, const void* block, std::size_t n_bytes) noexcept;
 
-// Shape, spec and bytes by part of a block, checked as in decompress_block. Errors: bad_block.
+// Shape, spec and bytes by part of a block, checked as in decompress_block. Errors: bad_block,
+// unavailable_spec.
 Status inspect_block(const void* block, std::size_t n_bytes, BlockShape* shape, TensorSpec* spec,
                      BlockBytes* bytes) noexcept;
 

@@ -118,8 +118,8 @@ struct KvSpec {
     friend bool operator!=(const KvSpec& a, const KvSpec& b) noexcept { return !(a == b); }
 };
 
-// Reads a SPEC. Errors: bad_spec; the message quotes the place with a caret position and lists what is known
-// there; *out is untouched then. invalid_argument for null arguments.
+// Reads a SPEC. Errors: unavailable_spec; bad_spec; the message quotes the place with a caret position and
+// lists what is known there; *out is untouched then. invalid_argument for null arguments.
 Status parse_spec(const char* text, KvSpec* out) noexcept;
 
 // Room for the canonical text of every valid spec, with the zero at its end. With one rule for layers it
@@ -130,8 +130,8 @@ inline constexpr std::size_t max_spec_chars = 256;
 // n_chars (max_spec_chars always suffice), bad_spec when the spec is not valid.
 Status format_spec(const KvSpec& spec, char* text, std::size_t n_chars) noexcept;
 
-// Errors: bad_spec, naming the field, its value and what is allowed; also for what needs more than
-// max_spec_chars.
+// Errors: unavailable_spec (a build with specs=trellis has neither kivi nor kcvt nor token); bad_spec, naming
+// the field, its value and what is allowed; also for what needs more than max_spec_chars.
 Status validate_spec(const KvSpec& spec) noexcept;
 
 }  // namespace gearkv

@@ -96,6 +96,7 @@ typedef GEARKV_ENUM(gearkv_code){
     GEARKV_READ_FAILED = 26,       /* the caller's function did not give them */
     GEARKV_OTHER_ROPE = 27,        /* keys of a layer have moved by another rotary embedding */
     GEARKV_NO_KEYS = 28,           /* a layer that has no keys of its own */
+    GEARKV_UNAVAILABLE_SPEC = 29,  /* a SPEC, or a block or state of it, that this build leaves out */
     /* Of gearkv-decoder. */
     GEARKV_DECODER_ERROR = 1000,     /* without a number here */
     GEARKV_NOT_A_MODEL = 1001,       /* the file does not start with the GGUF magic */
@@ -233,8 +234,8 @@ void gearkv_crew_release(gearkv_crew* crew, uint64_t ticket);
 /* Room for every canonical SPEC with its zero. */
 #define GEARKV_SPEC_SIZE 256
 /* Checks a SPEC (grammar: config.hpp; "gear-4", "gear-2", "f16", "auto:3" ...) and writes its canonical form
- * to text, which may be null. Errors: bad_spec, with the place and what is known there; wrong_size (n_chars
- * too few). */
+ * to text, which may be null. Errors: unavailable_spec (a format that this build leaves out); bad_spec, with
+ * the place and what is known there; wrong_size (n_chars too few). */
 gearkv_code gearkv_format_spec(const char* spec, char* text, size_t n_chars, gearkv_error* error);
 
 /* ---- A cache ---- */

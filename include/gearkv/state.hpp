@@ -119,8 +119,8 @@ struct LoadOptions {
 // io_error, not_a_state, other_byte_order, bad_version, truncated, damaged, corrupt_state, bad_block,
 // other_codec, other_model, capacity_exceeded (more tokens than max_tokens), forgotten (a window of `config`,
 // or none, wants what a smaller one of the saved cache left behind), wrong_size (no room for the extra
-// bytes). *out and *n_extra are untouched then. The file may come from anybody: memory is taken for what
-// came, or what `config` allows, never for what a number in it says.
+// bytes), unavailable_spec. *out and *n_extra are untouched then. The file may come from anybody: memory is
+// taken for what came, or what `config` allows, never for what a number in it says.
 Status load_state(const char* path, const CacheConfig& config, const LoadOptions& options, Executor& executor,
                   std::unique_ptr<Cache>* out, std::size_t* n_extra = nullptr) noexcept;
 
@@ -151,8 +151,8 @@ struct StateInfo {
 };
 
 // Checks header and table and reads no more than these and the layers' counts. Errors: invalid_argument,
-// io_error, not_a_state, other_byte_order, bad_version, truncated, damaged, corrupt_state, out_of_memory;
-// *out is untouched then.
+// io_error, not_a_state, other_byte_order, bad_version, truncated, damaged, corrupt_state, unavailable_spec,
+// out_of_memory; *out is untouched then.
 Status inspect_state(const char* path, StateInfo* out) noexcept;
 
 // Checks every byte as load_state does, and makes no cache. Errors: those of load_state and inspect_state.

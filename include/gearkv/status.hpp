@@ -20,6 +20,7 @@ enum class Code : std::uint8_t {
     forgotten,          // tokens that are asked for, or that a window shows, were given back
     unknown_level,      // a level name that does not exist
     unavailable_level,  // a level this machine or build cannot run
+    unavailable_spec,   // a SPEC, or a block or state of it, that this build leaves out
     bad_block,          // bytes that are not a block of this format
     not_a_state,        // the file does not start with the magic of a saved cache
     other_byte_order,   // a file of a machine with another byte order

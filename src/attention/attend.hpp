@@ -9,6 +9,7 @@
 
 #include "attention/rope.hpp"
 #include "format/block.hpp"
+#include "format/built.hpp"
 #include "gearkv/codec.hpp"
 #include "kernels/kernels.hpp"
 
@@ -179,7 +180,7 @@ class KeyScorer {
     void order_query() noexcept;
     void add_low_rank(const Tile& tile) noexcept;
     bool has_outliers() const noexcept {
-        return run_.block.header != nullptr && run_.block.header->n_outliers > 0;
+        return has_codes && run_.block.header != nullptr && run_.block.header->n_outliers > 0;
     }
 
     const RowPass& pass_;
@@ -237,7 +238,7 @@ class ValueMixer {
     void mix_key_section(const Tile& tile) noexcept;
     void finish_sections() noexcept;
     bool has_outliers() const noexcept {
-        return run_.block.header != nullptr && run_.block.header->n_outliers > 0;
+        return has_codes && run_.block.header != nullptr && run_.block.header->n_outliers > 0;
     }
 
     const RowPass& pass_;

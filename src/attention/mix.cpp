@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "attention/attend.hpp"
+#include "format/built.hpp"
 #include "format/trellis.hpp"
 
 namespace gearkv {
@@ -50,18 +51,20 @@ void ValueMixer::mix(const Tile& tile) noexcept {
         run_.block.kind() == TensorKind::key ? mix_key_section(tile) : mix_section(tile);
         return;
     }
-    const AttendScratch& s = pass_.scratch;
-    mix_codes(tile);
-    if (run_.block.header->rank > 0) {
-        const RawRows planes = {run_.block.factor_a(pass_.head) + tile.first,
-                                static_cast<std::size_t>(run_.block.sizes.a_stride), run_.block.header->rank,
-                                tile.n_tokens};
-        pass_.kernels.attention.score_half(s.along_value, max_rank, planes, s.weights, tile_tokens,
-                                           pass_.n_rows);
-    }
-    if (has_outliers()) {
-        pass_.kernels.attention.mix_outliers(
-            {outliers_.next_tokens(tile.n_tokens), s.weights, tile_tokens, s.outlier_out, pass_.n_rows});
+    if constexpr (has_codes) {
+        const AttendScratch& s = pass_.scratch;
+        mix_codes(tile);
+        if (run_.block.header->rank > 0) {
+            const RawRows planes = {run_.block.factor_a(pass_.head) + tile.first,
+                                    static_cast<std::size_t>(run_.block.sizes.a_stride),
+                                    run_.block.header->rank, tile.n_tokens};
+            pass_.kernels.attention.score_half(s.along_value, max_rank, planes, s.weights, tile_tokens,
+                                               pass_.n_rows);
+        }
+        if (has_outliers()) {
+            pass_.kernels.attention.mix_outliers(
+                {outliers_.next_tokens(tile.n_tokens), s.weights, tile_tokens, s.outlier_out, pass_.n_rows});
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "attention/attend.hpp"
+#include "format/built.hpp"
 #include "format/trellis.hpp"
 
 namespace gearkv {
@@ -17,6 +18,7 @@ KeyScorer::KeyScorer(const RowPass& pass, const TensorRun& run, const QueryScrat
     : pass_(pass), run_(run), queries_(queries), adds_(adds), outliers_(run.block, pass.head) {
     if (run.block.header == nullptr) return;
     if (run.block.trellis()) order_query();
+    if constexpr (!has_codes) return;
     const std::uint32_t rank = run.block.header->rank;
     const AttendScratch& s = pass.scratch;
     for (std::uint32_t row = 0; row < pass.n_rows; ++row) {
@@ -39,15 +41,17 @@ void KeyScorer::score(const Tile& tile) noexcept {
         score_section(tile);
         return;
     }
-    if (run_.block.sizes.token_scales) {
-        score_token_scales(tile);
-    } else {
-        score_channel_scales(tile);
-    }
-    if (run_.block.header->rank > 0) add_low_rank(tile);
-    if (has_outliers()) {
-        pass_.kernels.attention.score_outliers(
-            {outliers_.next_tokens(tile.n_tokens), s.query_rows, s.scores, tile_tokens, pass_.n_rows});
+    if constexpr (has_codes) {
+        if (run_.block.sizes.token_scales) {
+            score_token_scales(tile);
+        } else {
+            score_channel_scales(tile);
+        }
+        if (run_.block.header->rank > 0) add_low_rank(tile);
+        if (has_outliers()) {
+            pass_.kernels.attention.score_outliers(
+                {outliers_.next_tokens(tile.n_tokens), s.query_rows, s.scores, tile_tokens, pass_.n_rows});
+        }
     }
 }
 

@@ -29,6 +29,8 @@ gearkv_code plain(Code code) noexcept {
             return GEARKV_UNKNOWN_LEVEL;
         case Code::unavailable_level:
             return GEARKV_UNAVAILABLE_LEVEL;
+        case Code::unavailable_spec:
+            return GEARKV_UNAVAILABLE_SPEC;
         case Code::bad_block:
             return GEARKV_BAD_BLOCK;
         case Code::not_a_state:

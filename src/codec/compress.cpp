@@ -9,6 +9,7 @@
 
 #include "codec/trellis.hpp"
 #include "executor/call.hpp"
+#include "format/built.hpp"
 #include "format/spec.hpp"
 
 namespace gearkv {
@@ -33,7 +34,8 @@ class ScratchCursor {
     std::uint64_t used_ = 0;
 };
 
-std::uint64_t place_scratch(BlockWork* work, const BlockHeader& header, void* base) noexcept {
+[[maybe_unused]] std::uint64_t place_scratch(BlockWork* work, const BlockHeader& header,
+                                             void* base) noexcept {
     ScratchCursor cursor(base);
     const std::uint64_t n_heads = header.n_heads;
     const BlockSizes sizes = block_sizes(header);
@@ -89,7 +91,7 @@ std::uint32_t n_profiles(const BlockHeader& header) {
     return uses_trellis(header) && header.profile != 0 ? header.n_heads : 0;
 }
 
-void compress_parts(const BlockWork& work, Executor& executor) {
+[[maybe_unused]] void compress_parts(const BlockWork& work, Executor& executor) {
     const std::size_t n_heads = work.n_heads();
     const bool has_outliers = work.header->n_outliers > 0;
     parallel_for(executor, n_heads, [&](std::size_t head) {
@@ -157,8 +159,11 @@ Status check_rows(const Kernels& kernels, const Rows& rows, const BlockShape& sh
 std::uint64_t compress_scratch_bytes(const BlockHeader& header) noexcept {
     if (header.bits >= 16) return 0;
     if (uses_trellis(header)) return piece_slots(header) * trellis_slot_bytes(header);
-    BlockWork work;
-    return place_scratch(&work, header, nullptr);
+    if constexpr (has_codes) {
+        BlockWork work;
+        return place_scratch(&work, header, nullptr);
+    }
+    return 0;
 }
 
 void begin_block(void* block, const CompressTask& task) noexcept {
@@ -204,10 +209,12 @@ void compress_piece(void* block, void* scratch, const CompressTask& task, std::u
         parallel_for(executor, header.n_heads, [&](std::size_t head) { write_raw_head(work, head); });
         return;
     }
-    if (!work.view.trellis()) {
-        place_scratch(&work, header, scratch);
-        compress_parts(work, executor);
-        return;
+    if constexpr (has_codes) {
+        if (!work.view.trellis()) {
+            place_scratch(&work, header, scratch);
+            compress_parts(work, executor);
+            return;
+        }
     }
     work.stride = round_up(header.dim, 16);
     if (header.profile == 0) work.view.use_profiles(task.profiles);

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "../arch/float_mode.hpp"
+#include "format/built.hpp"
 #include "format/trellis.hpp"
 #include "kernels/kernels.hpp"
 
@@ -35,7 +36,7 @@ std::uint32_t code_at(const BlockView& view, std::uint32_t head, std::uint32_t l
     return field(word(low_row), depth % 16, 2) | field(word(high_row), depth % 32, 1) << 2;
 }
 
-void read_dense(float* row, const BlockView& view, std::uint32_t head, std::uint32_t token) {
+[[maybe_unused]] void read_dense(float* row, const BlockView& view, std::uint32_t head, std::uint32_t token) {
     const BlockHeader& header = *view.header;
     const bool keys = header.kind == static_cast<std::uint8_t>(TensorKind::key);
     const auto from_half = kernels_scalar()->codec.from_half;
@@ -49,7 +50,8 @@ void read_dense(float* row, const BlockView& view, std::uint32_t head, std::uint
     }
 }
 
-void add_low_rank(float* row, const BlockView& view, std::uint32_t head, std::uint32_t token) {
+[[maybe_unused]] void add_low_rank(float* row, const BlockView& view, std::uint32_t head,
+                                   std::uint32_t token) {
     const BlockHeader& header = *view.header;
     const auto from_half = kernels_scalar()->codec.from_half;
     for (std::uint32_t r = 0; r < header.rank; ++r) {
@@ -161,13 +163,13 @@ void decompress_rows(const BlockView& view, std::uint32_t first, std::uint32_t n
     for (std::uint32_t head = 0; head < header.n_heads; ++head) {
         OutlierCursor outliers(view, head);
         for (std::uint32_t t = 0; t < first + n_tokens; ++t) {
-            const std::uint32_t n_outliers = header.n_outliers > 0 ? outliers.next_token() : 0;
+            const std::uint32_t n_outliers = has_codes && header.n_outliers > 0 ? outliers.next_token() : 0;
             if (t < first) continue;
             if (view.trellis()) {
                 TrellisReader(view, head, t / section_tokens).read(t % section_tokens, row);
             } else if (header.bits >= 16) {
                 read_raw(row, view, head, t);
-            } else {
+            } else if constexpr (has_codes) {
                 read_dense(row, view, head, t);
                 add_low_rank(row, view, head, t);
                 for (std::uint32_t i = 0; i < n_outliers; ++i) {

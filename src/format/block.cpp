@@ -5,6 +5,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "format/built.hpp"
 #include "format/spec.hpp"
 #include "format/trellis.hpp"
 
@@ -120,7 +121,7 @@ bool finite_halves(const std::uint16_t* x, std::uint64_t n) noexcept {
 
 Status check_outliers(const BlockView& view) noexcept {
     const BlockHeader& header = *view.header;
-    if (header.n_outliers == 0) return {};
+    if (!has_codes || header.n_outliers == 0) return {};
     const auto* starts = view.part<std::uint32_t>(header.outlier_starts);
     if (starts[0] != 0 || starts[header.n_heads] != header.n_outliers) {
         return Status::error(Code::bad_block, "outliers run from %u to %u, expected 0 to %u", starts[0],
@@ -348,7 +349,7 @@ BlockSizes block_sizes(const BlockHeader& header) noexcept {
 
 bool lay_out_reduced(const BlockHeader& header, bool drop_low_rank, BlockHeader* out) noexcept {
     drop_low_rank &= header.rank > 0;
-    if (header.n_outliers == 0 && !drop_low_rank) return false;
+    if (!has_codes || (header.n_outliers == 0 && !drop_low_rank)) return false;
     TensorSpec spec = spec_of(header);
     spec.sparsity = 0.0f;
     const BlockShape shape = {static_cast<TensorKind>(header.kind), header.n_tokens, header.n_heads,
@@ -493,6 +494,7 @@ Status check_codec(const BlockHeader& header, TensorSpec* spec, BlockShape* shap
     (header.kind == 0 ? both.key : both.value) = *spec;
     if (is_trellis(header)) both.buffer_tokens = section_tokens;
     if (Status status = validate_spec(both); !status.ok()) {
+        if (status.code() == Code::unavailable_spec) return status;
         return Status::error(Code::bad_block, "codec not known: %s", status.message());
     }
     *shape = {static_cast<TensorKind>(header.kind), header.n_tokens, header.n_heads, header.dim};

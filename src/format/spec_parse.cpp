@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "../arch/float_mode.hpp"
+#include "format/built.hpp"
 #include "format/decimal.hpp"
 #include "format/spec.hpp"
 
@@ -12,9 +13,10 @@ namespace gearkv {
 namespace {
 
 constexpr const char* known_names =
-    "f32, f16, q8, gear-1, gear-2, gear-3, gear-4, auto:BITS, trellis-RATE, kivi-B, kcvt-B, token-B, or "
-    "[paper:]gear[l][-kcvt|-token]-B, "
-    "B = 2 3 4 8";
+    has_codes
+        ? "f32, f16, q8, gear-1, gear-2, gear-3, gear-4, auto:BITS, trellis-RATE, kivi-B, kcvt-B, token-B, "
+          "or [paper:]gear[l][-kcvt|-token]-B, B = 2 3 4 8"
+        : "f32, f16, gear-1, gear-2, gear-3, gear-4, auto:BITS or trellis-RATE";
 constexpr const char* known_options =
     "g=GROUP, r=RANK, rg=RANK, s=FRACTION, nb=TOKENS, sinks=TOKENS, recent=TOKENS";
 constexpr const char* trellis_options =

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "../arch/float_mode.hpp"
+#include "format/built.hpp"
 #include "format/spec.hpp"
 
 namespace gearkv {
@@ -41,7 +42,8 @@ class SpecWriter {
 };
 
 // `preset` names both tensors at once; with `both`, what they share is written too.
-void write_tensor(const TensorSpec& spec, const KvSpec* both, const Preset* preset, SpecWriter* out) noexcept {
+void write_tensor(const TensorSpec& spec, const KvSpec* both, const Preset* preset,
+                  SpecWriter* out) noexcept {
     const bool is_auto = both != nullptr && both->auto_bits != 0.0f;
     char separator = is_auto ? ',' : ':';
     const auto option = [&](std::string_view name, auto number) {
@@ -93,7 +95,8 @@ const Preset* find_preset(const TensorSpec& key, const TensorSpec& value) noexce
 }
 
 // `both` as in write_tensor.
-void write_pair(const TensorSpec& key, const TensorSpec& value, const KvSpec* both, SpecWriter* out) noexcept {
+void write_pair(const TensorSpec& key, const TensorSpec& value, const KvSpec* both,
+                SpecWriter* out) noexcept {
     const Preset* preset = find_preset(key, value);
     if (preset != nullptr || (both != nullptr && both->auto_bits != 0.0f) || key == value) {
         write_tensor(key, both, preset, out);
@@ -157,6 +160,15 @@ Status validate_tensor(const TensorSpec& spec, const char* name) noexcept {
         spec.backbone != Backbone::token) {
         return Status::error(Code::bad_spec, "backbone of %s is %u, expected 0 to 5", name,
                              static_cast<unsigned>(spec.backbone));
+    }
+    if (!has_codes) {
+        return Status::error(Code::unavailable_spec,
+                             "%s are %s, which is not built in (specs=trellis), expected gear-1 to gear-4, "
+                             "auto:BITS, trellis-RATE, f16 or f32",
+                             name,
+                             spec.backbone == Backbone::kivi   ? "kivi"
+                             : spec.backbone == Backbone::kcvt ? "kcvt"
+                                                               : "token");
     }
     if (spec.bits != 2 && spec.bits != 3 && spec.bits != 4 && spec.bits != 8) {
         return Status::error(Code::bad_spec, "%s have %u bits, expected 2, 3, 4 or 8", name, spec.bits);

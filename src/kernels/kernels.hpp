@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "format/built.hpp"
 #include "gearkv/cpu.hpp"
 
 namespace gearkv {
@@ -385,6 +386,10 @@ struct Kernels {
     const CodecKernels& codec;
     const AttentionKernels& attention;
 };
+
+// A kernel that only blocks of codes call: null where these are not built.
+template <auto kernel>
+inline constexpr decltype(kernel) of_codes = has_codes ? kernel : nullptr;
 
 // The tables, compiled per level; null where a level is not part of this build.
 const Kernels* kernels_scalar();

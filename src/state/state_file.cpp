@@ -93,6 +93,7 @@ Status StateFile::read_header(StateInput* input) noexcept {
     }
     Status sound = parse_spec(h.spec, &config.spec);
     if (sound.ok()) sound = check_config(config);
+    if (sound.code() == Code::unavailable_spec) return sound;
     if (!sound.ok()) return Status::error(Code::corrupt_state, "%s", sound.message());
     for (std::uint32_t i = 0; i < h.n_layers; ++i) {
         const LayerDims dims = config.dims_of(i);

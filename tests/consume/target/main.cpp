@@ -1,10 +1,12 @@
 // What a scalar build makes of rows that are the same on every machine: prints a sum of the bytes of its
 // blocks and of the bits of its attention for each SPEC, so that builds for other machines can be put side by
-// side.
+// side. With `save FOLDER` the states are kept there, with `load FOLDER` the caches come from them. What a
+// build leaves out is said to be.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "gearkv/cache.hpp"
@@ -43,9 +45,14 @@ bool take(void* context, const void* bytes, std::size_t n) {
     return true;
 }
 
+bool left_out(const gearkv::Status& status) {
+    return status.code() == gearkv::Code::unavailable_spec;
+}
+
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+    const std::string use = argc == 3 ? argv[1] : "", folder = argc == 3 ? argv[2] : "";
     const std::vector<float> k = numbers(n_tokens * n_kv_heads * dim, 1), v = numbers(k.size(), 2),
                              q = numbers(n_heads * dim, 3);
     gearkv::Executor& executor = gearkv::serial_executor();
@@ -59,17 +66,32 @@ int main() {
         config.level = gearkv::Level::scalar;
         std::unique_ptr<gearkv::Cache> cache;
         gearkv::Status status = gearkv::parse_spec(spec, &config.spec);
-        if (status.ok()) status = gearkv::Cache::create(config, &cache);
+        std::string path = folder + "/" + spec;
+        if (use == "load") {
+            gearkv::StateInfo info;
+            const gearkv::Status found = gearkv::inspect_state(path.c_str(), &info);
+            if (left_out(status) != left_out(found)) status = found;
+            if (status.ok()) status = gearkv::load_state(path.c_str(), config, {}, executor, &cache);
+        } else if (status.ok()) {
+            status = gearkv::Cache::create(config, &cache);
+        }
+        if (left_out(status)) {
+            std::printf("%s: %s: %s\n", spec, gearkv::code_name(status.code()), status.message());
+            continue;
+        }
         const gearkv::Rows keys = {k.data(), n_kv_heads * dim, dim},
                            values = {v.data(), n_kv_heads * dim, dim};
         const gearkv::Queries queries = {q.data(), n_heads * dim, dim, 1, n_heads, 0.125f, true};
         std::vector<float> out(n_heads * dim);
         std::vector<unsigned char> state;
-        if (status.ok()) status = cache->append(0, keys, values, n_tokens, executor);
-        if (status.ok()) status = cache->attend(0, queries, out.data(), out.size(), executor);
-        if (status.ok()) status = cache->compress(0, executor);
+        if (use != "load") {
+            if (status.ok()) status = cache->append(0, keys, values, n_tokens, executor);
+            if (status.ok()) status = cache->attend(0, queries, out.data(), out.size(), executor);
+            if (status.ok()) status = cache->compress(0, executor);
+        }
         if (status.ok()) status = cache->attend(0, queries, out.data(), out.size(), executor);
         if (status.ok()) status = gearkv::save_state(*cache, gearkv::ByteSink{take, &state}, {}, executor);
+        if (status.ok() && use == "save") status = gearkv::save_state(*cache, path.c_str(), {}, executor);
         if (!status.ok()) {
             std::printf("%s: %s\n", spec, status.message());
             return 1;
