@@ -86,17 +86,23 @@ Forward::Forward(const FileModel& model, const LinearKernels& kernels, const Int
       turns_{turns_of(params_, LayerRope::global, chunk), turns_of(params_, LayerRope::local, chunk)},
       x_(chunk * sizes_.n_embd),
       normed_(x_.size()),
-      query_(chunk * sizes_.n_heads * sizes_.head_dim),
-      key_(chunk * sizes_.n_kv_heads * sizes_.head_dim),
-      value_(key_.size()),
-      mixed_(query_.size()),
-      gate_(chunk * sizes_.n_ff),
-      up_(gate_.size()) {}
+      room_(2 * chunk *
+            std::max((std::size_t{sizes_.n_heads} + sizes_.n_kv_heads) * sizes_.head_dim,
+                     std::size_t{sizes_.n_ff})) {
+    const std::size_t n_query = chunk * sizes_.n_heads * sizes_.head_dim,
+                      n_key = chunk * sizes_.n_kv_heads * sizes_.head_dim, n_gate = chunk * sizes_.n_ff;
+    const std::span<float> room(room_.data(), room_.size());
+    query_ = room.first(n_query);
+    mixed_ = room.subspan(n_query, n_query);
+    key_ = room.subspan(2 * n_query, n_key);
+    value_ = room.subspan(2 * n_query + n_key, n_key);
+    gate_ = room.first(n_gate);
+    up_ = room.subspan(n_gate, n_gate);
+}
 
 std::uint64_t Forward::n_bytes() const noexcept {
     std::uint64_t n_floats = 0;
-    for (const Floats* floats :
-         {&turns_[0], &turns_[1], &x_, &normed_, &query_, &key_, &value_, &mixed_, &gate_, &up_}) {
+    for (const Floats* floats : {&turns_[0], &turns_[1], &x_, &normed_, &room_}) {
         n_floats += floats->size();
     }
     return n_floats * sizeof(float) + engine_.n_bytes();

@@ -1,6 +1,7 @@
 // One pass of tokens through a model of any family.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "decoder/network/floats.hpp"
@@ -107,12 +108,13 @@ class Forward {
     Floats turns_[2];  // [chunk, 2, rope_dim / 2], cosines and sines; empty where no layer has that RoPE
     Floats x_;         // [chunk, n_embd], the residual stream
     Floats normed_;    // [chunk, n_embd]
-    Floats query_;     // [chunk, n_heads, head_dim]
-    Floats key_;       // [chunk, n_kv_heads, head_dim]
-    Floats value_;     // [chunk, n_kv_heads, head_dim]
-    Floats mixed_;     // [chunk, n_heads, head_dim], attention output
-    Floats gate_;      // [chunk, n_ff]
-    Floats up_;        // [chunk, n_ff]
+    Floats room_;      // of the branch at hand, attention or feed-forward:
+    std::span<float> query_;               // [chunk, n_heads, head_dim]
+    std::span<float> mixed_;               // [chunk, n_heads, head_dim], attention output
+    std::span<float> key_;                 // [chunk, n_kv_heads, head_dim]
+    std::span<float> value_;               // [chunk, n_kv_heads, head_dim]
+    std::span<float> gate_;                // [chunk, n_ff]
+    std::span<float> up_;                  // [chunk, n_ff]
     std::vector<AttendRequest> requests_;  // of a step
 };
 
