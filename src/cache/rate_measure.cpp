@@ -6,11 +6,21 @@
 namespace gearkv {
 namespace {
 
-// Those of the buffer that the last of the queries sees: it may have come before others of its tokens.
-std::uint64_t n_buffered_seen(const LayerStream& layer, const QuerySample& sample) noexcept {
+std::uint64_t last_visible(const QuerySample& sample) noexcept {
+    return *std::max_element(sample.visible, sample.visible + sample.n_queries);
+}
+
+// Those of the buffer that the last of the queries sees: it may have come before others of its tokens, and
+// a window leaves it the last ones.
+struct Seen {
+    std::uint64_t first, n;
+};
+Seen buffered_seen(std::uint32_t window, const LayerStream& layer, const QuerySample& sample) noexcept {
     const LayerShape shape = layer.tokens().shape();
-    const std::uint64_t last = *std::max_element(sample.visible, sample.visible + sample.n_queries);
-    return std::min(last - std::min(last, shape.buffer_start()), shape.n_buffered);
+    const std::uint64_t last = last_visible(sample);
+    const std::uint64_t start = shape.buffer_start(), end = std::min(last, start + shape.n_buffered),
+                        first = std::max(start, first_seen(last, window));
+    return {std::min(first, end) - start, end - std::min(first, end)};
 }
 
 // Buffered tokens that are compressed, those in the middle, and what a query must see to have exact ones
@@ -19,15 +29,15 @@ struct Stretch {
     std::uint32_t first, n;
     std::uint64_t least_visible;
 };
-Stretch stretch_of(const LayerStream& layer, const QuerySample& sample) noexcept {
-    const std::uint64_t* end = sample.visible + sample.n_queries;
-    const std::uint64_t last = *std::max_element(sample.visible, end);
-    const std::uint64_t all = exact_tokens + last - *std::min_element(sample.visible, end);
-    const std::uint64_t n_seen = n_buffered_seen(layer, sample);
-    const std::uint64_t behind = std::min(all, n_seen / 2), before = n_seen - behind;
+Stretch stretch_of(std::uint32_t window, const LayerStream& layer, const QuerySample& sample) noexcept {
+    const std::uint64_t last = last_visible(sample);
+    const std::uint64_t all =
+        exact_tokens + last - *std::min_element(sample.visible, sample.visible + sample.n_queries);
+    const Seen seen = buffered_seen(window, layer, sample);
+    const std::uint64_t behind = std::min(all, seen.n / 2), before = seen.n - behind;
     const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(before, most_tokens));
     // In a short prompt some queries lie too near.
-    return {static_cast<std::uint32_t>((before - n) / 2), n,
+    return {static_cast<std::uint32_t>(seen.first + (before - n) / 2), n,
             last - (behind - std::min<std::uint64_t>(exact_tokens, behind / 2))};
 }
 
@@ -38,6 +48,7 @@ class LayerMeasure {
                  const QuerySample& sample)
         : context_(context),
           dims_(context.config.dims_of(index)),
+          window_(window_of(context.config, index)),
           layer_(layer),
           sample_(sample),
           key_weights_(layer.weigh_buffered(layer.tokens().n_buffered())) {
@@ -45,7 +56,7 @@ class LayerMeasure {
         n_runs_ = layer.tokens().n_runs() - 1;
         // The tokens that are compressed, and those before and behind them, which are not.
         const KvRun buffered = runs_[n_runs_];
-        stretch_ = stretch_of(layer, sample);
+        stretch_ = stretch_of(window_, layer, sample);
         const std::uint32_t end = stretch_.first + stretch_.n;
         const auto add = [&](std::uint32_t first, std::uint32_t n) {
             if (n == 0) return;
@@ -119,6 +130,7 @@ class LayerMeasure {
                     const std::size_t query_head = head * n_shared() + row % n_shared();
                     rows.query[i] = sample_.rows + (query * sample_.n_heads + query_head) * dims_.key_dim;
                     rows.visible[i] = sample_.visible[query];
+                    rows.first[i] = first_seen(rows.visible[i], window_);
                     rows.out[i] = out + (head * n_rows() + row) * dims_.value_dim;
                 }
                 attend_rows(*context_.kernels, scratch, rows, runs_, n_runs_,
@@ -129,6 +141,7 @@ class LayerMeasure {
 
     const CacheContext& context_;
     const LayerDims dims_;
+    const std::uint32_t window_;
     const LayerStream& layer_;
     const QuerySample& sample_;
     const float* key_weights_;
@@ -157,13 +170,14 @@ void MeasureBytes::include(const MeasureBytes& other) noexcept {
     out = std::max(out, other.out);
 }
 
-bool tells_enough(const LayerStream& layer, const QuerySample& sample) noexcept {
-    return n_buffered_seen(layer, sample) >= exact_tokens;
+bool tells_enough(std::uint32_t window, const LayerStream& layer, const QuerySample& sample) noexcept {
+    return first_seen(last_visible(sample), window) >= window &&
+           buffered_seen(window, layer, sample).n >= exact_tokens;
 }
 
-MeasureBytes bytes_to_measure(const LayerDims& dims, const LayerStream& layer,
+MeasureBytes bytes_to_measure(const LayerDims& dims, std::uint32_t window, const LayerStream& layer,
                               const QuerySample& sample) noexcept {
-    const std::uint32_t n_tokens = stretch_of(layer, sample).n;
+    const std::uint32_t n_tokens = stretch_of(window, layer, sample).n;
     MeasureBytes bytes;
     for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
         const BlockHeader header = lay_out(kind, dims, n_tokens, static_cast<float>(most_rate(kind)), true);

@@ -39,9 +39,10 @@ struct MeasureBytes {
     std::uint64_t sum() const noexcept { return block + compress + attend + 2 * out; }
 };
 // Whether the queries see enough of a layer with tokens and queries: of fewer, errors are those of the few,
-// or none at all.
-bool tells_enough(const LayerStream& layer, const QuerySample& sample) noexcept;
-MeasureBytes bytes_to_measure(const LayerDims& dims, const LayerStream& layer,
+// or none at all. And, through a window, only tokens that themselves no longer saw the first ones: what those
+// before them lose tells nothing of later ones.
+bool tells_enough(std::uint32_t window, const LayerStream& layer, const QuerySample& sample) noexcept;
+MeasureBytes bytes_to_measure(const LayerDims& dims, std::uint32_t window, const LayerStream& layer,
                               const QuerySample& sample) noexcept;
 // In a run of so many bytes.
 MeasureMemory place_memory(const MeasureBytes& bytes, unsigned char* base) noexcept;

@@ -278,7 +278,8 @@ Status RateChooser::keep(CacheContext* context, std::uint32_t layer, const Queri
 Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Executor& executor) noexcept {
     const CacheConfig& config = context->config;
     const auto is_measured = [&](std::uint32_t i) {
-        return layers[i] != nullptr && can_measure(i, *layers[i]) && tells_enough(*layers[i], samples_[i]);
+        return layers[i] != nullptr && can_measure(i, *layers[i]) &&
+               tells_enough(window_of(config, i), *layers[i], samples_[i]);
     };
     std::uint64_t n_heads = 0;
     std::uint32_t most_heads = 0;  // of a layer
@@ -288,7 +289,7 @@ Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Ex
         const LayerDims dims = config.dims_of(i);
         n_heads += dims.n_kv_heads;
         most_heads = std::max(most_heads, dims.n_kv_heads);
-        needed.include(bytes_to_measure(dims, *layers[i], samples_[i]));
+        needed.include(bytes_to_measure(dims, window_of(config, i), *layers[i], samples_[i]));
     }
     const std::uint64_t measure_bytes = needed.sum(), n_shares = 2 * n_heads;
     const std::uint64_t starts_bytes = round_up((most_heads + std::uint64_t{1}) * sizeof(std::uint32_t), 64);

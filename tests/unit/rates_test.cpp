@@ -166,7 +166,7 @@ TEST_CASE("what is attended among the last tokens needs few bits", "[rates]") {
 
 TEST_CASE("bits move between layers of one window only, which hold as many tokens", "[rates]") {
     CacheConfig config = config_of("auto:3.5");
-    const std::uint32_t windows[n_layers] = {200, 0, 200};
+    const std::uint32_t windows[n_layers] = {100, 0, 100};
     config.windows = windows;
     auto cache = make_cache(config);
     const KvSpec even = layer_spec(*cache, 0);
@@ -184,6 +184,42 @@ TEST_CASE("bits move between layers of one window only, which hold as many token
     CHECK(bits[0] + bits[2] == Approx(2 * share).margin(step));
     CHECK(bits[0] + bits[2] <= 2 * share + 1e-4f);
     CHECK(bits[2] < share - step);
+}
+
+TEST_CASE("layers with windows choose by what their windows show, behind the first one", "[rates]") {
+    // Head 0 of layer 2 has loud values where no window reaches any more, and head 1 at the last tokens.
+    std::vector<float> changed[2] = {to_floats(model().values[2]), to_floats(model().values[2])};
+    for (const std::size_t i : {0u, 1u}) {
+        for (std::size_t t = i == 0 ? 0 : 190; t < (i == 0 ? 150 : n_chunk); ++t) {
+            for (std::size_t c = 0; c < dim; ++c)
+                changed[i][(t * n_heads + i) * dim + c] *= 40.0f;
+        }
+    }
+    const auto bits_of = [](const Tensor& values, std::uint32_t window) {
+        CacheConfig config = config_of("auto:3.5");
+        const std::uint32_t windows[n_layers] = {window, window, window};
+        config.windows = windows;
+        auto cache = make_cache(config);
+        for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
+            const Tensor& own = layer == 2 ? values : model().values[layer];
+            REQUIRE(append(cache.get(), model().keys[layer], own, 0, n_chunk, layer).ok());
+            attend_layer(cache.get(), layer, model().some_queries(layer, n_chunk - 40, 40));
+            REQUIRE(cache->compress(layer, serial_executor()).ok());
+        }
+        const KvSpec even = layer_spec(*make_cache(config), 0);
+        std::vector<float> moved;
+        for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
+            const KvSpec spec = layer_spec(*cache, layer);
+            moved.push_back(spec.key.rate - even.key.rate);
+            moved.push_back(spec.value.rate - even.value.rate);
+        }
+        return moved;
+    };
+    const std::vector<float> moved = bits_of(model().values[2], 100);
+    CHECK(bits_of(to_tensor(changed[0].data(), n_all, n_heads, dim), 100) == moved);
+    CHECK_FALSE(bits_of(to_tensor(changed[1].data(), n_all, n_heads, dim), 100) == moved);
+    CHECK(bits_of(model().values[2], n_chunk / 2 + 1) == std::vector<float>(2 * n_layers, 0.0f));
+    CHECK_FALSE(bits_of(model().values[2], n_chunk / 2) == std::vector<float>(2 * n_layers, 0.0f));
 }
 
 TEST_CASE("rates are chosen when all layers have come as far, in chunks as at once", "[rates]") {
