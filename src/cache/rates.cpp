@@ -15,10 +15,11 @@
 namespace gearkv {
 namespace {
 
-// Few tokens and queries say little of one head, so its curve is drawn half way to the geometric mean of all
-// heads.
-constexpr double own_share = 0.5;
-constexpr double key_lead = 0.625;  // of an even share: keys have more bits, as in the presets
+// Few tokens and queries say little of one head, so its curve is drawn half way to the geometric mean of the
+// heads it shares with; and all the way where heads differ no more than one does between two prompts.
+constexpr double most_own_share = 0.5;
+constexpr double prompt_variance = 0.25;  // of the logarithm of a head's error
+constexpr double key_lead = 0.625;        // of an even share: keys have more bits, as in the presets
 constexpr std::uint64_t value_units = value_plane_words / key_plane_words;  // planes of keys in one of values
 
 struct Granules {
@@ -57,16 +58,53 @@ std::int64_t section_units(const CacheConfig& config, const LayerDims& dims) {
 
 // ---- choosing ----
 
-Squares mean_of(const Squares* squares, std::uint64_t n) {
-    Squares mean = {};
-    for (std::uint64_t i = 0; i < n; ++i) {
-        for (int kind = 0; kind < 2; ++kind) {
-            for (std::uint32_t rate = 0; rate < n_rates; ++rate)
-                mean.log_error[kind][rate] += squares[i].log_error[kind][rate] / static_cast<double>(n);
+// What heads that bits may move between have in common.
+class Common {
+  public:
+    void add(const Squares& squares) {
+        ++n_;
+        for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+            const int i = static_cast<int>(kind);
+            double level = 0.0;
+            for (std::uint32_t rate = 0; rate < most_rate(kind); ++rate) {
+                sum_[i][rate] += squares.log_error[i][rate];
+                level += squares.log_error[i][rate] / most_rate(kind);
+            }
+            level_[i] += level;
+            level_squares_[i] += level * level;
         }
     }
-    return mean;
-}
+    double mean(int kind, std::uint32_t rate) const { return sum_[kind][rate] / n_; }
+    // What a head's own curve counts beside the mean.
+    double own_share(TensorKind kind) const {
+        const int i = static_cast<int>(kind);
+        const double mean = level_[i] / n_, variance = level_squares_[i] / n_ - mean * mean;
+        return variance <= prompt_variance ? 0.0 : most_own_share * (1.0 - prompt_variance / variance);
+    }
+    bool is_alike() const { return own_share(TensorKind::key) == 0.0 && own_share(TensorKind::value) == 0.0; }
+    // By how much keys are heavier than their errors, in logarithms, when the rates of an even share are
+    // right for heads that are as all are. Presets have these by what models lose, of which the error of one
+    // layer's output knows less. A bit costs as much as there are channels.
+    double key_weight(const LayerDims& dims, const LayerRates& even) const {
+        return log_saved(TensorKind::value, even.spec(TensorKind::value).rate) -
+               log_saved(TensorKind::key, even.spec(TensorKind::key).rate) +
+               std::log(static_cast<double>(dims.key_dim) / dims.value_dim);
+    }
+
+  private:
+    // By the next bit.
+    double log_saved(TensorKind kind, float rate) const {
+        const int i_kind = static_cast<int>(kind);
+        const double at = std::max(static_cast<double>(rate) - 1.0, 0.0);
+        const std::uint32_t i = std::min(static_cast<std::uint32_t>(at), most_rate(kind) - 2);
+        const double slope = mean(i_kind, i + 1) - mean(i_kind, i);
+        return mean(i_kind, i) + (at - i) * slope + std::log(std::max(-slope, 1e-3));
+    }
+
+    double n_ = 0.0;
+    double sum_[2][n_rates] = {};
+    double level_[2] = {}, level_squares_[2] = {};
+};
 
 // Squared error of one tensor of one head against its planes: what heads and layers lose adds up.
 struct Curve {
@@ -89,7 +127,8 @@ struct Curve {
 };
 
 // Planes cost the same in all layers: a head of more channels has more granules, and wants more of them.
-Curve make_curve(const LayerDims& dims, TensorKind kind, const Squares& squares, const Squares& mean) {
+Curve make_curve(const LayerDims& dims, TensorKind kind, const Squares& squares, const Common& common,
+                 double weight) {
     const bool keys = kind == TensorKind::key;
     const int i_kind = static_cast<int>(kind);
     const Granules all = granules(dims);
@@ -99,9 +138,10 @@ Curve make_curve(const LayerDims& dims, TensorKind kind, const Squares& squares,
     curve.step = keys ? value_units : 1;
     curve.most = curve.n_granules * curve.n_measured;
     curve.planes = static_cast<std::uint32_t>(double{least_rate} * curve.n_granules);
+    const double own_share = common.own_share(kind);
     for (std::uint32_t i = 0; i < curve.n_measured; ++i) {
         curve.log_error[i] =
-            own_share * squares.log_error[i_kind][i] + (1.0 - own_share) * mean.log_error[i_kind][i];
+            weight + own_share * squares.log_error[i_kind][i] + (1.0 - own_share) * common.mean(i_kind, i);
     }
     curve.find_saved();
     return curve;
@@ -313,7 +353,6 @@ Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Ex
         measure_layer(*context, i, *layers[i], samples_[i], memory, squares + n, executor);
         n += n_own;
     }
-    const Squares mean = mean_of(squares, n_heads);
     n = 0;
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
         // Layers share with those of the same window, which hold as many tokens: bytes move between no
@@ -325,30 +364,42 @@ Status RateChooser::choose(CacheContext* context, LayerStream* const* layers, Ex
         for (std::uint32_t j = 0; j < i; ++j)
             is_first = is_first && !shares_with(j);
         if (!is_first) continue;
-        const std::size_t first = n;
-        const Squares* of_head = squares;
-        std::int64_t n_units = 0;  // what the layers have now are their even shares
-        for (std::uint32_t j = 0; j < config.n_layers; ++j) {
-            if (!is_measured(j)) continue;
-            const LayerDims dims = config.dims_of(j);
-            const Squares* of_layer = of_head;
-            of_head += dims.n_kv_heads;
-            if (!shares_with(j)) continue;
-            for (std::uint32_t head = 0; head < dims.n_kv_heads; ++head) {
-                for (const TensorKind kind : {TensorKind::key, TensorKind::value})
-                    new (shares + n++) Share{make_curve(dims, kind, of_layer[head], mean), j, head, kind};
+        const auto for_layers = [&](const auto& work) {
+            const Squares* of_layer = squares;
+            for (std::uint32_t j = 0; j < config.n_layers; ++j) {
+                if (!is_measured(j)) continue;
+                if (shares_with(j)) work(j, of_layer);
+                of_layer += config.dims_of(j).n_kv_heads;
             }
-            const auto even_planes = [&](TensorKind kind) {
-                return std::int64_t{section_planes(kind, dims.n_kv_heads, dim_of(dims, kind),
-                                                   layers[j]->rates().spec(kind).rate)};
-            };
-            n_units +=
-                even_planes(TensorKind::key) + std::int64_t{value_units} * even_planes(TensorKind::value);
-        }
+        };
+        Common common;
+        for_layers([&](std::uint32_t j, const Squares* of_layer) {
+            for (std::uint32_t head = 0; head < config.dims_of(j).n_kv_heads; ++head)
+                common.add(of_layer[head]);
+        });
+        if (common.is_alike()) continue;
+        const std::size_t first = n;
+        std::int64_t n_units = 0;  // what the layers have now are their even shares
+        for_layers([&](std::uint32_t j, const Squares* of_layer) {
+            const LayerDims dims = config.dims_of(j);
+            const LayerRates& rates = layers[j]->rates();
+            const double key_weight = common.key_weight(dims, rates);
+            for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+                const bool keys = kind == TensorKind::key;
+                for (std::uint32_t head = 0; head < dims.n_kv_heads; ++head) {
+                    const Curve curve =
+                        make_curve(dims, kind, of_layer[head], common, keys ? key_weight : 0.0);
+                    new (shares + n++) Share{curve, j, head, kind};
+                }
+                n_units += (keys ? 1 : std::int64_t{value_units}) *
+                           section_planes(kind, dims.n_kv_heads, dim_of(dims, kind), rates.spec(kind).rate);
+            }
+        });
         spend(shares + first, n - first, n_units);
     }
     for (std::uint32_t i = 0; i < config.n_layers; ++i) {
-        if (!is_measured(i)) continue;
+        const auto is_own = [&](const Share& share) { return share.layer == i; };
+        if (std::none_of(shares, shares + n, is_own)) continue;
         const LayerDims dims = config.dims_of(i);
         for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
             std::fill_n(starts, dims.n_kv_heads + 1, 0u);

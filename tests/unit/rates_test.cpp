@@ -175,7 +175,7 @@ TEST_CASE("bits move between layers of one window only, which hold as many token
     float bits[n_layers];
     for (std::uint32_t layer = 0; layer < n_layers; ++layer) {
         const KvSpec spec = layer_spec(*cache, layer);
-        CHECK_FALSE(spec == even);
+        CHECK((spec == even) == (layer == 1));  // which is alone, and its heads are alike
         bits[layer] = spec.key.rate + spec.value.rate;
     }
     const float share = even.key.rate + even.value.rate, step = 0.1f;
