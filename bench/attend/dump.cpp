@@ -42,6 +42,10 @@ Data load_dump(const std::string& prefix, const std::string& name) {
     const auto n = [](const npy::Array& x, std::size_t i) {
         return static_cast<std::uint32_t>(x.shape.at(i));
     };
+    if (n(q, 1) >= n(k, 1)) {  // what comes before the queries is compressed first
+        throw npy::Error(prefix + ": queries of all " + std::to_string(n(k, 1)) +
+                         " tokens, expected of fewer (bench/dump has --queries)");
+    }
     return {name,
             n(k, 0),
             n(k, 1),
