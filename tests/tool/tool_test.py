@@ -244,7 +244,8 @@ class Generate(ToolTest):
                 answer = self.json(*arguments, *drafts)
                 self.assertEqual(answer["text"], plain["text"])
                 if "--draft-model" in drafts:
-                    self.assertGreater(answer["drafts"]["right"], 20)
+                    # A greedy draft of the same model is right but for rounding, beside a sampled text now and then.
+                    self.assertGreater(answer["drafts"]["right"], 8 if sampling else 50)
                 self.assertGreater(answer["drafts"]["drafted"], 0)
                 self.assertEqual(answer["decode"]["tokens"], answer["drafts"]["right"] + answer["drafts"]["passes"])
             arguments = ["generate", MODEL, "--load", saved, "-n", 9, "--ignore-eos"]
