@@ -131,10 +131,11 @@ bool sees(const RowGroup& rows, std::uint32_t row, const Shown& shown) {
 }
 
 // The sections of a run that some row may see: `first` and the n from there on.
-struct Seen {
+struct SeenSections {
     std::uint32_t first, n;
 };
-Seen seen_of(const KvRun& run, std::uint64_t run_start, const RowGroup& rows, std::uint32_t n_rows) {
+SeenSections sections_seen(const KvRun& run, std::uint64_t run_start, const RowGroup& rows,
+                           std::uint32_t n_rows) {
     const std::uint64_t from = *std::min_element(rows.first, rows.first + n_rows),
                         to = *std::max_element(rows.visible, rows.visible + n_rows);
     const std::uint64_t run_end = run_start + run.n_tokens - run.n_hidden;
@@ -166,7 +167,7 @@ std::uint32_t measure_sections(const RowPass& pass, const RowGroup& rows, const 
         } else {
             if (run.shift != shift) set_queries(pass, rows, lift, scale, run.turn, false);
             shift = run.shift;
-            const Seen seen = seen_of(run, start, rows, pass.n_rows);
+            const SeenSections seen = sections_seen(run, start, rows, pass.n_rows);
             RunScorer(pass, run).estimate(seen.first, seen.n, room.mass + tile + seen.first,
                                           room.spread + tile + seen.first, room.stride);
             for (std::uint32_t t = seen.first; t < seen.first + seen.n; ++t) {
