@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence, Union
+from typing import Any, Iterable, Optional, Sequence, Union
 
 import numpy as np
 
 from ._gearkv import ffi, lib
-from ._native import sized
+from ._native import refused, sized
 
 Array = np.ndarray
 Tokens = Union[Sequence[int], np.ndarray]
@@ -75,17 +75,68 @@ def type_of(array: Array) -> int:
     return _type_of(array.dtype)  # type: ignore[return-value]
 
 
-def output(out: Optional[Array], shape: tuple[int, ...], dtype: Any = None) -> Array:
-    """`out` if it can be written to as it is, a new array if there is none."""
+def output(
+    out: Optional[Array],
+    shape: tuple[int, ...],
+    dtype: Any = None,
+    name: str = "out",
+    *,
+    contiguous: bool = False,
+) -> Array:
+    """`out` if the library can write to it as it is, with whatever strides it walks, a new array if there is none."""
     if out is None:
         return np.empty(shape, number_type(dtype))
-    if not isinstance(out, np.ndarray) or _type_of(out.dtype) is None or out.shape != shape:
-        raise ValueError(f"out must be a float32, float16 or bfloat16 array of shape {shape}")
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name} of type {type(out).__name__}, expected a NumPy array")
+    if _type_of(out.dtype) is None or not out.dtype.isnative or out.shape != shape:
+        raise refused(
+            f"{name} of {out.dtype.str if not out.dtype.isnative else out.dtype} and shape {out.shape}, "
+            f"expected a float32, float16 or bfloat16 array of shape {shape}"
+        )
     if dtype is not None and out.dtype != number_type(dtype):
-        raise ValueError(f"out of {out.dtype}, expected {number_type(dtype)}")
-    if not out.flags.c_contiguous or not out.flags.writeable or not out.flags.aligned:
-        raise ValueError("out must be contiguous, aligned and writable")
+        raise refused(f"{name} of {out.dtype}, expected {number_type(dtype)}")
+    if not out.flags.writeable:
+        raise refused(f"{name} is read-only, expected an array that can be written to")
+    size, found = out.itemsize, f"{name} of shape {out.shape} and strides {out.strides}"
+    if contiguous and not out.flags.c_contiguous:
+        raise refused(f"{found}, expected strides {np.empty(shape, out.dtype).strides}")
+    if any(n > 1 and (step <= 0 or step % size != 0) for n, step in zip(out.shape, out.strides)):
+        raise refused(f"{found}, expected strides above 0 in multiples of {size}")
+    if out.ctypes.data % size != 0:
+        raise refused(f"{name} at {out.ctypes.data:#x}, expected a multiple of {size}")
     return out
+
+
+def apart(out: Array, name: str, others: Iterable[tuple[str, Any]]) -> None:
+    """Refuses an output that has bytes in common with what is read, or with another output."""
+    for other_name, other in others:
+        if other is None:
+            continue
+        try:
+            overlap = np.shares_memory(out, other, max_work=1 << 20)
+        except RuntimeError:  # too hard to tell
+            overlap = True
+        if overlap:
+            raise refused(f"{name} overlaps {other_name}, expected memory of its own")
+
+
+def n_elements(array: Array) -> int:
+    """That an output has room for at its strides: to the last one."""
+    if array.size == 0:
+        return 0
+    return 1 + sum((n - 1) * (step // array.itemsize) for n, step in zip(array.shape, array.strides))
+
+
+def out_rows(array: Array) -> Any:
+    """A view of [tokens, heads, channels] that is written to; valid as long as the array."""
+    view = sized("gearkv_out_rows")
+    view.data = pointer(array)
+    view.n_elements = n_elements(array)
+    view.token_stride = stride(array, 0)
+    view.head_stride = stride(array, 1)
+    view.channel_stride = stride(array, 2)
+    view.type = type_of(array)
+    return view
 
 
 def rows(array: Array) -> Any:
@@ -107,6 +158,14 @@ def queries(array: Array, to: Any) -> None:
     to.channel_stride = stride(array, 2)
     to.type = _type_of(array.dtype)
     to.n_queries, to.n_heads = array.shape[:2]
+
+
+def attended(array: Array, to: Any) -> None:
+    """Where outputs [queries, heads, channels] go, to the same."""
+    to.out_query_stride = stride(array, 0)
+    to.out_head_stride = stride(array, 1)
+    to.out_channel_stride = stride(array, 2)
+    to.out_type = type_of(array)
 
 
 def tokens(values: Tokens, name: str = "tokens") -> Array:

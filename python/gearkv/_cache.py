@@ -320,7 +320,11 @@ class _Asked:
             asked.mask_head_stride = arrays.stride(self.mask, 1) if self.mask.ndim == 3 else 0
         shape = (self.n_heads, value_dim) if single else (self.n_queries, self.n_heads, value_dim)
         self.out = arrays.output(out, shape, dtype)
-        asked.out_type = arrays.type_of(self.out)
+        if out is not None:
+            inputs = {"queries": array, "mask": self.mask, "slopes": rules.slopes, "sinks": rules.sinks}
+            arrays.apart(self.out, "out", inputs.items())
+        arrays.attended(self.out[np.newaxis] if single else self.out, asked)
+        self.n_elements = arrays.n_elements(self.out)
         self.queries = asked
 
     def check(self, cache: Any) -> None:
@@ -340,14 +344,15 @@ def attend_batch(
     *,
     masks: Optional[Sequence[Any]] = None,
     ranges: Optional[Sequence[Optional[Ranges]]] = None,
+    outs: Optional[Sequence[Optional[np.ndarray]]] = None,
     dtype: Any = None,
     threads: Union[Threads, int, None] = None,
     **rules: Any,
 ) -> list[np.ndarray]:
     """Cache.attend of many caches of one Workspace at once, each with queries of its own; every output has the bits it
-    would have alone. `masks` and `ranges` have one of each, or None; the other rules of attend hold for all."""
-    if any(len(given) != len(caches) for given in (queries, masks, ranges) if given is not None):
-        raise ValueError(f"queries, masks or ranges are not those of {len(caches)} caches, expected one of each")
+    would have alone. `masks`, `ranges` and `outs` have one of each, or None; the other rules of attend hold for all."""
+    if any(len(given) != len(caches) for given in (queries, masks, ranges, outs) if given is not None):
+        raise ValueError(f"queries, masks, ranges or outs are not those of {len(caches)} caches, expected one of each")
     if len(caches) > 1 and any(c._workspace is None or c._workspace is not caches[0]._workspace for c in caches):
         raise refused("caches of a batch without a common workspace, expected one for all of them")
     if len({id(cache) for cache in caches}) < len(caches):
@@ -361,18 +366,23 @@ def attend_batch(
             common,
             None if masks is None else masks[i],
             None if ranges is None else ranges[i],
-            None,
+            None if outs is None else outs[i],
             dtype,
         )
         for i, (cache, of) in enumerate(zip(caches, queries))
     ]
+    for i, out in enumerate(outs or ()):
+        if out is not None:
+            others = [(f"queries {j}", one.kept[0]) for j, one in enumerate(asked)]
+            others += [(f"mask {j}", one.mask) for j, one in enumerate(asked)]
+            arrays.apart(out, f"out {i}", others + [(f"out {j}", outs[j]) for j in range(i)])  # type: ignore[index]
     requests = ffi.new("gearkv_attend_request[]", len(caches))
     pool = caches[0].threads if threads is None and len(caches) > 0 else take_threads(threads)
     with contextlib.ExitStack() as held:
         for request, cache, one in zip(requests, caches, asked):
             request.cache = held.enter_context(cache._using())
             one.check(request.cache)
-            request.queries, request.out, request.n_floats = one.queries, arrays.pointer(one.out), one.out.size
+            request.queries, request.out, request.n_floats = one.queries, arrays.pointer(one.out), one.n_elements
         with in_range():
             call(lib.gearkv_attend_batch, layer, requests, len(caches), pool._handle)
     return [one.out for one in asked]
@@ -467,7 +477,7 @@ class Cache(Object):
         weights, `most_share` of them at most, values that weigh at least `negligible` of the heaviest (cache.hpp,
         Queries); ranges, not along with the first two, has for each KV head the (first, end) of the tokens it sees, in
         order. The output is float32, or of dtype (float16, bfloat16); out, where it is given, is such an array that
-        is written to."""
+        is written to, with any strides above 0, and has no bytes in common with what is read."""
         rules = _Rules(scale, causal, soft_cap, negligible, slopes, window, sinks, mass, most_share)
         asked = _Asked(self, layer, queries, rules, mask, ranges, out, dtype)
         with self._using() as cache:
@@ -478,7 +488,7 @@ class Cache(Object):
                 asked.layer,
                 asked.queries,
                 arrays.pointer(asked.out),
-                asked.out.size,
+                asked.n_elements,
                 self.threads._handle,
             )
         return asked.out
@@ -490,28 +500,34 @@ class Cache(Object):
                 call(lib.gearkv_cache_compress, cache, each, self.threads._handle)
 
     def read(
-        self, layer: int, first: int = 0, n_tokens: Optional[int] = None, *, dtype: Any = None
+        self,
+        layer: int,
+        first: int = 0,
+        n_tokens: Optional[int] = None,
+        *,
+        out: tuple[Optional[np.ndarray], Optional[np.ndarray]] = (None, None),
+        dtype: Any = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values [tokens, KV heads, channels] as they are attended, in float32 or dtype."""
-        layer, kind = self._layer(layer), arrays.number_type(dtype)
+        """Keys and values [tokens, KV heads, channels] as they are attended, in float32 or dtype; to the arrays of
+        `out` where they are given, each of a type of its own and with any strides above 0."""
+        layer = self._layer(layer)
         with self._using() as cache:
             if n_tokens is None:
                 n_tokens = max(0, lib.gearkv_cache_n_tokens(cache, layer) - first)
             self._check_range(first, n_tokens, lib.gearkv_cache_n_tokens(cache, layer))
             n_kv_heads, key_dim, value_dim = self.config.layer_dims(layer)
-            keys = np.empty((n_tokens, n_kv_heads, key_dim), kind)
-            values = np.empty((n_tokens, n_kv_heads, value_dim), kind)
+            keys = arrays.output(out[0], (n_tokens, n_kv_heads, key_dim), dtype, "keys")
+            values = arrays.output(out[1], (n_tokens, n_kv_heads, value_dim), dtype, "values")
+            if out[0] is not None:
+                arrays.apart(keys, "keys", [("values", values)])
             call(
-                lib.gearkv_cache_read_typed,
+                lib.gearkv_cache_read_rows,
                 cache,
                 layer,
                 first,
                 n_tokens,
-                arrays.type_of(keys),
-                arrays.pointer(keys),
-                keys.size,
-                arrays.pointer(values),
-                values.size,
+                arrays.out_rows(keys),
+                arrays.out_rows(values),
             )
         return keys, values
 
@@ -808,13 +824,14 @@ def compress(
 
 
 def decompress(block: Any, shape: Sequence[int], *, out: Optional[np.ndarray] = None) -> np.ndarray:
-    """The rows [tokens, heads, channels] of a block, which may come from anywhere."""
+    """The rows [tokens, heads, channels] of a block, which may come from anywhere; `out` is float32 and contiguous."""
     data = np.frombuffer(block, np.uint8)
     if data.ctypes.data % 64 != 0:
         moved = _aligned(data.size)
         moved[:] = data
         data = moved
-    rows = arrays.output(out, tuple(int(n) for n in shape))
+    rows = arrays.output(out, tuple(int(n) for n in shape), np.float32, contiguous=True)
+    arrays.apart(rows, "out", [("the block", data)])
     call(
         lib.gearkv_decompress_block, arrays.pointer(rows), rows.size, ffi.cast("void*", data.ctypes.data), data.size
     )

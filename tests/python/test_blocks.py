@@ -34,6 +34,19 @@ def test_what_cannot_be_a_block_is_refused():
         gearkv.decompress(block, (63, 1, 64))
     with pytest.raises(gearkv.Error, match="bad_spec"):
         gearkv.compress(rows, "auto:3")
+    for out, text in (
+        (np.empty((64, 1, 128), np.float32)[..., ::2], r"shape \(64, 1, 64\) and strides .*, expected strides \(256, 256, 4\)"),
+        (np.empty(rows.shape, np.float16), "out of float16, expected float32"),
+        (np.empty(rows[1:].shape, np.float32), r"expected .* of shape \(64, 1, 64\)"),
+    ):
+        with pytest.raises(gearkv.InvalidValue, match=text):
+            gearkv.decompress(block, rows.shape, out=out)
+    room = np.zeros(rows.size + len(block) // 4, np.float32)
+    start = -room.ctypes.data % 64 // 4
+    inside = room[start : start + len(block) // 4].view(np.uint8)
+    inside[:] = np.frombuffer(block, np.uint8)
+    with pytest.raises(gearkv.InvalidValue, match="out overlaps the block"):
+        gearkv.decompress(inside, rows.shape, out=room[: rows.size].reshape(rows.shape))
     with pytest.raises(ValueError, match="kind"):
         gearkv.compress(rows, "kivi-4", kind="queries")
     with pytest.raises(ValueError, match="axes"):

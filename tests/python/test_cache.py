@@ -141,10 +141,10 @@ def test_what_is_no_array_of_floats_is_refused():
     cache.append(0, rows, rows)
     with pytest.raises(ValueError, match="queries of 32 channels"):
         cache.attend(0, random_rows(1, 3, N_HEADS)[0][:, :32])
-    with pytest.raises(ValueError, match="out must be a float32, float16 or bfloat16 array"):
+    with pytest.raises(ValueError, match=r"out of float64 and shape \(2, 64\), expected a float32.* of shape \(2, 64\)"):
         cache.attend(0, rows[0], out=np.empty((N_KV_HEADS, DIM)))
-    with pytest.raises(ValueError, match="out must be contiguous"):
-        cache.attend(0, rows[0], out=np.empty((DIM, N_KV_HEADS), np.float32).T)
+    with pytest.raises(TypeError, match="out of type list, expected a NumPy array"):
+        cache.attend(0, rows[0], out=[])
     with pytest.raises(ValueError, match="mask of shape"):
         cache.attend(0, rows, mask=np.zeros((4, 3), np.float32))
     with pytest.raises(ValueError, match="slopes of shape"):
@@ -173,6 +173,115 @@ def test_outputs_have_the_type_that_is_asked_for():
             cache.attend(0, queries, out=out, dtype=np.float32)
     with pytest.raises(TypeError, match="dtype float64"):
         cache.attend(0, queries, dtype=np.float64)
+
+
+def places(shape, dtype=np.float32):
+    """Arrays of that shape whose elements lie in all manners, and what must stay as it is around them."""
+    n, heads, dim = shape
+    for lay in (
+        lambda: np.zeros((n, heads, 2 * dim), dtype)[..., ::2],
+        lambda: np.zeros((n, 3, heads, dim + 8), dtype)[:, 1, :, 8:],
+        lambda: np.zeros((heads, dim, n), dtype).transpose(2, 0, 1),
+        lambda: np.zeros((dim, n, heads), dtype).transpose(1, 2, 0),
+    ):
+        view = lay()
+        whole = view if view.base is None else view.base
+        yield view, whole
+
+
+def test_outputs_lie_anywhere():
+    cache, queries = filled(), random_rows(2, 3, N_HEADS)
+    plain, (keys, values) = cache.attend(0, queries), cache.read(0, 5, 20)
+    for dtype in (np.float32, np.float16):
+        for out, whole in places(plain.shape, dtype):
+            assert cache.attend(0, queries, out=out) is out and np.array_equal(out, plain.astype(dtype))
+            assert np.count_nonzero(whole) == np.count_nonzero(out)
+            out[:] = 0
+            assert cache.attend(0, queries[1], out=out[1]) is not None
+            assert np.array_equal(out[1], plain[1].astype(dtype)) and np.count_nonzero(whole) == np.count_nonzero(out[1])
+        for out, whole in places(keys.shape, dtype):
+            found = cache.read(0, 5, 20, out=(out, None))
+            assert found[0] is out and np.array_equal(out, keys.astype(dtype)) and np.array_equal(found[1], values)
+            assert np.count_nonzero(whole) == np.count_nonzero(out)
+            assert cache.read(0, 5, 20, out=(None, out))[1] is out and np.array_equal(out, values.astype(dtype))
+    both = np.zeros((20, N_KV_HEADS, 2, DIM), np.float32)
+    cache.read(0, 5, 20, out=(both[:, :, 0], both[:, :, 1]))
+    assert np.array_equal(both[:, :, 0], keys) and np.array_equal(both[:, :, 1], values)
+
+
+def test_outputs_that_cannot_be_written_to_are_refused():
+    cache, queries = filled(), random_rows(2, 3, N_HEADS)
+    room = np.zeros((2, N_HEADS, 2 * DIM), np.float32)
+    fixed = room[..., :DIM]
+    fixed.flags.writeable = False
+    odd = np.zeros(2 * N_HEADS * DIM * 4 + 2, np.uint8)[2:].view(np.float32).reshape(2, N_HEADS, DIM)
+    repeated = np.lib.stride_tricks.as_strided(room, (2, N_HEADS, DIM), (0, 4 * DIM, 4))
+    folded = np.lib.stride_tricks.as_strided(room, (2, N_HEADS, DIM), (4 * N_HEADS * DIM, 4, 4))
+    for out, text in (
+        (fixed, "read-only"),
+        (room[::-1, :, :DIM], r"strides \(-2048, 512, 4\), expected strides above 0 in multiples of 4"),
+        (repeated, "expected strides above 0"),
+        (folded, "do not overlap"),
+        (odd, "expected a multiple of 4"),
+        (np.zeros((2, N_HEADS, DIM), ">f4"), "out of >f4"),
+        (room, r"shape \(2, 4, 128\), expected a float32.*\(2, 4, 64\)"),
+    ):
+        with pytest.raises(gearkv.InvalidValue, match=text) as caught:
+            cache.attend(0, queries, out=out)
+        assert isinstance(caught.value, ValueError) and caught.value.code > 0
+    for out, text in ((room[:, ::-2, :DIM], "keys of shape .* strides"), (room, "keys of float32 and shape")):
+        with pytest.raises(gearkv.InvalidValue, match=text):
+            cache.read(0, 0, 2, out=(out, None))
+    assert not room.any() and not odd.any()
+
+
+def test_outputs_that_overlap_what_is_read_are_refused():
+    cache = filled()
+    room = np.zeros((2, N_HEADS, 2, DIM), np.float32)
+    queries, beside = room[:, :, 0], room[:, :, 1]
+    queries[:] = random_rows(2, 3, N_HEADS)
+    expected = cache.attend(0, queries)
+    # Elements between those that are read are free.
+    assert np.array_equal(cache.attend(0, queries, out=beside), expected)
+    before = room.copy()
+    mask = np.zeros((2, 300), np.float32)
+    sinks = np.zeros((2, N_HEADS, DIM), np.float32)
+    for out, given, text in (
+        (queries, {}, "out overlaps queries"),
+        (room.reshape(-1)[8 : 8 + queries.size].reshape(queries.shape), {}, "out overlaps queries"),
+        (mask.reshape(-1)[: queries.size].reshape(queries.shape), {"mask": mask}, "out overlaps mask"),
+        (sinks, {"sinks": sinks[0, :, 0]}, "out overlaps sinks"),
+        (sinks, {"slopes": sinks[1, :, 7]}, "out overlaps slopes"),
+    ):
+        with pytest.raises(gearkv.InvalidValue, match=text) as caught:
+            cache.attend(0, queries, out=out, **given)
+        assert isinstance(caught.value, ValueError) and caught.value.name == "invalid_argument"
+    keys = np.zeros((3, N_KV_HEADS, DIM), np.float32)
+    with pytest.raises(gearkv.InvalidValue, match="keys overlaps values"):
+        cache.read(0, 0, 2, out=(keys[:2], keys[1:]))
+    assert np.array_equal(room, before) and not (mask.any() or sinks.any() or keys.any())
+
+
+def test_outputs_of_a_batch_are_apart():
+    workspace = gearkv.Workspace()
+    caches = [gearkv.Cache(config(), workspace=workspace) for _ in range(2)]
+    for i, cache in enumerate(caches):
+        cache.append(0, random_rows(40, i), random_rows(40, 10 + i))
+    queries = [random_rows(2, 20 + i, N_HEADS) for i in range(2)]
+    expected = gearkv.attend_batch(0, caches, queries)
+    room = np.zeros((2, N_HEADS, 2, DIM), np.float16)
+    outs = [room[:, :, 0], room[:, :, 1]]
+    assert gearkv.attend_batch(0, caches, queries, outs=outs)[1] is outs[1]
+    assert all(np.array_equal(a, b.astype(np.float16)) for a, b in zip(outs, expected))
+    outs = [None, np.zeros((2, N_HEADS, DIM), np.float32)]
+    assert np.array_equal(gearkv.attend_batch(0, caches, queries, outs=outs)[0], expected[0])
+    assert np.array_equal(outs[1], expected[1])
+    with pytest.raises(gearkv.InvalidValue, match="out 1 overlaps out 0"):
+        gearkv.attend_batch(0, caches, queries, outs=[outs[1], outs[1]])
+    with pytest.raises(gearkv.InvalidValue, match="out 0 overlaps queries 1"):
+        gearkv.attend_batch(0, caches, queries, outs=[queries[1], None])
+    with pytest.raises(ValueError, match="one of each"):
+        gearkv.attend_batch(0, caches, queries, outs=outs[:1])
 
 
 def test_many_sequences_are_attended_at_once():
