@@ -162,6 +162,9 @@ class Passkey final : public Command {
             weight += static_cast<double>(stats.n_tokens);
             progress->step();
         }
+        progress->note(spec.text + ": " +
+                       grouped(static_cast<std::uint64_t>(std::count(found.begin(), found.end(), true))) +
+                       " of " + grouped(found.size()) + " found");
         found_.push_back(std::move(found));
         bits_.push_back(bits / weight);
     }

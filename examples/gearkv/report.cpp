@@ -206,6 +206,11 @@ void Progress::step(std::uint64_t n) {
     show();
 }
 
+void Progress::note(const std::string& line) {
+    if (!enabled_) return;
+    std::cerr << (terminal_ ? "\r\x1b[K" : "") << line << '\n' << std::flush;
+}
+
 void Progress::show() {
     shown_ = true;
     const std::string line = label_ + ": " + grouped(n_done_) + " of " + grouped(n_total_);

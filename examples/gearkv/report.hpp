@@ -81,6 +81,8 @@ class Progress {
     Progress(const Progress&) = delete;
     Progress& operator=(const Progress&) = delete;
     void step(std::uint64_t n = 1);
+    // A line that stays: what is known before the end.
+    void note(const std::string& line);
 
   private:
     void show();

@@ -703,6 +703,14 @@ class Passkey(ToolTest):
         found = sum(cell["found"] for cell in answer["results"][1]["cells"])
         self.assertRegex(self.ok(*command), rf"\nkv +128 +256 +all .*\nf16 [^\n]*\ngear-2 [^\n]* {found}/8 ")
 
+    def test_what_a_spec_found_is_told_before_the_next_is_asked(self):
+        command = ("passkey", MODEL, "--lengths", 96, "--depths", 1, "--trials", 40, "--digits", 1, "--kv", "f16", "gear-2", "-o", "csv")
+        silent, told = run(*command), run(*command, "--progress")
+        self.assertEqual((silent.returncode, silent.stderr, told.stdout), (0, b"", silent.stdout))
+        rows = [row.split(",") for row in silent.stdout.decode().split("\n")[1:-1]]
+        found = [line for line in told.stderr.decode().split("\n") if line.endswith("found")]
+        self.assertEqual(found, [f"{row[0].strip(chr(34))}: {row[-1]} of 40 found" for row in rows])
+
     def test_a_number_counts_where_the_model_says_it(self):
         # Of one digit the model names the right one now and then, which the f16 cache cannot do less often than itself.
         answer = self.json("passkey", MODEL, "--lengths", 96, "--depths", 1, "--trials", 60, "--digits", 1, "--kv", "f16", "f16")
