@@ -83,11 +83,8 @@ bool says(const std::string& text, const char* part) {
     return text.find(part) != std::string::npos;
 }
 
-}  // namespace
-
-TEST_CASE("every layer of a cache of different layers lives as in a cache of layers like it", "[dims]") {
-    for (const char* spec : {"gear-3", "paper:gear-4:nb=64", "kivi-2:nb=64;edge-1=q8", "f32:nb=64",
-                             "k=gear-2;v=kcvt-4:nb=128,recent=9"}) {
+void live_beside_alike(std::initializer_list<const char*> specs) {
+    for (const char* spec : specs) {
         CAPTURE(spec);
         CacheConfig config = mixed_config(spec);
         const std::uint32_t windows[mixed_layers] = {0, 100, 9, 0, 300};
@@ -144,6 +141,17 @@ TEST_CASE("every layer of a cache of different layers lives as in a cache of lay
         pair.feed(500, 150);
         pair.compare(9, 3);
     }
+}
+
+}  // namespace
+
+TEST_CASE("every layer of a cache of different layers lives as in a cache of layers like it", "[dims]") {
+    live_beside_alike({"gear-3", "kivi-2:nb=64;edge-1=q8"});
+}
+
+// What they share knows no level.
+TEST_CASE("so do layers of the other codecs", "[dims][once]") {
+    live_beside_alike({"paper:gear-4:nb=64", "f32:nb=64", "k=gear-2;v=kcvt-4:nb=128,recent=9"});
 }
 
 TEST_CASE(

@@ -20,7 +20,7 @@ TEST_CASE("an empty cache holds the same whatever it may grow to", "[reserve]") 
     CHECK(many.tables < 64 * 1024);
 }
 
-TEST_CASE("max_tokens grows in place, without memory and without a trace", "[reserve]") {
+TEST_CASE("max_tokens grows in place, without memory and without a trace", "[reserve][once]") {
     const std::string spec = GENERATE("gear-4", "kivi-4:nb=64", "f16", "auto:3");
     CountingMemory memory;
     CacheConfig config = make_config(spec, source_heads, source_dim, source_dim, 300);

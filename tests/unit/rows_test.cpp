@@ -86,10 +86,7 @@ TEST_CASE("so they do where rates are chosen", "[rows][rates]") {
     compare_with_floats("auto:3");
 }
 
-TEST_CASE("queries of any type and stride are those floats, and outputs are rounded ones", "[rows]") {
-    // Of 4,000 tokens with one KV head the parts are attended apart and put together.
-    const std::size_t n_tokens = GENERATE(300, 4000);
-    const std::uint32_t heads = n_tokens == 300 ? n_kv_heads : 1;
+void compare_queries_and_outputs(std::size_t n_tokens, std::uint32_t heads) {
     const auto k = numbers(n_tokens, heads, key_dim, 1, ElementType::f32),
                v = numbers(n_tokens, heads, value_dim, 2, ElementType::f32);
     CacheConfig config = make_config("q8", heads, key_dim, value_dim, 5000);
@@ -128,6 +125,16 @@ TEST_CASE("queries of any type and stride are those floats, and outputs are roun
     }
 }
 
+TEST_CASE("queries of any type and stride are those floats, and outputs are rounded ones", "[rows]") {
+    compare_queries_and_outputs(300, n_kv_heads);
+}
+
+// Of 4,000 tokens with one KV head the parts are attended apart and put together, by code that knows no
+// level.
+TEST_CASE("so they are where parts are put together", "[rows][once]") {
+    compare_queries_and_outputs(4000, 1);
+}
+
 // The outputs of `like` at the places of rows.
 Queries with_outputs(Queries like, const Rows& rows) {
     like.out_type = rows.type;
@@ -142,9 +149,7 @@ OutRows places(std::vector<unsigned char>* bytes, const Rows& rows) {
             rows.type,         rows.channel_stride};
 }
 
-TEST_CASE("outputs go where their strides say, and nowhere else", "[rows]") {
-    const std::size_t n_tokens = GENERATE(300, 4000);
-    const std::uint32_t heads = n_tokens == 300 ? n_kv_heads : 1;
+void compare_places(std::size_t n_tokens, std::uint32_t heads) {
     const auto k = numbers(n_tokens, heads, key_dim, 1, ElementType::f32),
                v = numbers(n_tokens, heads, value_dim, 2, ElementType::f32),
                q = numbers(5, n_heads, key_dim, 3, ElementType::f32);
@@ -181,6 +186,14 @@ TEST_CASE("outputs go where their strides say, and nowhere else", "[rows]") {
             CHECK(read_values == wanted_values.bytes);
         }
     }
+}
+
+TEST_CASE("outputs go where their strides say, and nowhere else", "[rows]") {
+    compare_places(300, n_kv_heads);
+}
+
+TEST_CASE("so they do where parts are put together", "[rows][once]") {
+    compare_places(4000, 1);
 }
 
 TEST_CASE("outputs without room, and those that overlap, are refused untouched", "[rows]") {

@@ -312,7 +312,7 @@ TEST_CASE("every name with every single option parses back from its canonical fo
 TEST_CASE("a sparsity comes back to the last bit", "[spec]") {
     std::mt19937 random(3);
     int n_fractions = 0;
-    while (n_fractions < 100000) {
+    while (n_fractions < 20000) {
         const std::uint32_t bits = static_cast<std::uint32_t>(random()) & 0x3fffffff;
         KvSpec spec = parsed("kcvt-2");
         std::memcpy(&spec.value.sparsity, &bits, sizeof(bits));
