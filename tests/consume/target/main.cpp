@@ -1,7 +1,7 @@
 // What a scalar build makes of rows that are the same on every machine: prints a sum of the bytes of its
 // blocks and of the bits of its attention for each SPEC, so that builds for other machines can be put side by
-// side. With `save FOLDER` the states are kept there, with `load FOLDER` the caches come from them. What a
-// build leaves out is said to be.
+// side. With `save FOLDER` the states are kept there, with `load FOLDER` the caches come from them; so is a
+// block of keys by itself. What a build leaves out is said to be.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "gearkv/cache.hpp"
+#include "gearkv/codec.hpp"
 #include "gearkv/state.hpp"
 
 namespace {
@@ -49,6 +50,51 @@ bool left_out(const gearkv::Status& status) {
     return status.code() == gearkv::Code::unavailable_spec;
 }
 
+// One block of the keys: made and kept, or what was kept. False when its rows cannot be had, or could be had
+// of what its header says is left out.
+bool live_block(const char* spec, const gearkv::TensorSpec* keys, const std::vector<float>& rows,
+                const std::string& path) {
+    constexpr std::uint32_t n = 128;
+    alignas(64) static unsigned char block[n * n_kv_heads * dim * 4];
+    std::vector<float> out(n * n_kv_heads * dim, 0.5f);
+    std::size_t n_bytes = 0;
+    gearkv::Status status;
+    if (keys != nullptr) {
+        const gearkv::BlockShape shape = {gearkv::TensorKind::key, n, n_kv_heads, dim};
+        gearkv::BlockOptions options;
+        options.spec = *keys;
+        options.rank = keys->rank_prompt;
+        options.level = gearkv::Level::scalar;
+        gearkv::BlockBytes bytes;
+        status = gearkv::block_bytes(shape, options, &bytes);
+        n_bytes = static_cast<std::size_t>(bytes.bytes);
+        if (status.ok()) {
+            status = gearkv::compress_block(block, n_bytes, {rows.data(), n_kv_heads * dim, dim}, shape,
+                                            options, gearkv::serial_executor());
+        }
+        std::FILE* file = status.ok() ? std::fopen(path.c_str(), "wb") : nullptr;
+        if (file != nullptr && std::fwrite(block, 1, n_bytes, file) != n_bytes) n_bytes = 0;
+        if (file == nullptr || std::fclose(file) != 0) n_bytes = 0;
+    } else if (std::FILE* file = std::fopen(path.c_str(), "rb")) {
+        n_bytes = std::fread(block, 1, sizeof(block), file);
+        std::fclose(file);
+    }
+    if (status.ok()) status = gearkv::decompress_block(out.data(), out.size(), block, n_bytes);
+    if (left_out(status)) {
+        gearkv::BlockShape shape;
+        gearkv::TensorSpec found;
+        gearkv::BlockBytes bytes;
+        std::printf("%s, a block: %s: %s\n", spec, gearkv::code_name(status.code()), status.message());
+        const bool untouched = out == std::vector<float>(out.size(), 0.5f);
+        return untouched && left_out(gearkv::inspect_block(block, n_bytes, &shape, &found, &bytes));
+    }
+    std::printf("%s, a block: %zu bytes %016llx, rows %016llx %s\n", spec, n_bytes,
+                static_cast<unsigned long long>(sum_of(block, n_bytes)),
+                static_cast<unsigned long long>(sum_of(out.data(), out.size() * sizeof(float))),
+                status.message());
+    return status.ok();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -66,7 +112,11 @@ int main(int argc, char** argv) {
         config.level = gearkv::Level::scalar;
         std::unique_ptr<gearkv::Cache> cache;
         gearkv::Status status = gearkv::parse_spec(spec, &config.spec);
-        std::string path = folder + "/" + spec;
+        const std::string path = folder + "/" + spec;
+        if (use == "load" || (use == "save" && status.ok())) {
+            const gearkv::TensorSpec* made = use == "save" ? &config.spec.key : nullptr;
+            if (!live_block(spec, made, k, path + ".block")) return 1;
+        }
         if (use == "load") {
             gearkv::StateInfo info;
             const gearkv::Status found = gearkv::inspect_state(path.c_str(), &info);
