@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # versions.sh ARCHIVE SOURCE CXX CC SHARED_LIBRARY LIBRARY... : another version of the shared library, the same code but for
-# its number, lies beside the one of this build, and programs, and one program, use both.
+# its number, lies beside the one of this build, and programs, and one program, use both; programs built with an older header,
+# whose structures end before the youngest fields, use the library of this one.
 set -euo pipefail
 archive=$1 source=$2 cxx=$3 cc=$4 shared=$5
 shift 5
@@ -41,3 +42,13 @@ for version in 0.1 0.9; do
   "$cc" -I "$include" "$work/which.c" -o "$work/which-$version" "$work/lib/libgearkv.so.$version"
   [ "$(LD_LIBRARY_PATH=$work/lib "$work/which-$version")" = "$version.0" ]
 done
+
+# A header of the time before latents and shrunk_bytes, which end five structures.
+mkdir -p "$work/older/gearkv"
+sed -E '/^    (int32_t latent|const void\* latents|uint64_t shrunk_bytes);/d' "$source/include/gearkv/gearkv.h" >"$work/older/gearkv/gearkv.h"
+[ "$(diff "$source/include/gearkv/gearkv.h" "$work/older/gearkv/gearkv.h" | grep -c '^<')" = 5 ]
+for program in examples/embed/app tests/c/life; do
+  "$cc" -std=c99 -D_POSIX_C_SOURCE=200112L -I "$work/older" "$source/$program.c" -o "$work/${program##*/}" "$work/lib/libgearkv.so.0.1" -lm
+done
+LD_LIBRARY_PATH=$work/lib "$work/app"
+LD_LIBRARY_PATH=$work/lib "$work/life" "$work/life.gkvs"
