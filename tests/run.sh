@@ -173,7 +173,7 @@ stage_arm() {
   export GEARKV_TESTS='~[slow]~[once]~[shapes]'
   # Rates are chosen, and the bytes of sessions foretold, by code that knows no level, in minutes.
   QEMU_CPU=cortex-a72 GEARKV_TESTS="$GEARKV_TESTS~[rates]" run_tests arm arm-unit --timeout-multiplier 10 \
-    unit-neon unit-dotprod hostile || failed=1
+    unit-neon unit-dotprod hostile size || failed=1
   QEMU_CPU=cortex-a72 GEARKV_TESTS="$GEARKV_TESTS~[fit]" run_tests arm arm-cortex-a72 --timeout-multiplier 10 \
     --suite neon --suite dotprod --no-suite unit || failed=1
   # What dotprod has of its own are kernels: those of the decoder alone, and lives of caches were lived at neon.

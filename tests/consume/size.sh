@@ -16,7 +16,7 @@ for level in $limits; do
       "-DGEARKV_HAVE_${level^^}" -I "$source/include" -I "$source/src" -I "$source/arch" -c "$source/src/cpu.cpp" -o "${choice[0]}"
   fi
   "$compiler" "$work/app.o" "${choice[@]}" -o "$work/app" "$archive" "$@" -Wl,--gc-sections -Wl,-Map="$work/map"
-  strip "$work/app"
+  "$("$compiler" -print-prog-name=strip)" "$work/app"
   [ "$level" != all ] || python3 - "$work/map" <<'PYTHON'
 import collections, re, sys
 parts, section = collections.Counter(), ""
@@ -33,7 +33,7 @@ for part, n in parts.most_common():
     if n >= 1024:
         print(f"{n / 1024:8.0f} KiB  {part}")
 PYTHON
-  bytes=$(size "$work/app" | awk 'NR == 2 {print $1 + $2}')
+  bytes=$("$("$compiler" -print-prog-name=size)" "$work/app" | awk 'NR == 2 {print $1 + $2}')
   echo "$((bytes / 1024)) KiB with the level $level, at most $limit"
   [ "$bytes" -le $((limit * 1024)) ]
 done
