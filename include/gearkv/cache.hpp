@@ -265,7 +265,7 @@ Status bytes_required(const CacheConfig& config, std::uint64_t n_tokens, std::ui
 
 // A life of a cache, as far as its memory depends on it: prompt_tokens come in one append, the others one by
 // one. After each append to a layer its new tokens are attended, and the prompt is compressed, before the
-// next layer has its turn; in the end all layers are compressed.
+// next layer has its turn; in the end all layers are compressed. What selecting takes, some KiB, is not told.
 struct CacheLife {
     std::uint64_t n_tokens = 0;
     std::uint64_t prompt_tokens = 0;  // of them
