@@ -15,6 +15,7 @@ struct NeonIntegerLanes {
     static constexpr std::size_t n_rows = 4;
     template <CodeKind>
     static constexpr bool has_columns = false;
+    static constexpr bool has_nibbles = false;
     static constexpr int bytes_offset = 0;
     static constexpr void (*arrange_bytes)(CodeBlock*, std::size_t) = nullptr;
     using Floats = float32x4_t;
@@ -80,6 +81,7 @@ struct NeonIntegerLanes {
         halves = vset_lane_u16(load_as<std::uint16_t>(rows[3] + at), halves, 3);
         return vcvt_f32_f16(vreinterpret_f16_u16(halves));
     }
+    static Floats gather_heads(RowPointers rows, std::size_t at) { return gather_halves(rows, at); }
     static void split_halves(Words a, Floats& low, Floats& high) {
         low = vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(a)));
         high = vcvt_f32_f16(vreinterpret_f16_u16(vshrn_n_u32(a, 16)));

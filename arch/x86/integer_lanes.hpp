@@ -14,6 +14,7 @@ namespace {
 template <class Self>
 struct WideIntegerLanes {
     static constexpr std::size_t n_rows = 8;
+    static constexpr bool has_nibbles = false;
     using Floats = __m256;
     using Words = __m256i;
     using Codes = __m256i;
@@ -70,6 +71,7 @@ struct WideIntegerLanes {
     static Floats gather_halves(RowPointers rows, std::size_t at) {
         return _mm256_cvtph_ps(_mm_unpacklo_epi64(four_halves(rows, at), four_halves(rows + 4, at)));
     }
+    static Floats gather_heads(RowPointers rows, std::size_t at) { return gather_halves(rows, at); }
     static void split_halves(Words a, Floats& low, Floats& high) {
         const __m256i packed = _mm256_permute4x64_epi64(
             _mm256_packus_epi32(a & _mm256_set1_epi32(0xffff), _mm256_srli_epi32(a, 16)), 0xd8);
@@ -192,9 +194,9 @@ struct WideIntegerLanes {
         std::memcpy(&word, x + 4 * i, sizeof(word));
         return _mm256_set1_epi32(word);
     }
+    static __m128i load_16(const void* x) { return _mm_loadu_si128(static_cast<const __m128i*>(x)); }
 
   private:
-    static __m128i load_16(const void* x) { return _mm_loadu_si128(static_cast<const __m128i*>(x)); }
     static int load_word(const std::uint8_t* x) {
         int word;
         std::memcpy(&word, x, sizeof(word));

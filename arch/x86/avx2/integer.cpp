@@ -5,8 +5,21 @@ namespace {
 
 struct IntegerLanes : WideIntegerLanes<IntegerLanes> {
     static constexpr int bytes_offset = 0;
+    static constexpr bool has_nibbles = true;
     template <CodeKind>
     static constexpr bool has_columns = true;
+
+    // A load and a blend put a half in its place, of what lies up to 14 bytes before it: not in a row's first
+    // block.
+    static Floats gather_heads(RowPointers rows, std::size_t at) {
+        if (at < 14) return gather_halves(rows, at);
+        __m128i halves = load_16(rows[0] + at);
+        unroll<n_rows - 1>([&](auto i) GEARKV_INLINE {
+            constexpr int r = i + 1;
+            halves = _mm_blend_epi16(halves, load_16(rows[r] + at - 2 * r), 1 << r);
+        });
+        return _mm256_cvtph_ps(halves);
+    }
     // Pairs of products with codes below 64 reach 2 * 63 * 127 = 16002.
     static __m256i multiply_codes(__m256i codes, __m256i high, __m256i low) {
         return add_planes(_mm256_maddubs_epi16(codes, high), _mm256_maddubs_epi16(codes, low));
@@ -56,6 +69,24 @@ struct IntegerLanes : WideIntegerLanes<IntegerLanes> {
                 });
             });
         });
+    }
+
+    // Shorts hold all sixteen products of a row's nibbles: 16 * 15 * 127.
+    // Half of the vector's words come by shuffles, as loads of vectors are what a core does fewest of.
+    [[gnu::always_inline]] static __m256i nibble_products(const __m256i (&words)[4], const CodeBlock& x) {
+        __m256i high[2], low[2];
+        unroll<2>([&](auto half) GEARKV_INLINE {  // low nibbles, high ones
+            const __m256i x_low = _mm256_broadcastsi128_si256(load_16(x.low + 16 * half));
+            unroll<4>([&](auto j) GEARKV_INLINE {
+                const __m256i codes = field<4 * half, 4>(words[j]),
+                              by_high = _mm256_maddubs_epi16(codes, word_of(x.high, 4 * half + j)),
+                              by_low =
+                                  _mm256_maddubs_epi16(codes, _mm256_shuffle_epi32(x_low, j.value * 0x55));
+                high[half] = j == 0 ? by_high : _mm256_add_epi16(high[half], by_high);
+                low[half] = j == 0 ? by_low : _mm256_add_epi16(low[half], by_low);
+            });
+        });
+        return add_planes(_mm256_add_epi16(high[0], high[1]), _mm256_add_epi16(low[0], low[1]));
     }
 
   private:

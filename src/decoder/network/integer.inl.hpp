@@ -14,6 +14,7 @@
 //     gather_words(rows, at)           the word at rows[r] + at
 //     gather_quads(rows, at, Words out[4])    four words in a row
 //     gather_halves(rows, at)          the half at rows[r] + at, as Floats
+//     gather_heads(rows, at)           the same where rows[r] + at is the beginning of a block of 16 bytes or more
 //     split_halves(Words, Floats& low, Floats& high)
 //   Codes                              32 bytes
 //     load_codes, split_nibbles(16 bytes): low nibbles, then high ones, either(a, b): a | b
@@ -30,6 +31,8 @@
 //     to_columns<kind>(Codes (&codes)[n_rows])    word j of all rows in columns j, ready for
 //     column_products<kind>(sums[n_tokens], columns, x, x_stride)    the sums of products() with vectors that
 //                                                 stand x_stride blocks apart
+//   has_nibbles                      whether one vector meets nibbles turned round before they are split:
+//     nibble_products(words, x)      the sums of products(); words of gather_quads, low nibbles first
 //   round_block(CodeBlock*, const float*, float factor): codes and halves; largest_bits(const float*)   of 32
 //   entries
 #pragma once
@@ -106,6 +109,10 @@ template <class L, class Type, std::size_t n>
 template <class Type>
 constexpr std::size_t n_sums = Type::halves ? 2 : 1;
 
+// Whether a vector meets the nibbles of n_rows rows word by word.
+template <class L, class Type, std::size_t n_tokens>
+constexpr bool by_nibbles = L::has_nibbles && Type::nibbles_at != 0 && n_tokens == 1;
+
 // n_rows rows with n_tokens vectors. Weights are unpacked once for all of these.
 template <class L, class Type, std::size_t n_tokens>
 void multiply_rows(typename L::Floats (&sums)[n_tokens], RowPointers rows, const IntegerArgs& args,
@@ -128,12 +135,20 @@ void multiply_rows(typename L::Floats (&sums)[n_tokens], RowPointers rows, const
         Type::template read<L>(row, at, scales);
         unroll<block / code_block>([&](auto k) GEARKV_INLINE {
             if (first_token == 0) next.template step<bytes * L::n_rows * code_block / block>();
-            typename L::Codes codes[L::n_rows];
-            unroll<L::n_rows>(
-                [&](auto r) GEARKV_INLINE { codes[r] = Type::template codes<L, k.value>(row[r] + at); });
+            [[maybe_unused]] typename L::Codes codes[L::n_rows];
+            if constexpr (!by_nibbles<L, Type, n_tokens>) {
+                unroll<L::n_rows>(
+                    [&](auto r) GEARKV_INLINE { codes[r] = Type::template codes<L, k.value>(row[r] + at); });
+            }
             unroll<n_tokens>([&](auto t) GEARKV_INLINE {
                 typename L::Words products[n_sums<Type>];
-                L::template products<Type::kind, Type::halves>(products, codes, x[t][at_x + k]);
+                if constexpr (by_nibbles<L, Type, n_tokens>) {
+                    typename L::Words words[4];
+                    L::gather_quads(row, at + Type::nibbles_at, words);
+                    products[0] = L::nibble_products(words, x[t][at_x + k]);
+                } else {
+                    L::template products<Type::kind, Type::halves>(products, codes, x[t][at_x + k]);
+                }
                 constexpr std::size_t at_scale = k.value * n_sums<Type>;
                 add_products<L, Type>(local[t], products, scales.scale + at_scale,
                                       scales.minimum + (Type::has_minimum ? at_scale : 0), x[t][at_x + k]);

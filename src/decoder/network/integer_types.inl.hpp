@@ -6,6 +6,8 @@
 //   offset                             weights are worth (code - offset) times the scale
 //   halves                             whether 16 weights share a scale, else 32
 //   has_minimum                        whether each scale has a minimum beside it
+//   nibbles_at                         where the nibbles of a block of 32 begin that has no other bits of codes,
+//                                      else 0
 //   template <k> L::Codes codes(block) the 32 codes from column 32 k of a block on
 //   read(rows, at, scales)             the scales of one block of n_rows rows, which starts at rows[r] + at
 // What a bit of a block means is told in arch/scalar/expand.hpp.
@@ -43,6 +45,7 @@ struct SmallBlocks {
     static constexpr CodeKind kind = code_kind;
     static constexpr int offset = code_offset;
     static constexpr bool halves = false, has_minimum = minimum;
+    static constexpr std::size_t nibbles_at = 0;
     template <class L>
     using Scales = RowScales<L, 1, minimum ? 1 : 0>;
 
@@ -51,12 +54,13 @@ struct SmallBlocks {
         if constexpr (minimum) {
             L::split_halves(L::gather_words(rows, at), scales.scale[0], scales.minimum[0]);
         } else {
-            scales.scale[0] = L::gather_halves(rows, at);
+            scales.scale[0] = L::gather_heads(rows, at);
         }
     }
 };
 
 struct TypeQ40 : SmallBlocks<WeightType::q4_0, CodeKind::five_bits, 8, false> {
+    static constexpr std::size_t nibbles_at = 2;
     template <class L, std::size_t>
     static typename L::Codes codes(const std::uint8_t* block) {
         return L::split_nibbles(block + 2);
@@ -64,6 +68,7 @@ struct TypeQ40 : SmallBlocks<WeightType::q4_0, CodeKind::five_bits, 8, false> {
 };
 
 struct TypeQ41 : SmallBlocks<WeightType::q4_1, CodeKind::five_bits, 0, true> {
+    static constexpr std::size_t nibbles_at = 4;
     template <class L, std::size_t>
     static typename L::Codes codes(const std::uint8_t* block) {
         return L::split_nibbles(block + 4);
@@ -130,6 +135,7 @@ struct LargeBlocks {
     static constexpr CodeKind kind = code_kind;
     static constexpr int offset = code_offset;
     static constexpr bool halves = with_halves, has_minimum = minimum;
+    static constexpr std::size_t nibbles_at = 0;
     static constexpr std::size_t n_scales = with_halves ? 16 : 8;
     template <class L>
     using Scales = RowScales<L, n_scales, minimum ? n_scales : 0>;
