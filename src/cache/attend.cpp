@@ -449,7 +449,7 @@ class Call {
             std::size_t i = first;
             for (; index >= jobs_[i].pieces.n; ++i)
                 index -= jobs_[i].pieces.n;
-            run_piece(jobs_[i].pieces, static_cast<std::uint32_t>(index), serial_executor());
+            run_group(jobs_[i].pieces, static_cast<std::uint32_t>(index), serial_executor());
         });
         for (std::size_t i = first; i < end; ++i)
             jobs_[i].layer->note_done(jobs_[i].pieces);

@@ -5,9 +5,13 @@
 
 namespace gearkv {
 
-void run_piece(const PieceRun& run, std::uint32_t i, Executor& executor) noexcept {
+void run_group(const PieceRun& run, std::uint32_t i, Executor& executor) noexcept {
     const auto start = std::chrono::steady_clock::now();
-    compress_piece(run.block, run.scratch, run.task, run.first + i, i, executor);
+    std::uint32_t first = run.first;
+    for (std::uint32_t before = 0; before < i; ++before)
+        first += group_left(run.task.header, first);
+    const std::uint32_t n = std::min(group_left(run.task.header, first), run.end - first);
+    compress_pieces(run.block, run.scratch, run.task, first, n, i, executor);
     const auto time = std::chrono::steady_clock::now() - start;
     run.nanoseconds->fetch_add(
         static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(time).count()),
@@ -105,7 +109,10 @@ PieceRun Closing::next(const PieceSource& source, std::uint32_t until) const noe
     const bool large = compress_scratch_bytes(run.task.header) > source.shared_scratch->n_bytes();
     run.scratch = large ? scratch_.data() : source.shared_scratch->data();
     run.nanoseconds = source.nanoseconds;
-    run.n = std::min({stage_left(run.task.header, run.first), piece_slots(run.task.header), until - n_done_});
+    run.end = run.first;
+    const std::uint32_t end = run.first + std::min(stage_left(run.task.header, run.first), until - n_done_);
+    for (; run.end < end && run.n < piece_slots(run.task.header); ++run.n)
+        run.end = std::min(run.end + group_left(run.task.header, run.end), end);
     return run;
 }
 
@@ -113,10 +120,10 @@ void Closing::run(const PieceSource& source, std::uint32_t until, Executor& exec
     while (n_done_ < until) {
         const PieceRun pieces = next(source, until);
         if (pieces.n == 1) {
-            run_piece(pieces, 0, executor);  // which may spread over the executor itself
+            run_group(pieces, 0, executor);  // which may spread over the executor itself
         } else {
             parallel_for(executor, pieces.n,
-                         [&](std::size_t i) { run_piece(pieces, static_cast<std::uint32_t>(i), executor); });
+                         [&](std::size_t i) { run_group(pieces, static_cast<std::uint32_t>(i), executor); });
         }
         note_done(pieces);
     }

@@ -11,17 +11,17 @@
 
 namespace gearkv {
 
-// Pieces of a compression that may run at once, each with a number below n as its slot.
+// Pieces of a compression, in groups that may run at once, each with a number below n as its slot.
 struct PieceRun {
     std::uint32_t n = 0;
-    std::uint32_t first = 0;
+    std::uint32_t first = 0, end = 0;  // of the pieces
     TensorKind kind = TensorKind::key;
     void* block = nullptr;
     void* scratch = nullptr;
     CompressTask task;
     std::atomic<std::uint64_t>* nanoseconds = nullptr;  // where the time of each is added
 };
-void run_piece(const PieceRun& run, std::uint32_t i, Executor& executor) noexcept;
+void run_group(const PieceRun& run, std::uint32_t i, Executor& executor) noexcept;
 
 // What pieces read beside the block, by kind of tensor where there are two.
 struct PieceSource {
@@ -85,9 +85,9 @@ class Closing {
     std::uint32_t n_pieces() const noexcept;
     // Those that have to be done by now, when all are after n_spread tokens.
     std::uint32_t n_due(std::uint32_t n_spread) const noexcept;
-    // Those below `until` that may run at once, from the first that is not done; then note_done.
+    // Those below `until` whose groups may run at once, from the first that is not done; then note_done.
     PieceRun next(const PieceSource& source, std::uint32_t until) const noexcept;
-    void note_done(const PieceRun& run) noexcept { n_done_ += run.n; }
+    void note_done(const PieceRun& run) noexcept { n_done_ += run.end - run.first; }
     // All of them below `until`.
     void run(const PieceSource& source, std::uint32_t until, Executor& executor) noexcept;
 

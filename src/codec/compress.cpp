@@ -91,6 +91,11 @@ std::uint32_t n_profiles(const BlockHeader& header) {
     return uses_trellis(header) && header.profile != 0 ? header.n_heads : 0;
 }
 
+// Pieces of a section: about a panel each, which takes some tens of microseconds.
+std::uint32_t section_pieces(const BlockHeader& header) {
+    return static_cast<std::uint32_t>(ceil_div(header.dim, lane_tile));
+}
+
 [[maybe_unused]] void compress_parts(const BlockWork& work, Executor& executor) {
     const std::size_t n_heads = work.n_heads();
     const bool has_outliers = work.header->n_outliers > 0;
@@ -183,7 +188,7 @@ void begin_block(void* block, const CompressTask& task) noexcept {
 
 std::uint32_t n_pieces(const BlockHeader& header) noexcept {
     if (!uses_trellis(header)) return 1;
-    return n_profiles(header) + header.n_heads * block_sizes(header).n_sections;
+    return n_profiles(header) + header.n_heads * block_sizes(header).n_sections * section_pieces(header);
 }
 
 std::uint32_t stage_left(const BlockHeader& header, std::uint32_t next) noexcept {
@@ -191,12 +196,18 @@ std::uint32_t stage_left(const BlockHeader& header, std::uint32_t next) noexcept
     return (next < n_first ? n_first : n_pieces(header)) - next;
 }
 
+std::uint32_t group_left(const BlockHeader& header, std::uint32_t next) noexcept {
+    const std::uint32_t n_first = n_profiles(header);
+    if (!uses_trellis(header) || next < n_first) return 1;
+    return section_pieces(header) - (next - n_first) % section_pieces(header);
+}
+
 std::uint32_t piece_slots(const BlockHeader& header) noexcept {
     return uses_trellis(header) ? header.n_heads : 1;
 }
 
-void compress_piece(void* block, void* scratch, const CompressTask& task, std::uint32_t piece,
-                    std::uint32_t slot, Executor& executor) noexcept {
+void compress_pieces(void* block, void* scratch, const CompressTask& task, std::uint32_t first,
+                     std::uint32_t n, std::uint32_t slot, Executor& executor) noexcept {
     const BlockHeader& header = task.header;
     BlockWork work;
     work.kernels = task.kernels;
@@ -220,11 +231,12 @@ void compress_piece(void* block, void* scratch, const CompressTask& task, std::u
     if (header.profile == 0) work.view.use_profiles(task.profiles);
     unsigned char* memory = static_cast<unsigned char*>(scratch) + slot * trellis_slot_bytes(header);
     const std::uint32_t n_first = n_profiles(header);
-    if (piece < n_first) {
-        write_profile(work, piece, memory);
+    if (first < n_first) {
+        write_profile(work, first, memory);
     } else {
-        const std::uint32_t n_sections = work.view.sizes.n_sections;
-        encode_section(work, (piece - n_first) / n_sections, (piece - n_first) % n_sections, memory);
+        const std::uint32_t n_sections = work.view.sizes.n_sections, n_parts = section_pieces(header);
+        const std::uint32_t section = (first - n_first) / n_parts, part = (first - n_first) % n_parts;
+        encode_section(work, section / n_sections, section % n_sections, memory, {part, part + n, n_parts});
     }
 }
 
@@ -232,15 +244,16 @@ void compress_into(void* block, void* scratch, const CompressTask& task, Executo
     begin_block(block, task);
     const std::uint32_t n = n_pieces(task.header), n_slots = piece_slots(task.header);
     for (std::uint32_t next = 0; next < n;) {
-        const std::uint32_t n_left = stage_left(task.header, next);
-        if (n_left == 1) {  // free to use the executor itself
-            compress_piece(block, scratch, task, next, 0, executor);
+        const std::uint32_t n_left = stage_left(task.header, next), n_group = group_left(task.header, next);
+        if (n_left == n_group) {  // free to use the executor itself
+            compress_pieces(block, scratch, task, next, n_group, 0, executor);
         } else {
-            // A slot serves one piece after the other.
-            parallel_for(executor, std::min(n_left, n_slots), [&](std::size_t slot) {
-                for (auto i = static_cast<std::uint32_t>(slot); i < n_left; i += n_slots)
-                    compress_piece(block, scratch, task, next + i, static_cast<std::uint32_t>(slot),
-                                   executor);
+            // A slot serves one group after the other.
+            const std::uint32_t n_groups = n_left / n_group;
+            parallel_for(executor, std::min(n_groups, n_slots), [&](std::size_t slot) {
+                for (auto i = static_cast<std::uint32_t>(slot); i < n_groups; i += n_slots)
+                    compress_pieces(block, scratch, task, next + i * n_group, n_group,
+                                    static_cast<std::uint32_t>(slot), executor);
             });
         }
         next += n_left;

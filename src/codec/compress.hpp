@@ -25,17 +25,20 @@ std::uint64_t compress_scratch_bytes(const BlockHeader& header) noexcept;
 // Writes header.n_bytes to `block`.
 void compress_into(void* block, void* scratch, const CompressTask& task, Executor& executor) noexcept;
 
-// The same in pieces, which need not run in one call: begin_block, then every piece once. Pieces of a stage
-// may run at once on different threads, each with a slot of the scratch of its own, below piece_slots(). A
-// trellis has the profiles of the heads as one stage and the sections of all heads as another; everything
-// else is a single piece.
+// The same in pieces, which need not run in one call: begin_block, then every piece once. A trellis has the
+// profiles of the heads as one stage, and parts of the sections of all heads as another; everything else is a
+// single piece. Groups of a stage may run at once on different threads, each with a slot of the scratch of
+// its own, below piece_slots(): a profile, or the parts of a section, which share what goes before their
+// codes.
 void begin_block(void* block, const CompressTask& task) noexcept;
 std::uint32_t n_pieces(const BlockHeader& header) noexcept;
-// Pieces of the stage that piece `next` is in, from it on.
+// Pieces of the stage that piece `next` is in, from it on; of its group.
 std::uint32_t stage_left(const BlockHeader& header, std::uint32_t next) noexcept;
+std::uint32_t group_left(const BlockHeader& header, std::uint32_t next) noexcept;
 std::uint32_t piece_slots(const BlockHeader& header) noexcept;
-void compress_piece(void* block, void* scratch, const CompressTask& task, std::uint32_t piece,
-                    std::uint32_t slot, Executor& executor) noexcept;
+// Pieces [first, first + n) of one group.
+void compress_pieces(void* block, void* scratch, const CompressTask& task, std::uint32_t first,
+                     std::uint32_t n, std::uint32_t slot, Executor& executor) noexcept;
 
 // Whether all entries of rows [n_tokens, n_heads, dim] can be stored. Errors: non_finite, not_representable
 // (beyond `limit`), naming the token and head.

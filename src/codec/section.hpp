@@ -19,6 +19,7 @@ struct Section {
     std::uint32_t dim;
     std::uint32_t head;
     std::uint32_t n_granules;
+    SectionParts parts;
     std::uint8_t width[max_dim / key_granule];  // by granule
 
     TensorKind kind() const { return work.keys() ? TensorKind::key : TensorKind::value; }
@@ -40,6 +41,13 @@ inline std::uint8_t scale_code(int sixteenths, int base) {
 // Chooses the section's base so that the largest scale still fits a byte.
 int write_base(Section* s, int largest) noexcept;
 
+// Whether widths, base and whatever else precedes the codes is to be chosen; else it is in the block.
+inline bool begins(const Section& s) {
+    return s.parts.first == 0;
+}
+// Takes the widths from the block; its base.
+int read_begun(Section* s) noexcept;
+
 // Up to 16 stored places of one width: whole granules, or the first half of one.
 struct Places {
     std::uint32_t width;
@@ -51,7 +59,7 @@ struct Places {
 
 // Calls visit(places) for all places of all widths but 0.
 template <class Visit>
-void for_panels(const Section& s, const Visit& visit) {
+void for_all_panels(const Section& s, const Visit& visit) {
     for (std::uint32_t width = 1; width <= max_key_width; ++width) {
         Places p = {width, 0, {}};
         for (std::uint32_t place = 0; place < s.dim; ++place) {
@@ -63,6 +71,18 @@ void for_panels(const Section& s, const Visit& visit) {
             }
         }
     }
+}
+
+// The same for those of the section's parts.
+template <class Visit>
+void for_panels(const Section& s, const Visit& visit) {
+    std::uint32_t n = 0, i = 0;
+    if (s.parts.n > 1) for_all_panels(s, [&](const Places&) { ++n; });
+    const std::uint32_t first = n * s.parts.first / s.parts.n, end = n * s.parts.end / s.parts.n;
+    for_all_panels(s, [&](const Places& p) {
+        if (s.parts.n == 1 || (i >= first && i < end)) visit(p);
+        ++i;
+    });
 }
 
 // The best path of scratch.panel, into scratch.codes and scratch.chosen.

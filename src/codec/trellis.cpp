@@ -78,6 +78,14 @@ int write_base(Section* s, int largest) noexcept {
     return base;
 }
 
+int read_begun(Section* s) noexcept {
+    for (std::uint32_t g = 0; g < s->n_granules; ++g)
+        s->width[g] = s->side[s->at.widths + g / 2] >> (4 * (g % 2)) & 15;
+    std::int16_t base;
+    std::memcpy(&base, s->side + s->at.base, sizeof(base));
+    return base;
+}
+
 std::uint32_t* granule_words(const Section& s, std::uint32_t granule) noexcept {
     std::uint32_t first_plane = 0;
     for (std::uint32_t g = 0; g < granule; ++g)
@@ -148,7 +156,8 @@ void write_profile(const BlockWork& work, std::uint32_t head, void* memory) noex
     }
 }
 
-void encode_section(const BlockWork& work, std::uint32_t head, std::uint32_t section, void* memory) noexcept {
+void encode_section(const BlockWork& work, std::uint32_t head, std::uint32_t section, void* memory,
+                    const SectionParts& parts) noexcept {
     const auto kind = work.keys() ? TensorKind::key : TensorKind::value;
     TrellisScratch scratch;
     place_trellis_scratch(&scratch, work.dim(), memory);
@@ -160,6 +169,7 @@ void encode_section(const BlockWork& work, std::uint32_t head, std::uint32_t sec
                  work.dim(),
                  head,
                  static_cast<std::uint32_t>(ceil_div(work.dim(), granule_channels(kind))),
+                 parts,
                  {}};
     std::fill_n(scratch.ones, section_tokens, 1.0f);
     kind == TensorKind::key ? encode_keys(&s, head, section * section_tokens)

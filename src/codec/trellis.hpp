@@ -24,7 +24,15 @@ std::uint64_t place_trellis_scratch(TrellisScratch* scratch, std::uint32_t dim, 
 // Writes mean and order of one head into the block, which carries its profile.
 void write_profile(const BlockWork& work, std::uint32_t head, void* scratch) noexcept;
 
+// A section can be written in parts, one after the other: parts [first, end) of n are the codes of some
+// panels. What comes before the codes of all goes into the block with the first part, and is read there by
+// the others.
+struct SectionParts {
+    std::uint32_t first = 0, end = 1, n = 1;
+};
+
 // Writes one section of one head. work.view.profiles is set.
-void encode_section(const BlockWork& work, std::uint32_t head, std::uint32_t section, void* scratch) noexcept;
+void encode_section(const BlockWork& work, std::uint32_t head, std::uint32_t section, void* scratch,
+                    const SectionParts& parts = {}) noexcept;
 
 }  // namespace gearkv

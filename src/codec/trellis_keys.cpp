@@ -146,21 +146,15 @@ void encode_key_panel(Section* s, const Places& p, const Range* ranges, int base
     write_key_planes(*s, p, s->scratch.best);
 }
 
-}  // namespace
-
-void encode_keys(Section* s, std::uint32_t head, std::uint32_t first) noexcept {
-    const CodecKernels& kernels = s->work.kernels->codec;
-    gather_keys(s, head, first);
-    Range ranges[max_dim];
+// Chooses widths and base, and writes the places of width 0; the base.
+int begin_keys(Section* s, std::uint32_t head, const Range* ranges) {
     float variance[max_dim / key_granule] = {};
     const std::uint16_t* order = trellis_profile(s->work.view, head).order;
-    float *lo = line(*s, 0), *hi = line(*s, 1), *sum = line(*s, 2), *square = line(*s, 3);
-    kernels.column_range(lo, hi, s->scratch.x, s->work.stride, section_tokens, s->dim);
-    kernels.column_moments(sum, square, s->scratch.x, s->work.stride, section_tokens, s->dim,
-                           s->scratch.ones);
+    float *sum = line(*s, 2), *square = line(*s, 3);
+    s->work.kernels->codec.column_moments(sum, square, s->scratch.x, s->work.stride, section_tokens, s->dim,
+                                          s->scratch.ones);
     int largest = scale_sixteenths(0.0f);
     for (std::uint32_t place = 0; place < s->dim; ++place) {
-        ranges[place] = {(lo[place] + hi[place]) / 2, (hi[place] - lo[place]) / 2};
         const float mean = sum[place] / section_tokens;
         variance[place / key_granule] += std::max(square[place] / section_tokens - mean * mean, 0.0f) *
                                          s->work.weight(head, order[place]) / key_granule;
@@ -176,6 +170,19 @@ void encode_keys(Section* s, std::uint32_t head, std::uint32_t first) noexcept {
         s->side[s->at.scales + place] = code;
         std::memcpy(s->side + s->at.zeros + place, &zero, 1);
     }
+    return base;
+}
+
+}  // namespace
+
+void encode_keys(Section* s, std::uint32_t head, std::uint32_t first) noexcept {
+    gather_keys(s, head, first);
+    Range ranges[max_dim];
+    float *lo = line(*s, 0), *hi = line(*s, 1);
+    s->work.kernels->codec.column_range(lo, hi, s->scratch.x, s->work.stride, section_tokens, s->dim);
+    for (std::uint32_t place = 0; place < s->dim; ++place)
+        ranges[place] = {(lo[place] + hi[place]) / 2, (hi[place] - lo[place]) / 2};
+    const int base = begins(*s) ? begin_keys(s, head, ranges) : read_begun(s);
     for_panels(*s, [&](const Places& p) { encode_key_panel(s, p, ranges, base); });
 }
 

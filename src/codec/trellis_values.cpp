@@ -38,24 +38,50 @@ float value_level_scale(std::uint32_t width) {
     return sizes[width] / 127.0f;
 }
 
-// Root of the mean square of each channel, of rows divided by the gain of their token; its sums too.
-void root_mean_squares(const Section& s, const float* inverse_gain, float* sum, float* rms) {
-    s.work.kernels->codec.column_moments(sum, rms, s.scratch.x, s.work.stride, section_tokens, s.dim,
-                                         inverse_gain);
-    for (std::uint32_t c = 0; c < s.dim; ++c)
-        rms[c] = std::sqrt(rms[c] / section_tokens);
-}
-
 // Gains of the tokens: how long they are beside the others.
 struct Gains {
     float gain[section_tokens];
     float inverse[section_tokens];
+
+    void set(std::uint32_t t, float x) {
+        gain[t] = x;
+        inverse[t] = 1.0f / x;
+    }
 };
 
-// Chooses the gains of the n tokens there are, and takes the profile's mean off by them: where attention goes
-// is often a token of nearly no value, which the whole mean would be an error of. `sum` and `rms` get the
-// sums of the channels, and the root mean squares of rows divided by their gain.
-void choose_gains(Section* s, std::uint32_t n, Gains* gains, float* sum, float* rms) {
+// Some channels, from a panel's first.
+struct Channels {
+    std::uint32_t first, end;
+};
+
+// Takes the mean off the n tokens there are.
+void take_off_mean(Section* s, std::uint32_t n, const Gains& gains, const float* mean,
+                   const Channels& channels) {
+    for (std::uint32_t t = 0; t < n; ++t) {
+        const float gain = gains.gain[t];
+        float* __restrict row = s->row(t);
+        for (std::uint32_t c = channels.first; c < channels.end; ++c)
+            row[c] -= gain * mean[c];
+    }
+}
+
+// Sums of the channels, and the root mean squares of rows divided by their gain.
+void measure(const Section& s, const Gains& gains, float* sum, float* rms, const Channels& channels) {
+    const CodecKernels& kernels = s.work.kernels->codec;
+    const std::uint32_t first = channels.first, n = channels.end - first;
+    float* unused = line(s, 2) + first;
+    const auto moments = [&](float* sums, float* squares, const float* factor) {
+        kernels.column_moments(sums, squares, s.scratch.x + first, s.work.stride, section_tokens, n, factor);
+    };
+    moments(sum + first, unused, s.scratch.ones);
+    moments(unused, rms + first, gains.inverse);
+    for (std::uint32_t c = first; c < channels.end; ++c)
+        rms[c] = std::sqrt(rms[c] / section_tokens);
+}
+
+// Chooses the gains of the n tokens there are, by which the profile's mean is taken off: where attention goes
+// is often a token of nearly no value, which the whole mean would be an error of.
+void choose_gains(Section* s, std::uint32_t n, Gains* gains) {
     float length[section_tokens];
     const CodecKernels& kernels = s->work.kernels->codec;
     std::fill_n(line(*s, 2), s->work.stride, 1.0f);
@@ -79,21 +105,18 @@ void choose_gains(Section* s, std::uint32_t n, Gains* gains, float* sum, float* 
     const int origin = std::clamp(quarters(most) - (n_gains - 1), -16, -4);
     const auto byte = static_cast<std::int8_t>(origin);
     std::memcpy(s->side + s->at.origin, &byte, sizeof(byte));
-    float* mean = line(*s, 2);
-    rotate_mean(*s, mean);
     for (std::uint32_t t = 0; t < section_tokens; ++t) {
         const int nibble =
             t < n ? std::clamp(quarters(length[t]) - origin, 0, n_gains - 1) : std::min(-origin, n_gains - 1);
         s->side[s->at.gains + t / 2] |= static_cast<unsigned char>(nibble << (4 * (t % 2)));
-        const float gain = gains_of(origin)[nibble];
-        gains->gain[t] = gain;
-        gains->inverse[t] = 1.0f / gain;
-        float* __restrict row = s->row(t);
-        for (std::uint32_t c = 0; t < n && c < s->dim; ++c)
-            row[c] -= gain * mean[c];
+        gains->set(t, gains_of(origin)[nibble]);
     }
-    root_mean_squares(*s, s->scratch.ones, sum, rms);
-    root_mean_squares(*s, gains->inverse, line(*s, 2), rms);
+}
+void read_gains(const Section& s, Gains* gains) {
+    std::int8_t origin;
+    std::memcpy(&origin, s.side + s.at.origin, sizeof(origin));
+    for (std::uint32_t t = 0; t < section_tokens; ++t)
+        gains->set(t, gains_of(origin)[s.side[s.at.gains + t / 2] >> (4 * (t % 2)) & 15]);
 }
 
 // Words of a granule: a word holds 32 tokens of a channel.
@@ -156,8 +179,23 @@ void encode_value_panel(Section* s, const Places& p, const Gains& gains, const f
 void encode_values(Section* s, std::uint32_t head, std::uint32_t first) noexcept {
     const std::uint32_t n = gather_values(s, head, first);
     Gains gains;
-    float *sum = line(*s, 0), *rms = line(*s, 1);
-    choose_gains(s, n, &gains, sum, rms);
+    float *sum = line(*s, 0), *rms = line(*s, 1), *mean = line(*s, 3);
+    if (!begins(*s)) {
+        read_gains(*s, &gains);
+        rotate_mean(*s, mean);
+        const int base = read_begun(s);
+        for_panels(*s, [&](const Places& p) {
+            const Channels channels = {p.at[0], p.at[0] + p.n};
+            take_off_mean(s, n, gains, mean, channels);
+            measure(*s, gains, sum, rms, channels);
+            encode_value_panel(s, p, gains, sum, rms, base);
+        });
+        return;
+    }
+    choose_gains(s, n, &gains);
+    rotate_mean(*s, mean);
+    take_off_mean(s, n, gains, mean, {0, s->dim});
+    measure(*s, gains, sum, rms, {0, s->dim});
     float variance[max_dim / value_granule] = {};
     float largest = 0.0f;
     for (std::uint32_t c = 0; c < s->dim; ++c) {

@@ -1,4 +1,6 @@
 // The pieces a layer is made of, each by itself.
+#include <cstring>
+
 #include "cache/closing.hpp"
 #include "cache/past.hpp"
 #include "cache/reopenable.hpp"
@@ -230,8 +232,12 @@ TEST_CASE("units that may be opened again expire in the order they were closed",
 }
 
 TEST_CASE("a unit closes in the pieces that are due, whatever way it takes", "[pieces]") {
-    for (const char* spec : {"gear-3", "paper:gear-4:nb=128"}) {
-        CAPTURE(spec);
+    // Spread so that a call has a section and more, some of its panels, or one.
+    const std::pair<const char*, std::uint32_t> cases[] = {
+        {"gear-3", 16}, {"gear-2", 31}, {"gear-4", 128}, {"paper:gear-4:nb=128", 16}};
+    const std::uint32_t n_panels = dim / 16;
+    for (const auto& [spec, n_spread] : cases) {
+        CAPTURE(spec, n_spread);
         Bench bench(make_config(spec, n_heads, dim, dim));
         const CacheConfig& config = bench.context.config;
         const Memory memory = bench.memory();
@@ -242,6 +248,8 @@ TEST_CASE("a unit closes in the pieces that are due, whatever way it takes", "[p
         const bool first[2] = {true, true};
         ClosingPlan plan;
         REQUIRE(plan.lay_out(config, 0, specs, 128, false, first).ok());
+        const bool trellis = config.spec.key.backbone == Backbone::trellis;
+        if (trellis) REQUIRE(bench.scratch.ensure(memory, plan.scratch_bytes));  // the other has its own
         PieceSource source;
         source.kernels = bench.context.kernels;
         source.shared_scratch = &bench.scratch;
@@ -252,29 +260,36 @@ TEST_CASE("a unit closes in the pieces that are due, whatever way it takes", "[p
         Closing closing;
         CHECK_FALSE(closing.is_open());
         CHECK(closing.header(TensorKind::key) == nullptr);
-        CHECK(closing.n_due(16) == 0);
+        CHECK(closing.n_due(n_spread) == 0);
         const std::uint64_t before = bench.counting.held;
         std::vector<unsigned char> bytes[2];
         ClosedUnit unit;
         for (const bool at_once : {true, false}) {
             REQUIRE(closing.begin(memory, plan, bench.scratch));
             CHECK(closing.n_tokens() == 128);
+            CHECK(closing.n_pieces() == (trellis ? 2 * n_heads * (1 + n_panels) : 2));
             if (at_once) {
                 closing.run(source, closing.n_pieces(), serial_executor());
             } else {
-                for (int t = 0; t < 16; ++t) {
-                    CHECK(closing.n_due(16) <= closing.n_pieces());
-                    closing.run(source, closing.n_due(16), serial_executor());
+                for (std::uint32_t t = 0; t < n_spread; ++t) {
+                    CHECK(closing.n_due(n_spread) <= closing.n_pieces());
+                    closing.run(source, closing.n_due(n_spread), serial_executor());
+                    // Other layers compress in the same scratch.
+                    if (trellis) std::memset(bench.scratch.data(), 0x5a, bench.scratch.n_bytes());
                     closing.advance(1);
                 }
                 closing.rewind(5);
-                CHECK(closing.n_appended() == 11);
+                CHECK(closing.n_appended() == n_spread - 5);
                 closing.advance(7);
-                CHECK(closing.n_due(16) == closing.n_pieces());
-                closing.run(source, closing.n_due(16), serial_executor());
+                CHECK(closing.n_due(n_spread) == closing.n_pieces());
+                closing.run(source, closing.n_due(n_spread), serial_executor());
             }
-            const auto* key = reinterpret_cast<const unsigned char*>(closing.header(TensorKind::key));
-            bytes[at_once].assign(key, key + plan.headers[0].n_bytes);
+            bytes[at_once].clear();
+            for (const TensorKind kind : {TensorKind::key, TensorKind::value}) {
+                const auto* block = reinterpret_cast<const unsigned char*>(closing.header(kind));
+                bytes[at_once].insert(bytes[at_once].end(), block,
+                                      block + plan.headers[static_cast<int>(kind)].n_bytes);
+            }
             unit = closing.finish(memory);
             CHECK_FALSE(closing.is_open());
             CHECK(unit.n_tokens == 128);
@@ -285,7 +300,7 @@ TEST_CASE("a unit closes in the pieces that are due, whatever way it takes", "[p
         CHECK(bytes[0] == bytes[1]);
         closing.reopen(unit);
         CHECK(closing.is_open());
-        CHECK(closing.n_appended() == 18);
+        CHECK(closing.n_appended() == n_spread + 2);
         CHECK(closing.next(source, closing.n_pieces()).n == 0);  // its block is done
         closing.drop(memory);
         CHECK(bench.counting.held == before);
