@@ -1,5 +1,6 @@
 #include "dump.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -121,6 +122,34 @@ Data join(const std::vector<Data>& texts) {
     return wide;
 }
 
+// 1,048,576 tokens of one KV head, those of the layer in the middle over and over: what a choice costs there.
+Data million(const Data& model) {
+    Data long_one = model;
+    const std::uint32_t layer = model.n_layers / 2, n = 1u << 20;
+    long_one.name = "million";
+    long_one.n_layers = long_one.n_kv_heads = 1;
+    long_one.n_heads = model.n_heads / model.n_kv_heads;
+    long_one.n_tokens = n;
+    // Of the first head; the queries come behind the dump's last token.
+    const auto fill = [&](const std::vector<float>& from, std::size_t dim, std::vector<float>* to) {
+        to->resize(std::size_t{n} * dim);
+        for (std::size_t t = 0; t < n; ++t) {
+            const std::size_t token = model.n_tokens - 1 - (n - 1 - t) % model.n_tokens,
+                              at = (std::size_t{layer} * model.n_tokens + token) * model.n_kv_heads * dim;
+            std::copy_n(from.data() + at, dim, to->data() + t * dim);
+        }
+    };
+    fill(model.keys, model.key_dim, &long_one.keys);
+    fill(model.values, model.value_dim, &long_one.values);
+    const std::size_t row = std::size_t{long_one.n_heads} * model.key_dim;
+    long_one.queries.resize(model.n_queries * row);
+    for (std::size_t i = 0; i < model.n_queries; ++i) {
+        const std::size_t at = (std::size_t{layer} * model.n_queries + i) * model.n_heads * model.key_dim;
+        std::copy_n(model.queries.data() + at, row, long_one.queries.data() + i * row);
+    }
+    return long_one;
+}
+
 // What is read.
 struct Reading {
     const char* name;
@@ -186,7 +215,9 @@ void fill(Subject* s, Level level) {
             require(cache->append(0, rows_of(k, d.n_kv_heads, d.key_dim),
                                   rows_of(v, d.n_kv_heads, d.value_dim), n, *s->executor));
         };
-        append(0, n_before);
+        constexpr std::uint32_t most = 1u << 14;
+        for (std::uint32_t first = 0; first < n_before; first += most)
+            append(first, std::min(most, n_before - first));
         require(cache->compress(0, *s->executor));
         std::vector<float> all(std::size_t{d.n_heads} * d.value_dim), some(all.size());
         LayerStats before;
@@ -242,6 +273,7 @@ bool time_dumps(const DumpOptions& options, nlohmann::json* rows) {
     }
     if (data.size() > 1) data.push_back(join(data));
     data.push_back(random_like(data[0]));
+    if (options.million) data.push_back(million(data[0]));
     std::vector<std::unique_ptr<Executor>> executors;
     std::vector<std::unique_ptr<Subject>> subjects;
     std::vector<Timed> cases;
@@ -280,18 +312,23 @@ bool time_dumps(const DumpOptions& options, nlohmann::json* rows) {
         s->read = cases.size();
         cases.push_back({[&s, &bytes] { keep(read_lines(bytes.data(), s->n_bytes)); }});
     }
-    run_rounds(&cases, options.n_rounds, [&] {
-        if (!options.warm) keep(read_lines(evicting.data(), evicting.size()));
-    });
+    run_rounds(
+        &cases, options.n_rounds,
+        [&] {
+            if (!options.warm) keep(read_lines(evicting.data(), evicting.size()));
+        },
+        options.processor);
     const Data* shown = nullptr;
     for (const auto& s : subjects) {
         const Data& d = *s->data;
         if (shown != &d) {
             std::printf(
-                "%s rows: %u layers, %u tokens, %u/%u heads of %u, one query, %s, %zu rounds; roofline is a "
+                "%s rows: %u layers, %u tokens, %u/%u heads of %u, one query, %s, %zu rounds%s; roofline is "
+                "a "
                 "plain read of all bytes\n",
                 d.name.c_str(), d.n_layers, d.n_tokens, d.n_heads, d.n_kv_heads, d.key_dim,
-                options.warm ? "warm" : "cold", options.n_rounds);
+                options.warm ? "warm" : "cold", options.n_rounds,
+                options.processor ? ", time of the processor" : "");
             std::printf("%-10s %-8s %7s %-14s %6s %6s %9s %9s %9s %8s %9s\n", "spec", "level", "threads",
                         "reads", "share", "mass", "error", "worst", "us/layer", "of all", "roofline");
             shown = &d;

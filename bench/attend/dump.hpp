@@ -14,7 +14,7 @@ struct DumpOptions {
     std::vector<std::string> specs, levels;
     std::vector<unsigned> threads;
     std::size_t n_rounds = 15;
-    bool warm = false;
+    bool warm = false, million = false, processor = false;
     std::string pool;
 };
 

@@ -70,7 +70,7 @@ struct Timing {
     std::vector<unsigned> threads = {1};
     std::vector<std::uint32_t> tokens;
     std::size_t n_rounds = 15;
-    bool warm = false;
+    bool warm = false, processor = false;
     std::string pool = pool_names[0];
 };
 
@@ -129,15 +129,18 @@ void time_shape(const Timing& timing, nlohmann::json* rows) {
         cases.push_back({[&a] { a.attend(); }});
         cases.push_back({[&a, &bytes] { keep(read_lines(bytes.data(), a.n_bytes)); }});
     }
-    run_rounds(&cases, timing.n_rounds, [&] {
-        if (!timing.warm) keep(read_lines(evicting.data(), evicting.size()));
-    });
+    run_rounds(
+        &cases, timing.n_rounds,
+        [&] {
+            if (!timing.warm) keep(read_lines(evicting.data(), evicting.size()));
+        },
+        timing.processor);
 
     std::printf(
-        "%u/%u heads of %u channels, %u queries, %s, %zu rounds; roofline is a plain read of the same "
+        "%u/%u heads of %u channels, %u queries, %s, %zu rounds%s; roofline is a plain read of the same "
         "bytes, one thread\n",
         shape.n_heads, shape.n_kv_heads, shape.dim, shape.n_queries, timing.warm ? "warm" : "cold",
-        timing.n_rounds);
+        timing.n_rounds, timing.processor ? ", time of the processor" : "");
     std::printf("%-14s %7s %-8s %7s %6s %9s %8s %7s %8s %9s %8s %7s %11s\n", "spec", "tokens", "level",
                 "threads", "bits", "us", "spread", "GB/s", "GFLOP/s", "roofline", "of f16", "of q8",
                 "of token-4");
@@ -187,7 +190,7 @@ std::vector<Timing> all_shapes(const Timing& like, bool with_million) {
         Timing timing = like;
         timing.shape = one.shape;
         timing.tokens = {one.n_tokens};
-        timing.threads = one.threads;
+        if (!like.processor) timing.threads = one.threads;
         all.push_back(std::move(timing));
     }
     return all;
@@ -223,7 +226,10 @@ int main(int argc, char** argv) {
     app.add_flag(
         "--shapes", every_shape,
         "The shapes of several models in place of one, with gear-4 and gear-2; then the dumps, if any");
-    app.add_flag("--million", million, "with --shapes: one KV head of a layer of 1,048,576 tokens, too");
+    app.add_flag(
+        "--million", million,
+        "with --shapes: one KV head of a layer of 1,048,576 tokens, too; with --dump: one of the dump's, "
+        "over and over");
     app.add_option(
         "--dump", dumps,
         "PREFIX of keys, values and queries of a model (bench/dump): times what reads less, beside "
@@ -231,8 +237,11 @@ int main(int argc, char** argv) {
         "several, texts that one model read, also all behind each other, as 32/8 heads of twice the width");
     app.add_flag("--warm", timing.warm,
                  "leave the cache where the last round left it; else it is evicted first");
+    app.add_flag("--processor", timing.processor,
+                 "Times of the processor, with one thread only: where other programs run");
     app.add_option("--json", json_path, "also write the tables as JSON to this file");
     CLI11_PARSE(app, argc, argv);
+    if (timing.processor) timing.threads = {1};
     if ((every_shape || !dumps.empty()) && app.count("--kv") == 0) timing.specs = {"gear-4", "gear-2"};
     nlohmann::json json = {{"schema_version", 1}, {"warm", timing.warm}, {"rows", nlohmann::json::array()}};
     if (every_shape) {
@@ -242,8 +251,9 @@ int main(int argc, char** argv) {
         time_shape(timing, &json["rows"]);
     }
     if (!dumps.empty()) {
-        const DumpOptions options = {dumps,           timing.specs, timing.levels, timing.threads,
-                                     timing.n_rounds, timing.warm,  timing.pool};
+        const DumpOptions options = {dumps,          timing.specs,     timing.levels,
+                                     timing.threads, timing.n_rounds,  timing.warm,
+                                     million,        timing.processor, timing.pool};
         if (!time_dumps(options, &json["rows"])) return 1;
     }
     return write_json(json_path, json) ? 0 : 1;

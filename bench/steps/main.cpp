@@ -1,6 +1,7 @@
 // Latency of decode steps across block boundaries: append one token and attend, in every layer. The median is
-// what a user waits for a token, the 99th percentile what compression adds to some; the longest piece of
-// compression, and the longest time that a call's attention had ended and such a piece had not.
+// what a user waits for a token, the 99th percentile what compression adds to some; with one thread both in
+// time of the processor too, in which nothing else on the machine counts. Then the longest piece of
+// compression and what calls of attention waited for theirs.
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
@@ -24,9 +25,11 @@ struct Shape {
     std::uint32_t n_layers = 4, n_kv_heads = 8, n_heads = 32, dim = 128, prompt = 4096, steps = 2000;
 };
 
-// Seconds of every step; prompts are not timed.
-std::vector<double> run_steps(const Shape& shape, const CacheConfig& config, Executor& executor,
-                              PieceTimer* timer) {
+// Seconds of every step, and microseconds of the processor of the calling thread; prompts are not timed.
+struct StepTimes {
+    std::vector<double> seconds, processor_us;
+};
+StepTimes run_steps(const Shape& shape, const CacheConfig& config, Executor& executor, PieceTimer* timer) {
     std::unique_ptr<Cache> cache;
     require(Cache::create(config, &cache));
     const std::vector<float> k = make_rows(shape.prompt, shape.n_kv_heads, shape.dim, 1),
@@ -39,9 +42,10 @@ std::vector<double> run_steps(const Shape& shape, const CacheConfig& config, Exe
     }
     const Queries queries = queries_of(q, 1, shape.n_heads, shape.dim);
     std::vector<float> out(q.size());
-    std::vector<double> seconds;
+    StepTimes times;
     for (std::uint32_t step = 0; step < shape.steps; ++step) {
         const auto start = std::chrono::steady_clock::now();
+        const double processor = processor_us();
         for (std::uint32_t layer = 0; layer < shape.n_layers; ++layer) {
             const std::size_t token = step % shape.prompt;
             require(cache->append(layer, rows_of(k, shape.n_kv_heads, shape.dim, token),
@@ -49,9 +53,10 @@ std::vector<double> run_steps(const Shape& shape, const CacheConfig& config, Exe
             require(cache->attend(layer, queries, out.data(), out.size(), *timer));
         }
         const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-        seconds.push_back(taken.count());
+        times.seconds.push_back(taken.count());
+        times.processor_us.push_back(processor_us() - processor);
     }
-    return seconds;
+    return times;
 }
 
 }  // namespace
@@ -85,8 +90,8 @@ int main(int argc, char** argv) {
         "%u layers, %u/%u heads of %u channels, %u tokens and %u steps, level %s; microseconds a step\n",
         shape.n_layers, shape.n_heads, shape.n_kv_heads, shape.dim, shape.prompt, shape.steps,
         level_name(level));
-    std::printf("%-14s %7s %7s %9s %9s %9s %10s %9s %9s\n", "spec", "threads", "spread", "median", "p99",
-                "largest", "p99/median", "piece", "waited");
+    std::printf("%-14s %7s %7s %9s %9s %9s %10s %9s %10s %7s %21s\n", "spec", "threads", "spread", "median",
+                "p99", "largest", "p99/median", "processor", "p99/median", "piece", "waited, p99, most");
     nlohmann::json json = {
         {"schema_version", 1}, {"level", level_name(level)}, {"rows", nlohmann::json::array()}};
     for (const std::string& text : specs) {
@@ -101,16 +106,26 @@ int main(int argc, char** argv) {
                 config.spread_tokens = spread_tokens;
                 require(parse_spec(text.c_str(), &config.spec));
                 PieceTimer timer(*executor);
-                const std::vector<double> seconds = run_steps(shape, config, *executor, &timer);
+                const auto [seconds, own] = run_steps(shape, config, *executor, &timer);
                 const double middle = 1e6 * median(seconds), late = 1e6 * quantile(seconds, 0.99),
-                             most = 1e6 * quantile(seconds, 1.0);
+                             most = 1e6 * quantile(seconds, 1.0), own_middle = median(own),
+                             own_late = quantile(own, 0.99);
                 std::printf("%-14s %7u %7u %9.0f %9.0f %9.0f %10.2f", text.c_str(), n, spread_tokens, middle,
                             late, most, late / middle);
-                // What is compressed at once is not beside attention.
-                if (spread_tokens > 0) {
-                    std::printf(" %9.0f %9.0f\n", timer.longest_us(), timer.longest_wait_us());
+                // Of several threads it is not told which work was whose.
+                if (n == 1) {
+                    std::printf(" %9.0f %10.2f", own_middle, own_late / own_middle);
                 } else {
-                    std::printf(" %9s %9s\n", "-", "-");
+                    std::printf(" %9s %10s", "-", "-");
+                }
+                // What is compressed at once is not beside attention.
+                std::vector<double> waits = timer.waits_us();
+                if (waits.empty()) waits.push_back(0.0);
+                if (spread_tokens > 0) {
+                    std::printf(" %7.0f %6.0f %6.0f %7.0f\n", timer.longest_us(), median(waits),
+                                quantile(waits, 0.99), quantile(waits, 1.0));
+                } else {
+                    std::printf(" %7s %6s %6s %7s\n", "-", "-", "-", "-");
                 }
                 json["rows"].push_back({{"spec", text},
                                         {"threads", n},
@@ -118,8 +133,12 @@ int main(int argc, char** argv) {
                                         {"median_us", middle},
                                         {"p99_us", late},
                                         {"largest_us", most},
+                                        {"processor_median_us", own_middle},
+                                        {"processor_p99_us", own_late},
                                         {"longest_piece_us", timer.longest_us()},
-                                        {"longest_wait_us", timer.longest_wait_us()}});
+                                        {"wait_us", median(waits)},
+                                        {"wait_p99_us", quantile(waits, 0.99)},
+                                        {"longest_wait_us", quantile(waits, 1.0)}});
             }
         }
     }

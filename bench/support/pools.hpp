@@ -5,10 +5,10 @@
 #include <chrono>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "inputs.hpp"
+#include "rounds.hpp"
 
 namespace gearkv::bench {
 
@@ -29,6 +29,11 @@ class PieceTimer final : public Executor {
     explicit PieceTimer(Executor& executor) : executor_(executor) {}
 
     void parallel_for(std::size_t n_tasks, Task task, void* context) noexcept override {
+        const std::size_t n_pieces = n_tasks - std::min<std::size_t>(n_tasks, executor_.n_threads());
+        if (n_pieces == 0) {
+            executor_.parallel_for(n_tasks, task, context);
+            return;
+        }
         tasks_.assign(n_tasks, {});
         task_ = task;
         context_ = context;
@@ -36,38 +41,45 @@ class PieceTimer final : public Executor {
             n_tasks,
             [](void* self, std::size_t i) {
                 auto* timer = static_cast<PieceTimer*>(self);
-                timer->tasks_[i].first = Clock::now();
+                Timing& timing = timer->tasks_[i];
+                const double before = processor_us();
                 timer->task_(timer->context_, i);
-                timer->tasks_[i].second = Clock::now();
+                timing.processor = processor_us() - before;
+                timing.end = Clock::now();
             },
             this);
-        const std::size_t n_pieces = n_tasks - std::min<std::size_t>(n_tasks, executor_.n_threads());
-        Clock::time_point attended{};
-        for (std::size_t i = n_pieces; i < n_tasks; ++i)
-            attended = std::max(attended, tasks_[i].second);
-        for (std::size_t i = 0; i < n_pieces; ++i) {
-            longest_ = std::max(longest_, tasks_[i].second - tasks_[i].first);
-            longest_wait_ =
-                std::max(longest_wait_, executor_.n_threads() == 1 ? tasks_[i].second - tasks_[i].first
-                                                                   : tasks_[i].second - attended);
+        Clock::time_point attended{}, compressed{};
+        double sum = 0.0;
+        for (std::size_t i = 0; i < n_tasks; ++i) {
+            Clock::time_point& end = i < n_pieces ? compressed : attended;
+            end = std::max(end, tasks_[i].end);
+            if (i >= n_pieces) continue;
+            sum += tasks_[i].processor;
+            longest_ = std::max(longest_, tasks_[i].processor);
         }
+        const std::chrono::duration<double, std::micro> late = compressed - attended;
+        waits_.push_back(executor_.n_threads() == 1 ? sum : std::max(late.count(), 0.0));
     }
     unsigned n_threads() const noexcept override { return executor_.n_threads(); }
 
-    // Of all pieces the longest, and the longest time that all else of a call had to wait for one: with one
-    // thread, all of it.
-    double longest_us() const { return std::chrono::duration<double, std::micro>(longest_).count(); }
-    double longest_wait_us() const {
-        return std::chrono::duration<double, std::micro>(longest_wait_).count();
-    }
+    // Of all pieces that one thread ran at a time the longest, in microseconds of the processor; and what
+    // each call that had some waited for them: with one thread their sum, in the same time, with more what
+    // all attention had ended before the last of them, by the clock.
+    double longest_us() const { return longest_; }
+    const std::vector<double>& waits_us() const { return waits_; }
 
   private:
     using Clock = std::chrono::steady_clock;
+    struct Timing {
+        Clock::time_point end;
+        double processor = 0.0;
+    };
     Executor& executor_;
     Task task_ = nullptr;
     void* context_ = nullptr;
-    std::vector<std::pair<Clock::time_point, Clock::time_point>> tasks_;
-    Clock::duration longest_{}, longest_wait_{};
+    std::vector<Timing> tasks_;
+    std::vector<double> waits_;
+    double longest_ = 0.0;
 };
 
 }  // namespace gearkv::bench

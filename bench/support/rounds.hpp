@@ -6,26 +6,37 @@
 #include <chrono>
 #include <cstddef>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <vector>
 
 namespace gearkv::bench {
+
+// Microseconds of the processor that the calling thread has had: what else runs on the machine is not in it.
+inline double processor_us() {
+    timespec now{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return 1e6 * static_cast<double>(now.tv_sec) + 1e-3 * static_cast<double>(now.tv_nsec);
+}
 
 struct Timed {
     std::function<void()> run;
     std::vector<double> seconds = {};  // one entry a round
 };
 
-// One round first to warm up, which is not counted. `before` runs before each case, untimed.
+// One round first to warm up, which is not counted. `before` runs before each case, untimed. By the time that
+// the calling thread has the processor, or by the clock.
 inline void run_rounds(std::vector<Timed>* cases, std::size_t n_rounds,
-                       const std::function<void()>& before = {}) {
+                       const std::function<void()>& before = {}, bool processor = false) {
     for (std::size_t round = 0; round <= n_rounds; ++round) {
         for (Timed& one : *cases) {
             if (before) before();
             const auto start = std::chrono::steady_clock::now();
+            const double processor_start = processor_us();
             one.run();
+            const double processor_taken = 1e-6 * (processor_us() - processor_start);
             const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-            if (round > 0) one.seconds.push_back(taken.count());
+            if (round > 0) one.seconds.push_back(processor ? processor_taken : taken.count());
         }
     }
 }
