@@ -80,7 +80,7 @@ int write_base(Section* s, int largest) noexcept {
 
 int read_begun(Section* s) noexcept {
     for (std::uint32_t g = 0; g < s->n_granules; ++g)
-        s->width[g] = s->side[s->at.widths + g / 2] >> (4 * (g % 2)) & 15;
+        s->width[g] = static_cast<std::uint8_t>(read_nibble(s->side + s->at.widths, g));
     std::int16_t base;
     std::memcpy(&base, s->side + s->at.base, sizeof(base));
     return base;

@@ -113,10 +113,9 @@ void choose_gains(Section* s, std::uint32_t n, Gains* gains) {
     }
 }
 void read_gains(const Section& s, Gains* gains) {
-    std::int8_t origin;
-    std::memcpy(&origin, s.side + s.at.origin, sizeof(origin));
+    const float* gain = gains_of(gain_origin(s.side, s.work.view.header->version));
     for (std::uint32_t t = 0; t < section_tokens; ++t)
-        gains->set(t, gains_of(origin)[s.side[s.at.gains + t / 2] >> (4 * (t % 2)) & 15]);
+        gains->set(t, gain[read_nibble(s.side + s.at.gains, t)]);
 }
 
 // Words of a granule: a word holds 32 tokens of a channel.
