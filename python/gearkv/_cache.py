@@ -373,8 +373,9 @@ def attend_batch(
     ]
     for i, out in enumerate(outs or ()):
         if out is not None:
-            others = [(f"queries {j}", one.kept[0]) for j, one in enumerate(asked)]
-            others += [(f"mask {j}", one.mask) for j, one in enumerate(asked)]
+            # Its own queries and mask are looked at by now.
+            rest = [(j, one) for j, one in enumerate(asked) if j != i]
+            others = [(f"queries {j}", one.kept[0]) for j, one in rest] + [(f"mask {j}", one.mask) for j, one in rest]
             arrays.apart(out, f"out {i}", others + [(f"out {j}", outs[j]) for j in range(i)])  # type: ignore[index]
     requests = ffi.new("gearkv_attend_request[]", len(caches))
     pool = caches[0].threads if threads is None and len(caches) > 0 else take_threads(threads)
