@@ -324,8 +324,7 @@ bool time_dumps(const DumpOptions& options, nlohmann::json* rows) {
         if (shown != &d) {
             std::printf(
                 "%s rows: %u layers, %u tokens, %u/%u heads of %u, one query, %s, %zu rounds%s; roofline is "
-                "a "
-                "plain read of all bytes\n",
+                "a plain read of all bytes\n",
                 d.name.c_str(), d.n_layers, d.n_tokens, d.n_heads, d.n_kv_heads, d.key_dim,
                 options.warm ? "warm" : "cold", options.n_rounds,
                 options.processor ? ", time of the processor" : "");
